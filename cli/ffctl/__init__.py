@@ -1,0 +1,1 @@
+"""ffctl: Fast-Flow on the command line."""

@@ -1,0 +1,1 @@
+"""The Python side of Fast-Flow that everybody shares: API stubs, client, pipeline format, service plumbing."""

@@ -1,0 +1,1 @@
+"""Generated stubs of the agent stream; of use to agents alone."""
