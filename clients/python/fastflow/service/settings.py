@@ -1,0 +1,124 @@
+"""Settings of the long-running programs: one class per program, each value from the first place that has it.
+
+Order: environment (`FASTFLOW_…`), then the TOML file named by `--config` or `FASTFLOW_CONFIG`, then the default.
+"""
+
+import os
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+PREFIX = "FASTFLOW_"
+CONFIG_VARIABLE = "FASTFLOW_CONFIG"
+
+
+class SettingsError(Exception):
+    """A setting is unknown or has a value that is not allowed; the message names it and says what is."""
+
+
+class ServiceSettings(BaseSettings):
+    """Base of a program's settings. Each field's `description` is its line in `--help`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, env_parse_none_str="none", env_ignore_empty=True
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Puts the environment before the file, whose values arrive as init arguments."""
+        return env_settings, init_settings
+
+    @classmethod
+    def load(cls, config: Path | None = None) -> Self:
+        """Reads the settings. `config` is a TOML file of top-level keys named as the fields.
+
+        Raises SettingsError for a file that can not be read, an unknown key or a value that is not allowed.
+        """
+        if config is None and CONFIG_VARIABLE in os.environ:
+            config = Path(os.environ[CONFIG_VARIABLE])
+        values = _read(config, set(cls.model_fields)) if config else {}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise SettingsError(_explain(error)) from None
+
+    @classmethod
+    def describe(cls) -> str:
+        """Returns one paragraph per setting, for `--help`: variable, kind, default, meaning."""
+        return "\n\n".join(_describe(name, field) for name, field in cls.model_fields.items())
+
+    def print_config(self) -> str:
+        """Returns the settings in force as TOML; secret values are shown as asterisks."""
+        values = ((name, getattr(self, name)) for name in type(self).model_fields)
+        return "\n".join(
+            f"# {name} is not set" if value is None else f"{name} = {_toml(value)}" for name, value in values
+        )
+
+
+def _read(config: Path, known: set[str]) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{config}: can not be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{config}: is not valid TOML: {error}") from None
+    for name in values:
+        if name not in known:
+            raise SettingsError(f"{config}: unknown setting {name!r}; there are: {', '.join(sorted(known))}")
+    return values
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        name = str(problem["loc"][0]) if problem["loc"] else "settings"
+        # The value of a secret setting must not reach a log; pydantic hides it only in the parsed field.
+        lines.append(f"setting {name} ({PREFIX}{name.upper()}): {problem['msg']}")
+    return "\n".join(lines)
+
+
+def _describe(name: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"default: {_default(field)}"
+    return f"{PREFIX}{name.upper()} ({_kind(field.annotation)}; {default})\n    {field.description}"
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    return "not set" if value is None else _toml(value)
+
+
+def _kind(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    arguments = [argument for argument in typing.get_args(annotation) if argument is not types.NoneType]
+    if origin is typing.Literal:
+        return " or ".join(str(argument) for argument in arguments)
+    if origin in (typing.Union, types.UnionType) and arguments:
+        return _kind(arguments[0])
+    if origin is dict:
+        return "JSON object"
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", SecretStr: "secret"}
+    return names.get(annotation, getattr(annotation, "__name__", "value"))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }" if value else "{}"
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
