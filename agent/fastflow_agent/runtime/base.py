@@ -1,0 +1,263 @@
+"""The contract every runtime keeps: a slot is created, started, released, observed and removed.
+
+A slot's container exists before its run is known to it: `create` and `start` are told nothing of a run. Until
+`release` delivers the environment, the start wrapper inside only waits. What a runtime knows survives the agent:
+a new `Runtime` object over the same data folder finds every slot again (`slots`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastflow_agent.model import Limits, SlotId
+
+if TYPE_CHECKING:
+    from fastflow_agent.cgroups.paths import SlotGroup
+
+WRAPPER_FAILED = 125
+"""Exit code of the start wrapper when it fails itself, before the program began."""
+
+
+class RuntimeUnavailable(Exception):
+    """The engine is stopped or does not answer. The message is for people; the same call may succeed later."""
+
+
+class ImageMissing(Exception):
+    """The runner image is not there. The message names the fix."""
+
+
+class RuntimeFault(Exception):
+    """This one operation failed for good; repeating it with the same arguments is no use."""
+
+
+@dataclass(frozen=True)
+class SlotPaths:
+    """All paths of one slot on the host.
+
+    `root` is the agent's alone. The container sees `log`, `out`, `tmp`, `upper` (through the overlay) and `env`;
+    what stands in them is the pipeline's, so nothing there may be opened without O_NOFOLLOW.
+    """
+
+    root: Path
+    env: Path
+
+    @classmethod
+    def of(cls, data_dir: Path, env_dir: Path, slot: SlotId) -> SlotPaths:
+        """Paths of `slot` under the agent's data folder and its tmpfs folder for environments."""
+        return cls(root=data_dir / "slots" / slot, env=env_dir / slot)
+
+    @property
+    def journal(self) -> Path:
+        """The attempt's journal; no runtime touches it."""
+        return self.root / "journal"
+
+    @property
+    def log(self) -> Path:
+        """The one file both output streams are appended to."""
+        return self.root / "log"
+
+    @property
+    def out(self) -> Path:
+        """Mounted at /fastflow/out, writable."""
+        return self.root / "out"
+
+    @property
+    def tmp(self) -> Path:
+        """Mounted at /tmp: on disk, so that what is written there is not memory."""
+        return self.root / "tmp"
+
+    @property
+    def upper(self) -> Path:
+        """What the container writes into the uv cache; thrown away with the slot."""
+        return self.root / "upper"
+
+    @property
+    def work(self) -> Path:
+        """The overlay's work folder; on the same file system as `upper`."""
+        return self.root / "work"
+
+
+@dataclass(frozen=True)
+class SlotSpec:
+    """What a container is made of; it names no run.
+
+    `code` is the unpacked bundle and `cache` the uv generation, both only read. `offline` says that the generation
+    was seen to hold the whole environment (`PreparerResult.offline`): uv then asks no index again.
+    """
+
+    slot: SlotId
+    limits: Limits
+    paths: SlotPaths
+    code: Path
+    cache: Path
+    python_version: str = ""
+    offline: bool = False
+    cluster: str = ""
+
+
+class SlotState(Enum):
+    """Where the engine sees a slot's container."""
+
+    ABSENT = "absent"
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the engine says of a slot: evidence for a verdict, not the verdict.
+
+    `oom_flag` is the engine's own guess and `error` its message when it could not start the container.
+    `wrapper_failed` is the start wrapper's own word that it, not the program, ended with WRAPPER_FAILED.
+    """
+
+    state: SlotState
+    exit_code: int | None = None
+    oom_flag: bool = False
+    error: str = ""
+    wrapper_failed: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `probe` found: reported to the control plane with every session.
+
+    `cgroup` is "v1", "v2", "hybrid" or "none". `image_digest`, `python_versions` (ascending, "3.11") and `uv_version`
+    are empty while the image is missing, and `problem` then holds the sentence that says how to mend it.
+    `unconfined` is empty where limits and isolation hold; else one sentence on what is missing.
+    """
+
+    runtime: str
+    runtime_version: str
+    cgroup: str
+    image: str = ""
+    image_digest: str = ""
+    python_versions: tuple[str, ...] = ()
+    uv_version: str = ""
+    problem: str = ""
+    unconfined: str = ""
+
+
+@dataclass(frozen=True)
+class Egress:
+    """How runs and preparers reach the world; empty means not set.
+
+    `ca_bundle` is a host file, mounted read-only. `network` is the engine's network name.
+    """
+
+    network: str = "bridge"
+    ca_bundle: Path | None = None
+    http_proxy: str = ""
+    https_proxy: str = ""
+    no_proxy: str = ""
+    index_url: str = ""
+
+
+@dataclass(frozen=True)
+class PreparerSpec:
+    """One preparation of a uv cache.
+
+    `code` is a folder like a pipeline's that holds no code: `requirements.txt` if there is one, and a `main.py` of the
+    PEP 723 header alone (or empty). It is run as a pipeline is run, at the same paths, so that what uv keeps is what
+    it will look for. `cache` is the writable copy of a generation, owned by the container's uid. `name` is unique
+    among the living preparers of this agent: letters, digits and dashes.
+    """
+
+    name: str
+    code: Path
+    cache: Path
+    python_version: str = ""
+
+
+@dataclass(frozen=True)
+class PreparerResult:
+    """How a preparation ended. `output` is uv's own (its last MiB at most).
+
+    `offline` is true when the same command then succeeded without any network: a run may say so to uv.
+    """
+
+    exit_code: int
+    output: bytes
+    offline: bool = field(default=False)
+
+
+class Runtime(ABC):
+    """Containers, or what stands in for them. Every method may raise RuntimeUnavailable, and none blocks the loop."""
+
+    @abstractmethod
+    async def probe(self) -> Facts:
+        """Ask the engine who it is, in bounded time whatever else hangs; RuntimeUnavailable if it does not answer.
+
+        Also looks at the image. A missing image is told in `Facts.problem`, not raised.
+        """
+
+    @abstractmethod
+    async def prepare_folders(self, spec: SlotSpec) -> None:
+        """Make the slot's folders and its empty log, with the owners the container needs. Idempotent."""
+
+    @abstractmethod
+    async def create(self, spec: SlotSpec) -> None:
+        """Create the slot's container; one that exists is kept. Raises ImageMissing or RuntimeFault."""
+
+    @abstractmethod
+    async def start(self, slot: SlotId) -> None:
+        """Start the container up to its wait for release; no error if it runs. Raises RuntimeFault.
+
+        On return an OOM in any of its processes ends the whole container, where the kernel can do that.
+        """
+
+    @abstractmethod
+    async def release(self, slot: SlotId, environment: Mapping[str, str]) -> bool:
+        """Deliver the environment and let the program run; a second call has no effect.
+
+        True once the wrapper has been told; false if the container ended before (`observe` tells why). Raises
+        RuntimeFault for a name or value no environment can hold, or when the environment can not be written.
+        """
+
+    @abstractmethod
+    async def was_released(self, slot: SlotId) -> bool:
+        """Whether the wrapper took its environment: true from then on, also after the end, until `remove`."""
+
+    @abstractmethod
+    async def observe(self, slot: SlotId) -> Observation:
+        """Ask the engine for the slot's state now."""
+
+    @abstractmethod
+    async def wait(self, slot: SlotId) -> Observation:
+        """Return once the slot is EXITED or ABSENT; waits through restarts of the engine. Cancellable."""
+
+    @abstractmethod
+    async def signal(self, slot: SlotId, signal: int) -> bool:
+        """Signal the container's program; false if it had ended before, so nothing was delivered."""
+
+    @abstractmethod
+    async def remove(self, slot: SlotId) -> None:
+        """Remove container, overlay, environment and control group; kills what runs. Idempotent.
+
+        Log, journal and the other folders under `SlotPaths.root` stay: they are the caller's.
+        """
+
+    @abstractmethod
+    async def slots(self) -> dict[SlotId, Observation]:
+        """All slots of this agent the engine knows, whoever created them."""
+
+    @abstractmethod
+    def group(self, slot: SlotId) -> SlotGroup | None:
+        """Reader of the slot's control groups; None where there are none."""
+
+    @abstractmethod
+    async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
+        """Run uv once to fill a cache; what uv refuses is a result, not an exception.
+
+        Raises ImageMissing or RuntimeFault. A preparer left behind by a dead agent is removed first.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Let go of threads and connections. Containers keep running."""
