@@ -1,0 +1,53 @@
+# Two commands do all the set-up: `make demo` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+STATE := .fastflow/engine
+
+.PHONY: help demo up test test-hosts bench lint types format engine image clean
+
+help: ## Lists these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s $$'\t'
+
+demo: $(INSTALLED) ## Sets everything up, runs the example pipelines, and cleans up
+	@$(BIN)/python deploy/demo/demo.py
+
+up: $(INSTALLED) ## Starts a control plane and an agent on the example pipelines, and leaves them running
+	@$(BIN)/python deploy/demo/demo.py --up
+
+test: $(INSTALLED) engine image ## All tests but those of the host lab
+	@$(BIN)/python -m pytest tests/unit tests/contract tests/integration tests/docker; \
+	  code=$$?; deploy/engine/engine stop $(STATE); exit $$code
+
+test-hosts: $(INSTALLED) engine image ## Tests on virtual worker hosts with cgroup v2 (root, a few minutes)
+	@$(BIN)/python -m pytest tests/hosts; code=$$?; deploy/engine/engine stop $(STATE); exit $$code
+
+bench: $(INSTALLED) engine image ## Measures; writes build/bench.json
+	@$(BIN)/python -m tests.bench; code=$$?; deploy/engine/engine stop $(STATE); exit $$code
+
+lint: $(INSTALLED) ## Style of code and protocol
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/buf lint
+
+types: $(INSTALLED) ## Types, strict
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Formats the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+engine: ## Makes sure a Docker engine runs
+	@deploy/engine/engine ensure $(STATE)
+
+image: $(INSTALLED) engine ## Makes sure the runner image is there
+	@deploy/runner/build --python $(BIN)/python
+
+$(INSTALLED): pyproject.toml constraints.txt hatch_build.py $(shell find proto -name '*.proto')
+	@deploy/install $(VENV)
+	@touch $@
+
+clean: ## Removes the virtual environment, generated stubs and local data
+	rm -rf $(VENV) build dist .fastflow
+	find clients -name '*_pb2*.py*' -delete

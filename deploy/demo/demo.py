@@ -1,0 +1,212 @@
+"""`make demo`: the whole of Fast-Flow on this machine, then cleaned up; `make up`: the same, left running.
+
+Makes sure of a Docker engine and the runner image, starts a control plane and an agent as two processes, and types
+the `ffctl` commands a person would type. Each command is printed before it runs, so that it can be typed again.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+STATE = ROOT / ".fastflow"
+ENGINE = [str(ROOT / "deploy" / "engine" / "engine")]
+NO_ENGINE = 3
+"""Exit code of `deploy/engine/engine ensure` where Docker can not be had."""
+READY_SECONDS = 30.0
+STOP_SECONDS = 20.0
+
+BOLD, GREEN, YELLOW, RESET = ("\033[1m", "\033[32m", "\033[33m", "\033[0m") if sys.stdout.isatty() else ("",) * 4
+
+
+class DemoFailed(Exception):
+    """The demo can not go on; the message says why and what to do."""
+
+
+def main() -> int:
+    """Runs the demo and returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--up", action="store_true", help="leave control plane and agent running until Ctrl-C")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with ExitStack() as cleanup:
+        try:
+            runtime = _container_runtime(cleanup)
+            server = _start(cleanup, runtime, STATE / ("up" if arguments.up else "demo"))
+            if arguments.up:
+                return _stay(server)
+            _tour(server, runtime)
+        except DemoFailed as error:
+            print(f"{YELLOW}{error}{RESET}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+        heading("That was all. Stopping what was started.")
+    print(f"Next: {BOLD}make up{RESET} leaves it running; README.md tells how to write a pipeline and add a worker.")
+    return 0
+
+
+def heading(text: str) -> None:
+    """Prints one step of the demo."""
+    print(f"\n{BOLD}{GREEN}==> {text}{RESET}", flush=True)
+
+
+def _container_runtime(cleanup: ExitStack) -> str:
+    """Returns "docker" with engine and image in place, or "process" where Docker can not be had."""
+    heading("Docker engine and runner image")
+    ensured = subprocess.run([*ENGINE, "ensure", str(STATE / "engine")], check=False)
+    if ensured.returncode == NO_ENGINE:
+        print(
+            f"{YELLOW}Docker can not be had here, so pipelines run as plain processes of this machine:\n"
+            f"no isolation (they see your files and network), and no CPU or memory limits.{RESET}"
+        )
+        return "process"
+    if ensured.returncode != 0:
+        raise DemoFailed("The Docker engine could not be started; its message stands above.")
+    cleanup.callback(subprocess.run, [*ENGINE, "stop", str(STATE / "engine")], check=False)
+    built = subprocess.run([str(ROOT / "deploy" / "runner" / "build"), "--python", sys.executable], check=False)
+    if built.returncode != 0:
+        raise DemoFailed("The runner image could not be built; the message stands above.")
+    return "docker"
+
+
+def _start(cleanup: ExitStack, runtime: str, data: Path) -> str:
+    """Starts control plane and agent as two processes and returns the control plane's address."""
+    heading("Control plane and agent, two processes")
+    data.mkdir(parents=True, exist_ok=True)
+    server = f"127.0.0.1:{_free_port()}"
+    _spawn(
+        cleanup,
+        data / "controlplane.log",
+        ["fastflow-controlplane", "serve"],
+        FASTFLOW_LISTEN=server,
+        FASTFLOW_DATA_DIR=str(data / "controlplane"),
+        FASTFLOW_PIPELINES_DIR=str(ROOT / "examples" / "pipelines"),
+    )
+    agent = {
+        "FASTFLOW_CONTROLPLANE": server,
+        "FASTFLOW_DATA_DIR": str(data / "agent"),
+        "FASTFLOW_AGENT_NAME": "worker-1",
+        "FASTFLOW_RUNTIME": runtime,
+    }
+    if "SSL_CERT_FILE" in os.environ:
+        agent["FASTFLOW_CA_BUNDLE"] = os.environ["SSL_CERT_FILE"]
+    _spawn(cleanup, data / "agent.log", ["fastflow-agent", "run"], **agent)
+    _until_agent_connected(server, data)
+    return server
+
+
+def _spawn(cleanup: ExitStack, log: Path, command: list[str], **settings: str) -> None:
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [str(BIN / command[0]), *command[1:]],
+            env={**os.environ, **settings},
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    print(f"{' '.join(command)}  (pid {process.pid}, log {log.relative_to(ROOT)})")
+    cleanup.callback(_stop, process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _until_agent_connected(server: str, data: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        listed = _ffctl(server, "agents", "list", "-o", "json", capture=True)
+        if "AGENT_STATE_ACTIVE" in listed:
+            return
+        time.sleep(0.2)
+    raise DemoFailed(f"No agent connected within {READY_SECONDS:.0f} s; the logs in {data} say why.")
+
+
+def _ffctl(server: str, *arguments: str, capture: bool = False, value: str | None = None) -> str:
+    """Runs one ffctl command against `server`; prints it first unless its output is captured."""
+    if not capture:
+        print(f"\n{BOLD}$ ffctl {shlex.join(arguments)}{RESET}", flush=True)
+    done = subprocess.run(
+        [str(BIN / "ffctl"), *arguments],
+        env={**os.environ, "FASTFLOW_SERVER": server},
+        input=value,
+        text=True,
+        stdout=subprocess.PIPE if capture else None,
+        stderr=subprocess.DEVNULL if capture else None,
+        check=False,
+    )
+    return done.stdout or ""
+
+
+def _tour(server: str, runtime: str) -> None:
+    heading("Folders with a main.py are pipelines; nothing is registered")
+    _ffctl(server, "pipelines", "list")
+    _ffctl(server, "agents", "list")
+
+    heading("Run one and follow its output")
+    _ffctl(server, "run", "hello", "--follow")
+
+    heading("Parameters and secrets are environment variables; secrets are masked in the log")
+    _ffctl(server, "secrets", "set", "GREETING_TOKEN", "--pipeline", "greeting", value="open-sesame-2026\n")
+    _ffctl(server, "run", "greeting", "--env", "NAME=Ada", "--follow")
+
+    heading("requirements.txt is installed from a shared cache: the second start is warm")
+    _ffctl(server, "run", "weather_report", "--follow")
+    _ffctl(server, "run", "weather_report", "--follow")
+    _ffctl(server, "run", "inline_requirements", "--follow")
+
+    heading("An uncaught exception is a failed run")
+    _ffctl(server, "run", "broken", "--follow")
+
+    if runtime == "docker":
+        heading("A soft limit only warns")
+        _ffctl(server, "run", "memory_soft_limit", "--follow")
+        _ffctl(server, "runs", "show", _newest(server, "memory_soft_limit"))
+
+        heading("A hard memory limit ends the container, and the verdict says so")
+        _ffctl(server, "run", "memory_hog", "--follow")
+        _ffctl(server, "runs", "show", _newest(server, "memory_hog"))
+
+    heading("Everything that ran")
+    _ffctl(server, "runs", "list")
+
+
+def _newest(server: str, pipeline: str) -> str:
+    """Returns the short id of the newest run of `pipeline`."""
+    runs = json.loads(_ffctl(server, "runs", "list", "-o", "json", capture=True))["runs"]
+    return str(next(run["id"] for run in runs if run["pipeline"] == pipeline))[-8:]
+
+
+def _stay(server: str) -> int:
+    print(f"\nRunning. In another terminal:\n\n  export FASTFLOW_SERVER={server}")
+    print(f"  {BIN / 'ffctl'} run hello --follow\n\nCtrl-C stops both.")
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        print("\nStopping.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
