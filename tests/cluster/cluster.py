@@ -1,0 +1,229 @@
+"""Control plane, agents and ffctl together."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from tests.cluster.program import BIN, Program
+
+T = TypeVar("T")
+
+TERMINAL = {
+    "RUN_STATE_SUCCEEDED",
+    "RUN_STATE_FAILED",
+    "RUN_STATE_CANCELLED",
+    "RUN_STATE_TIMED_OUT",
+    "RUN_STATE_LOST",
+}
+READY_SECONDS = 30.0
+COMMAND_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How one ffctl command ended."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        """Standard output as text, without the space around it."""
+        return self.stdout.decode(errors="replace").strip()
+
+
+class Cluster:
+    """A control plane and its agents in one folder; a context manager that stops what it started.
+
+    `runtime` is what agents run containers with: "docker" or "process". `settings` are those of the control plane.
+    """
+
+    def __init__(self, folder: Path, runtime: str, **settings: str) -> None:
+        self.folder = folder
+        self.runtime = runtime
+        self.pipelines = folder / "pipelines"
+        self.pipelines.mkdir(parents=True)
+        self.server = f"127.0.0.1:{_free_port()}"
+        self.agents: dict[str, Program] = {}
+        self.controlplane = Program(
+            ["fastflow-controlplane", "serve"],
+            folder / "controlplane.log",
+            {
+                "FASTFLOW_LISTEN": self.server,
+                "FASTFLOW_DATA_DIR": str(folder / "controlplane"),
+                "FASTFLOW_PIPELINES_DIR": str(self.pipelines),
+                **settings,
+            },
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for program in [*self.agents.values(), self.controlplane]:
+            if program.alive:
+                program.thaw()
+                program.stop()
+        for name in self.agents:
+            self._remove_containers(name)
+
+    def start(self, **agent_settings: str) -> Self:
+        """Starts the control plane and one agent, "worker-1", and waits until the agent takes runs."""
+        self.controlplane.start()
+        self.add_agent("worker-1", **agent_settings)
+        self.wait_for_agent("worker-1")
+        return self
+
+    def add_agent(self, name: str, **settings: str) -> Program:
+        """Starts one more agent."""
+        agent = Program(["fastflow-agent", "run"], self.folder / f"{name}.log", self._agent_settings(name, settings))
+        self.agents[name] = agent
+        agent.start()
+        return agent
+
+    @property
+    def agent(self) -> Program:
+        """The first agent."""
+        return next(iter(self.agents.values()))
+
+    def add_pipeline(self, name: str, main: str | bytes, **files: str | dict[str, Any]) -> Path:
+        """Writes a pipeline folder. `files` are further files: `requirements` (.txt), `pipeline` (.json, a dict)."""
+        folder = self.pipelines / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "main.py").write_bytes(main if isinstance(main, bytes) else textwrap.dedent(main).encode())
+        for stem, content in files.items():
+            if isinstance(content, dict):
+                (folder / f"{stem}.json").write_text(json.dumps(content))
+            else:
+                (folder / f"{stem}.txt").write_text(content)
+        return folder
+
+    def ffctl(self, *arguments: str, value: str | None = None, timeout: float = COMMAND_SECONDS) -> Completed:
+        """Runs one ffctl command to its end; `value` is its standard input."""
+        done = subprocess.run(
+            [str(BIN / "ffctl"), *arguments],
+            env=self.ffctl_environment(),
+            input=value.encode() if value is not None else b"",
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+        return Completed(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
+
+    def spawn_ffctl(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Starts one ffctl command that the test reads from, signals or waits for itself."""
+        return subprocess.Popen(
+            [str(BIN / "ffctl"), *arguments],
+            env=self.ffctl_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def ffctl_environment(self) -> dict[str, str]:
+        """The environment in which ffctl speaks to this cluster."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTFLOW_")}
+        return {**kept, "FASTFLOW_SERVER": self.server}
+
+    def run(self, pipeline: str, *arguments: str) -> str:
+        """Queues a run and returns its id."""
+        done = self.ffctl("run", pipeline, *arguments)
+        assert done.exit_code == 0, done.stderr
+        return done.text
+
+    def show(self, run: str) -> dict[str, Any]:
+        """The run as `ffctl runs show` gives it, by proto field name."""
+        done = self.ffctl("runs", "show", run, "-o", "json")
+        assert done.exit_code == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def log(self, run: str) -> bytes:
+        """The run's whole log so far."""
+        done = self.ffctl("logs", run)
+        assert done.exit_code == 0, done.stderr
+        return done.stdout
+
+    def finish(self, run: str, timeout: float = 60.0) -> dict[str, Any]:
+        """Waits until the run is terminal with its log sealed, and returns it."""
+        return self.until(lambda: self._finished(run), timeout, f"the end of run {run}")
+
+    def wait_for_state(self, run: str, state: str, timeout: float = 60.0) -> dict[str, Any]:
+        """Waits until the run is in `state` ("RUNNING")."""
+
+        def seen() -> dict[str, Any] | None:
+            shown = self.show(run)
+            return shown if shown["state"] == f"RUN_STATE_{state}" else None
+
+        return self.until(seen, timeout, f"run {run} to be {state}")
+
+    def wait_for_log(self, run: str, text: bytes, timeout: float = 60.0) -> None:
+        """Waits until `text` stands in the run's stored log."""
+        self.until(lambda: text in self.log(run), timeout, f"{text!r} in the log of run {run}")
+
+    def wait_for_agent(self, name: str, state: str = "ACTIVE", timeout: float = READY_SECONDS) -> None:
+        """Waits until the agent is in `state`."""
+
+        def seen() -> bool:
+            done = self.ffctl("agents", "show", name, "-o", "json")
+            return done.exit_code == 0 and json.loads(done.stdout)["state"] == f"AGENT_STATE_{state}"
+
+        self.until(seen, timeout, f"agent {name} to be {state}")
+
+    def until(self, condition: Callable[[], T | None], timeout: float, what: str) -> T:
+        """Polls until `condition` gives something true and returns it; fails with the programs' logs."""
+        deadline = time.monotonic() + timeout
+        while not (found := condition()):
+            if time.monotonic() > deadline:
+                logs = "\n".join(
+                    f"--- {program.log.name}\n{program.tail()}"
+                    for program in [self.controlplane, *self.agents.values()]
+                )
+                raise AssertionError(f"waited {timeout} s in vain for {what}\n{logs}")
+            time.sleep(0.05)
+        return found
+
+    def _finished(self, run: str) -> dict[str, Any] | None:
+        shown = self.show(run)
+        attempts = shown.get("attempts", [])
+        sealed = all(attempt.get("log_sealed") for attempt in attempts)
+        return shown if shown["state"] in TERMINAL and sealed else None
+
+    def _agent_settings(self, name: str, settings: dict[str, str]) -> dict[str, str]:
+        chosen = {
+            "FASTFLOW_CONTROLPLANE": self.server,
+            "FASTFLOW_DATA_DIR": str(self.folder / name),
+            "FASTFLOW_AGENT_NAME": name,
+            "FASTFLOW_RUNTIME": self.runtime,
+            "FASTFLOW_ENV_DIR": f"/dev/shm/fastflow-test-{secrets.token_hex(4)}",
+        }
+        if "SSL_CERT_FILE" in os.environ:
+            chosen["FASTFLOW_CA_BUNDLE"] = os.environ["SSL_CERT_FILE"]
+        return chosen | settings
+
+    def _remove_containers(self, name: str) -> None:
+        shutil.rmtree(self.agents[name].settings["FASTFLOW_ENV_DIR"], ignore_errors=True)
+        if self.runtime != "docker":
+            return
+        agent_id = self.folder / name / "agent-id"
+        if not agent_id.exists() or not re.fullmatch(r"[0-9a-f-]+", agent_id.read_text().strip()):
+            return
+        label = f"label=org.fastflow.agent={agent_id.read_text().strip()}"
+        listed = subprocess.run(["docker", "ps", "-aq", "--filter", label], capture_output=True, text=True, check=True)
+        if listed.stdout.split():
+            subprocess.run(["docker", "rm", "-fv", *listed.stdout.split()], capture_output=True, check=True)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

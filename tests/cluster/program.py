@@ -1,0 +1,104 @@
+"""One long-running program under test: started, awaited, stopped or killed, always by its own pid."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+STOP_SECONDS = 20.0
+LOG_TAIL_LINES = 40
+
+
+class ProgramDied(AssertionError):
+    """The program ended though it should live; the message shows the end of its log."""
+
+
+class Program:
+    """A console script of the project with its settings (environment variables) and its log file."""
+
+    def __init__(self, command: list[str], log: Path, settings: dict[str, str]) -> None:
+        self.command = [str(BIN / command[0]), *command[1:]]
+        self.log = log
+        self.settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the living program."""
+        assert self._process is not None, "the program was not started"
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the program runs now."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Starts the program; the log is appended to."""
+        assert not self.alive, "the program runs already"
+        # The tests' own settings must not leak in, else a developer's FASTFLOW_SERVER changes results.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FASTFLOW_")}
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self.command,
+                env={**environment, **self.settings},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def check(self) -> None:
+        """Raises ProgramDied when the program has ended."""
+        if not self.alive:
+            raise ProgramDied(f"{self.command[0]} is not running; its log ends:\n{self.tail()}")
+
+    def tail(self) -> str:
+        """The last lines of the program's log."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return "\n".join(lines[-LOG_TAIL_LINES:])
+
+    def stop(self) -> int:
+        """Sends SIGTERM, waits for the end and returns the exit code; kills what does not end in time."""
+        assert self._process is not None, "the program was not started"
+        self._process.terminate()
+        try:
+            return self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.command[0]} did not end on SIGTERM:\n{self.tail()}") from None
+
+    def kill(self) -> None:
+        """Kills the program with SIGKILL, as a crash or a power cut would."""
+        assert self._process is not None, "the program was not started"
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def freeze(self) -> None:
+        """Stops the program with SIGSTOP: it lives, but answers nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Lets a frozen program go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def resident_bytes(self) -> int:
+        """Resident memory of the program, in bytes. Source: /proc/PID/statm."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def cpu_seconds(self) -> float:
+        """CPU time the program used so far, user and system. Source: /proc/PID/stat, fields 14 and 15."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def wait_for_log(self, text: str, timeout: float = 20.0) -> None:
+        """Waits until `text` stands in the log; raises AssertionError after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while text not in (self.log.read_text(errors="replace") if self.log.exists() else ""):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{text!r} did not appear in the log within {timeout} s:\n{self.tail()}")
+            time.sleep(0.02)
