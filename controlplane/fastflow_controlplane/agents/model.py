@@ -1,0 +1,102 @@
+"""What callers see of agents: plain values, no rows and no protobuf."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class AgentState(StrEnum):
+    """Names as in `fastflow.v1.AgentState`, without prefix."""
+
+    ACTIVE = "ACTIVE"
+    SUSPECT = "SUSPECT"
+    OFFLINE = "OFFLINE"
+    DRAINING = "DRAINING"
+    QUARANTINED = "QUARANTINED"
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """CPU in milli-cores, memory in bytes; `slots` = attempts that may live at once, 0 = no such limit."""
+
+    cpu_milli_cores: int = 0
+    memory_bytes: int = 0
+    slots: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Something an operator should know; fields of `fastflow.v1.Condition`. `since` is microseconds UTC."""
+
+    type: str
+    message: str
+    blocks_placement: bool
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeFacts:
+    """What runs containers on an agent; fields of `fastflow.agent.v1.RuntimeFacts`."""
+
+    runtime: str = ""
+    runtime_version: str = ""
+    cgroup: str = ""
+    image: str = ""
+    image_digest: str = ""
+    python_versions: tuple[str, ...] = ()
+    uv_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFacts:
+    """What an agent says of itself in Hello."""
+
+    agent_id: str
+    name: str
+    instance_id: str
+    boot_id: str = ""
+    machine_id: str = ""
+    version: str = ""
+    host_name: str = ""
+    kernel: str = ""
+    capacity: Capacity = field(default_factory=Capacity)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    runtime: RuntimeFacts = field(default_factory=RuntimeFacts)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentAttempt:
+    """An attempt that holds capacity on an agent."""
+
+    run_id: str
+    attempt: int
+    pipeline: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentView:
+    """One agent as shown to people. Times are microseconds UTC; `message` says why it is where it is."""
+
+    facts: AgentFacts
+    state: AgentState
+    reserved: Capacity
+    conditions: tuple[Condition, ...]
+    attempts: tuple[AgentAttempt, ...]
+    last_seen_time: int
+    connect_time: int
+    session_epoch: int
+    message: str
+    environments: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name for people, unique in the cluster."""
+        return self.facts.name
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPage:
+    """One page of agents by name; `next_page_token` "" = the last page."""
+
+    agents: tuple[AgentView, ...]
+    next_page_token: str

@@ -1,0 +1,1 @@
+"""Runs and their attempts: which states there are, who moves them, and what callers may ask of them."""

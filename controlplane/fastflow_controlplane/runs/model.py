@@ -1,0 +1,186 @@
+"""What callers see of runs: plain values, no rows and no protobuf.
+
+Field names follow `fastflow.v1`. Times are microseconds UTC, memory is bytes, CPU is milli-cores; None = unknown.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fastflow_controlplane.runs.states import TERMINAL, Reason, RunState
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one run; a soft limit of 0 = none."""
+
+    cpu_hard_milli_cores: int
+    memory_hard_bytes: int
+    cpu_soft_milli_cores: int = 0
+    memory_soft_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptKey:
+    """Names one assignment; the claim token proves which one is meant."""
+
+    run_id: str
+    attempt: int
+    claim_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an attempt used; fields of `fastflow.v1.Usage`. None = the host can not tell."""
+
+    peak_memory_bytes: int | None = None
+    cpu_usec: int | None = None
+    throttled_usec: int | None = None
+    working_set_bytes: int | None = None
+    cpu_milli_cores: int | None = None
+    pids: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+    memory_pressure_percent: float | None = None
+    cpu_pressure_percent: float | None = None
+    io_pressure_percent: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """The verdict on a memory limit; fields of `fastflow.v1.OutOfMemory`."""
+
+    limit_bytes: int
+    peak_bytes: int | None
+    process: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class SoftLimitWarning:
+    """One crossing of a soft limit. `kind` is MEMORY (bytes) or CPU (milli-cores)."""
+
+    kind: str
+    limit: int
+    peak: int
+    raise_time: int
+    clear_time: int | None
+    seconds_above: float
+
+
+@dataclass(frozen=True, slots=True)
+class LogLoss:
+    """A recorded loss of output. `kind` is TRUNCATED, DROPPED, TAMPERED or DISK; `bytes` None = unknown."""
+
+    kind: str
+    offset: int
+    bytes: int | None
+    time: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What exactly ran; fields of `fastflow.v1.Provenance`."""
+
+    image: str = ""
+    image_digest: str = ""
+    uv_version: str = ""
+    python_version: str = ""
+    packages: tuple[str, ...] = ()
+    secret_versions: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What placement decided about one agent; `agent` "" speaks of all."""
+
+    agent: str
+    fits: bool
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptView:
+    """One placement of a run on one agent."""
+
+    number: int
+    agent_id: str
+    agent: str
+    state: RunState
+    reason: Reason
+    message: str
+    exit_code: int | None
+    signal: int | None
+    assign_time: int
+    start_time: int | None
+    end_time: int | None
+    usage: Usage | None
+    out_of_memory: OutOfMemory | None
+    warnings: tuple[SoftLimitWarning, ...]
+    log_bytes: int
+    log_sealed: bool
+    log_losses: tuple[LogLoss, ...]
+    released: bool
+    provenance: Provenance | None
+    slot: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """One run with its attempts, oldest first."""
+
+    id: str
+    pipeline: str
+    state: RunState
+    reason: Reason
+    message: str
+    exit_code: int | None
+    attempt: int
+    attempts: tuple[AttemptView, ...]
+    limits: Limits
+    create_time: int
+    queue_time: int
+    start_time: int | None
+    end_time: int | None
+    cancel_time: int | None
+    timeout_usec: int
+    environment_names: tuple[str, ...]
+    placements: tuple[Placement, ...]
+    request_id: str
+    bundle_digest: str
+    commit: str
+    tree: str
+    trigger: str
+    priority: int
+    python_version: str
+    etag: str
+
+    @property
+    def terminal(self) -> bool:
+        """True once nothing but a retry can change the state."""
+        return self.state in TERMINAL
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Of the newest attempt."""
+        return self.attempts[-1].provenance if self.attempts else None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """One page of runs, newest first; `next_page_token` "" = the last page."""
+
+    runs: tuple[RunView, ...]
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A request for a run. `environment` holds the values of --env; `request_id` "" = not repeatable."""
+
+    pipeline: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    request_id: str = ""
+    priority: int = 0
+    ref: str = ""
+    trigger: str = "api"
