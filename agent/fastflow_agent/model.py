@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NewType
 
 SlotId = NewType("SlotId", str)
@@ -51,3 +52,49 @@ class Limits:
     memory_hard_bytes: int
     cpu_soft_milli_cores: int = 0
     memory_soft_bytes: int = 0
+
+
+class State(StrEnum):
+    """Where an attempt is; the names of the protocol's RunState."""
+
+    ASSIGNED = "ASSIGNED"
+    PREPARING = "PREPARING"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    QUEUED = "QUEUED"
+    """Could not start here: to be placed elsewhere."""
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMED_OUT = "TIMED_OUT"
+
+
+class Reason(StrEnum):
+    """What happened in particular; the names of the protocol's Reason, as far as an agent finds them out."""
+
+    NONE = "UNSPECIFIED"
+    EXIT_CODE = "EXIT_CODE"
+    SIGNAL = "SIGNAL"
+    OOM_KILLED = "OOM_KILLED"
+    IMAGE = "IMAGE"
+    BUNDLE = "BUNDLE"
+    ENVIRONMENT = "ENVIRONMENT"
+    WRAPPER = "WRAPPER"
+    CONTAINER_VANISHED = "CONTAINER_VANISHED"
+    HOST_REBOOT = "HOST_REBOOT"
+    REJECTED = "REJECTED"
+    STATE_LOST = "STATE_LOST"
+    CANCEL_REQUESTED = "CANCEL_REQUESTED"
+    TIMEOUT = "TIMEOUT"
+    RUNTIME = "RUNTIME"
+    DISK_FULL = "DISK_FULL"
+
+
+class StopCause(StrEnum):
+    """Why an attempt is stopped before its end."""
+
+    CANCEL = "CANCEL"
+    SUPERSEDED = "SUPERSEDED"
+    TIMEOUT = "TIMEOUT"
+    ORPHAN = "ORPHAN"
+    """The control plane did not know the attempt for longer than its grace."""
