@@ -166,13 +166,15 @@ class PreparerSpec:
     `code` is a folder like a pipeline's that holds no code: `requirements.txt` if there is one, and a `main.py` of the
     PEP 723 header alone (or empty). It is run as a pipeline is run, at the same paths, so that what uv keeps is what
     it will look for. `cache` is the writable copy of a generation, owned by the container's uid. `name` is unique
-    among the living preparers of this agent: letters, digits and dashes.
+    among the living preparers of this agent: letters, digits and dashes. `environment` is set on top of what a run's
+    uv gets: how a cache is filled (hard links, compiled bytecode) is the cache's matter.
     """
 
     name: str
     code: Path
     cache: Path
     python_version: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
