@@ -6,17 +6,9 @@ Field names follow `fastflow.v1`. Times are microseconds UTC, memory is bytes, C
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fastflow.pipelines.metadata import Limits
+
 from fastflow_controlplane.runs.states import TERMINAL, Reason, RunState
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits of one run; a soft limit of 0 = none."""
-
-    cpu_hard_milli_cores: int
-    memory_hard_bytes: int
-    cpu_soft_milli_cores: int = 0
-    memory_soft_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ metadata = MetaData(
 Id = String(36)
 Word = String(40)
 Name = String(255)
+ObjectId = String(64)
 
 # One row: what this database is. `leader_epoch` rises each time a control plane takes it over.
 cluster = Table(
@@ -110,8 +111,8 @@ runs = Table(
     Column("python_version", Word, nullable=False, default=""),
     Column("bundle_digest", Name, nullable=False),
     Column("bundle_size", BigInteger, nullable=False),
-    Column("commit", Word, nullable=False, default=""),
-    Column("tree", Word, nullable=False, default=""),
+    Column("commit", ObjectId, nullable=False, default=""),
+    Column("tree", ObjectId, nullable=False, default=""),
     # Names given with --env; the values are sealed in run_parameters.
     Column("environment_names", JSON, nullable=False),
     # The pipeline's default_env as it was at creation: not secret, shown by `pipelines show` as well.
@@ -253,8 +254,8 @@ pipelines = Table(
     Column("metadata_file", Text, nullable=False, default="", server_default=""),
     Column("has_requirements", Boolean, nullable=False, server_default=false()),
     Column("bundle_digest", Name, nullable=False, default="", server_default=""),
-    Column("commit", Word, nullable=False, default="", server_default=""),
-    Column("tree", Word, nullable=False, default="", server_default=""),
+    Column("commit", ObjectId, nullable=False, default="", server_default=""),
+    Column("tree", ObjectId, nullable=False, default="", server_default=""),
     Column("update_time", BigInteger, nullable=False),
 )
 
@@ -265,7 +266,7 @@ bundles = Table(
     Column("digest", Name, primary_key=True),
     Column("size", BigInteger, nullable=False),
     Column("pipeline", Name, nullable=False),
-    Column("tree", Word, nullable=False, default="", server_default=""),
+    Column("tree", ObjectId, nullable=False, default="", server_default=""),
     Column("create_time", BigInteger, nullable=False),
 )
 

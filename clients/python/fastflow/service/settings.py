@@ -84,9 +84,10 @@ def _read(config: Path, known: set[str]) -> dict[str, Any]:
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
-        name = str(problem["loc"][0]) if problem["loc"] else "settings"
         # The value of a secret setting must not reach a log; pydantic hides it only in the parsed field.
-        lines.append(f"setting {name} ({PREFIX}{name.upper()}): {problem['msg']}")
+        message = problem["msg"].removeprefix("Value error, ")
+        names = [f"setting {name} ({PREFIX}{str(name).upper()}): " for name in problem["loc"][:1]]
+        lines.append("".join([*names, message]))
     return "\n".join(lines)
 
 

@@ -1,0 +1,165 @@
+"""Every knob of the control plane, once, with its unit and its reason."""
+
+import ipaddress
+from pathlib import Path
+from typing import Literal, Self
+
+from fastflow.pipelines.metadata import MIN_CPU_MILLI_CORES, MIN_MEMORY_BYTES, Limits
+from fastflow.pipelines.sizes import parse_size
+from fastflow.service.settings import ServiceSettings
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+
+class ControlPlaneSettings(ServiceSettings):
+    """Settings of `fastflow-controlplane`; times are seconds."""
+
+    listen: str = Field(
+        "127.0.0.1:7233",
+        description="Address and port for clients and agents. Other addresses than loopback need allow_remote and "
+        "token; port 0 takes a free one.",
+    )
+    allow_remote: bool = Field(
+        False, description="Allow a listen address that other machines reach. The connection is not encrypted."
+    )
+    token: SecretStr | None = Field(
+        None, description="Shared token that every client and agent must send. Needed with allow_remote."
+    )
+    data_dir: Path = Field(
+        Path(".fastflow/controlplane"),
+        description="Folder for the database, logs, bundles and the key that seals secrets. Back it up as a whole.",
+    )
+    database_url: str = Field(
+        "", description="Database URL (sqlite or postgresql); empty = an SQLite file in data_dir."
+    )
+    pipelines_dir: Path = Field(
+        Path("pipelines"), description="Folder whose subfolders with a main.py are the pipelines. Only read."
+    )
+    default_cpu_hard_limit: float = Field(
+        1.0,
+        ge=MIN_CPU_MILLI_CORES / 1000,
+        description="Cores for a pipeline whose metadata sets no cpu_hard_limit.",
+    )
+    default_mem_hard_limit: str = Field(
+        "1g", description="Memory for a pipeline whose metadata sets no mem_hard_limit, for example 512m or 1.5g."
+    )
+    heartbeat_interval: float = Field(
+        5.0, gt=0, description="Agents say this often that they live; told to them when they connect."
+    )
+    suspect_after: int = Field(
+        3, ge=1, description="An agent that missed this many heartbeats is SUSPECT and gets no new runs."
+    )
+    silent_after: int = Field(
+        4, ge=1, description="An agent that missed this many heartbeats on an open stream is OFFLINE."
+    )
+    offline_after: float = Field(
+        10.0,
+        ge=0,
+        description="An agent whose stream broke is OFFLINE after this long: enough for a restart of the agent.",
+    )
+    lost_after: float = Field(
+        60.0,
+        ge=0,
+        description="Runs of an agent that is OFFLINE for this long more are LOST: longer than a host's reboot of "
+        "its network, short enough that somebody learns of it.",
+    )
+    recovery_window: float = Field(
+        60.0,
+        ge=0,
+        description="After its own start the control plane declares no run LOST for this long, so that all agents "
+        "can return first.",
+    )
+    orphan_grace: float = Field(
+        300.0,
+        ge=0,
+        description="Agents leave an attempt that the control plane does not know alive for this long: absence from "
+        "a database kills nothing at once.",
+    )
+    stop_grace: float = Field(
+        10.0, ge=0, description="Time between SIGTERM and SIGKILL when a run is stopped; Docker's own default."
+    )
+    queue_deadline: float = Field(
+        0.0, ge=0, description="A run that waits in the queue for longer FAILS; 0 = it may wait for ever."
+    )
+    gone_grace: float = Field(
+        60.0,
+        ge=0,
+        description="Waiting runs of a pipeline that disappeared FAIL after this long; a folder that is being "
+        "replaced, or mounted again, returns sooner.",
+    )
+    max_placements: int = Field(
+        5, ge=1, description="A run that could not be started on this many placements in a row FAILS."
+    )
+    placement_delay: float = Field(
+        5.0,
+        ge=0,
+        description="An agent that could not start a run gets the same run again after this long, and after twice "
+        "as long the second time; other agents get it at once.",
+    )
+    priority_aging: float = Field(
+        300.0,
+        gt=0,
+        description="A run that waits gains one step of priority per this time, so that none starves.",
+    )
+    log_limit: str = Field(
+        "1g", description="Output that is kept of one attempt; more is not stored, and the run says so."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least important messages that are logged."
+    )
+
+    @field_validator("default_mem_hard_limit", "log_limit")
+    @classmethod
+    def _is_a_size(cls, value: str) -> str:
+        parse_size(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        host, _ = self.address
+        if not _is_loopback(host) and not (self.allow_remote and self.token and self.token.get_secret_value()):
+            raise ValueError(
+                f"listen = {self.listen} can be reached from other machines: set allow_remote = true and a token, "
+                "or listen on 127.0.0.1"
+            )
+        if self.default_limits.memory_hard_bytes < MIN_MEMORY_BYTES:
+            raise ValueError(f"default_mem_hard_limit = {self.default_mem_hard_limit} is below the minimum of 32m")
+        if self.silent_after < self.suspect_after:
+            raise ValueError(
+                f"silent_after = {self.silent_after} must not be below suspect_after = {self.suspect_after}"
+            )
+        return self
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to listen on. Raises ValueError where `listen` is no "host:port"."""
+        host, colon, port = self.listen.rpartition(":")
+        if not colon or not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError(f'listen = {self.listen} is no "host:port", for example 127.0.0.1:7233 or [::1]:7233')
+        return host.removeprefix("[").removesuffix("]"), int(port)
+
+    @property
+    def database(self) -> str:
+        """Database URL in force."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'fastflow.db'}"
+
+    @property
+    def default_limits(self) -> Limits:
+        """Hard limits of pipelines that set none."""
+        return Limits(
+            cpu_hard_milli_cores=round(self.default_cpu_hard_limit * 1000),
+            memory_hard_bytes=parse_size(self.default_mem_hard_limit),
+        )
+
+    @property
+    def log_limit_bytes(self) -> int:
+        """Bytes of output kept of one attempt."""
+        return parse_size(self.log_limit)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

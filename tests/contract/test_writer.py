@@ -1,0 +1,82 @@
+"""What every database must do under the one writer."""
+
+import asyncio
+from functools import partial
+
+import pytest
+from fastflow_controlplane.errors import NotFound, Unavailable
+from fastflow_controlplane.store.engine import Store
+from fastflow_controlplane.store.models import bundles
+from sqlalchemy import Connection, func, insert, select
+from sqlalchemy.exc import IntegrityError
+
+
+def add(connection: Connection, digest: str) -> str:
+    connection.execute(insert(bundles).values(digest=digest, size=1, pipeline="p", tree="", create_time=0))
+    return digest
+
+
+def count(connection: Connection) -> int:
+    return connection.execute(select(func.count()).select_from(bundles)).scalar_one()
+
+
+def add_and_count(connection: Connection, digest: str) -> int:
+    add(connection, digest)
+    return count(connection)
+
+
+async def test_a_result_comes_back_once_others_can_read_what_was_written(store: Store) -> None:
+    assert await store.write(partial(add, digest="a")) == "a"
+    assert await store.read(count) == 1
+
+
+async def test_an_operation_that_fails_changes_nothing_and_harms_no_other_of_its_group(store: Store) -> None:
+    def add_then_fail(connection: Connection) -> None:
+        add(connection, "half")
+        raise NotFound("no such thing")
+
+    good, failed, duplicate, last = await asyncio.gather(
+        store.write(partial(add, digest="a")),
+        store.write(add_then_fail),
+        store.write(partial(add, digest="a")),
+        store.write(partial(add, digest="b")),
+        return_exceptions=True,
+    )
+
+    assert (good, last) == ("a", "b")
+    assert isinstance(failed, NotFound)
+    assert isinstance(duplicate, IntegrityError)
+    assert await store.read(count) == 2
+
+
+async def test_operations_take_effect_in_the_order_they_were_given(store: Store) -> None:
+    counts = await asyncio.gather(*(store.write(partial(add_and_count, digest=str(n))) for n in range(250)))
+    assert counts == list(range(1, 251))
+
+
+async def test_listeners_hear_of_commits_in_order_even_when_the_caller_has_gone(store: Store) -> None:
+    heard: list[str] = []
+    waiting = [asyncio.create_task(store.write(partial(add, digest=name), heard.append)) for name in ("a", "b", "c")]
+    await asyncio.sleep(0)
+    waiting[1].cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await store.write(partial(add, digest="d"), heard.append)
+    assert heard == ["a", "b", "c", "d"]
+
+
+async def test_a_closing_store_finishes_what_waits_and_refuses_what_comes_later(database_url: str) -> None:
+    store = Store(database_url)
+    store.open()
+    await store.start()
+    waiting = [asyncio.create_task(store.write(partial(add, digest=str(n)))) for n in range(20)]
+    await asyncio.sleep(0)
+    await store.close()
+    assert len(await asyncio.gather(*waiting)) == 20
+    with pytest.raises(Unavailable):
+        await store.write(count)
+
+    reopened = Store(database_url)
+    reopened.open()
+    await reopened.start()
+    assert await reopened.read(count) == 20
+    await reopened.close()

@@ -1,0 +1,98 @@
+"""What holds for SQLite alone."""
+
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from fastflow_controlplane.errors import FailedPrecondition, InvalidArgument, Unavailable
+from fastflow_controlplane.store import migrations
+from fastflow_controlplane.store.engine import Store, parse_url
+from fastflow_controlplane.store.models import bundles, metadata
+from sqlalchemy import Connection, insert, text
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "fastflow.db"
+
+
+@pytest.fixture
+async def store(file: Path) -> AsyncIterator[Store]:
+    store = Store(f"sqlite:///{file}")
+    store.open()
+    await store.start()
+    yield store
+    await store.close()
+
+
+def add(connection: Connection, digest: str) -> None:
+    connection.execute(insert(bundles).values(digest=digest, size=1, pipeline="p" * 200, tree="", create_time=0))
+
+
+async def test_what_is_acknowledged_is_synced_to_disk(store: Store) -> None:
+    def pragmas(connection: Connection) -> tuple[object, ...]:
+        return tuple(connection.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "synchronous"))
+
+    full = 2
+    assert await store.write(pragmas) == ("wal", full)
+
+
+async def test_readers_can_not_write(store: Store) -> None:
+    with pytest.raises(Unavailable, match="readonly"):
+        await store.read(lambda connection: add(connection, "x"))
+
+
+async def test_a_full_disk_is_named_acknowledges_nothing_and_heals_by_itself(store: Store, file: Path) -> None:
+    def pages(connection: Connection, most: int) -> None:
+        connection.execute(text(f"PRAGMA max_page_count = {most}"))
+
+    def fill(connection: Connection) -> None:
+        for n in range(1000):
+            add(connection, f"filling {n}")
+
+    await store.write(lambda connection: add(connection, "before"))
+    await store.write(lambda connection: pages(connection, 40))
+    with pytest.raises(Unavailable, match=f"the disk that holds {file} is full") as caught:
+        await store.write(fill)
+    assert caught.value.reason == "DISK_FULL"
+    assert "is full" in store.writer.condition
+
+    await store.write(fill)  # on a connection without the bound
+
+    assert store.writer.condition == ""
+    names = await store.read(lambda connection: connection.execute(text("SELECT count(*) FROM bundles")).scalar())
+    assert names == 1001
+
+
+async def test_the_migrations_make_exactly_the_tables_of_the_models(store: Store) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    differences = await store.write(
+        lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
+    )
+    assert differences == []
+
+
+def test_the_newest_revision_is_known_without_alembic() -> None:
+    from alembic.script import ScriptDirectory
+
+    assert ScriptDirectory(str(Path(migrations.__file__).parent)).get_current_head() == migrations.HEAD
+
+
+def test_a_database_of_a_newer_version_is_refused(file: Path) -> None:
+    file.parent.mkdir()
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        connection.execute("INSERT INTO alembic_version VALUES ('9999')")
+    connection.close()
+    with pytest.raises(FailedPrecondition, match="written by a newer version"):
+        Store(f"sqlite:///{file}").open()
+
+
+def test_other_databases_are_refused_by_name() -> None:
+    with pytest.raises(InvalidArgument, match="mysql"):
+        parse_url("mysql://host/name")
+    with pytest.raises(InvalidArgument, match="no database URL"):
+        parse_url("fastflow.db")
