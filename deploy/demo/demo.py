@@ -19,9 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 STATE = ROOT / ".fastflow"
-ENGINE = [str(ROOT / "deploy" / "engine" / "engine")]
+ENGINE = [sys.executable, str(ROOT / "deploy" / "engine" / "engine.py")]
+IMAGE = [sys.executable, str(ROOT / "deploy" / "runner" / "build.py")]
 NO_ENGINE = 3
-"""Exit code of `deploy/engine/engine ensure` where Docker can not be had."""
+"""Exit code of `engine.py ensure` where Docker can not be had."""
 READY_SECONDS = 30.0
 STOP_SECONDS = 20.0
 
@@ -63,7 +64,7 @@ def heading(text: str) -> None:
 def _container_runtime(cleanup: ExitStack) -> str:
     """Returns "docker" with engine and image in place, or "process" where Docker can not be had."""
     heading("Docker engine and runner image")
-    ensured = subprocess.run([*ENGINE, "ensure", str(STATE / "engine")], check=False)
+    ensured = subprocess.run([*ENGINE, "ensure"], check=False)
     if ensured.returncode == NO_ENGINE:
         print(
             f"{YELLOW}Docker can not be had here, so pipelines run as plain processes of this machine:\n"
@@ -72,9 +73,8 @@ def _container_runtime(cleanup: ExitStack) -> str:
         return "process"
     if ensured.returncode != 0:
         raise DemoFailed("The Docker engine could not be started; its message stands above.")
-    cleanup.callback(subprocess.run, [*ENGINE, "stop", str(STATE / "engine")], check=False)
-    built = subprocess.run([str(ROOT / "deploy" / "runner" / "build"), "--python", sys.executable], check=False)
-    if built.returncode != 0:
+    cleanup.callback(subprocess.run, [*ENGINE, "stop"], check=False)
+    if subprocess.run(IMAGE, check=False).returncode != 0:
         raise DemoFailed("The runner image could not be built; the message stands above.")
     return "docker"
 
