@@ -1,0 +1,258 @@
+"""Bundles: the exact code of a pipeline as one archive, addressed by its SHA-256.
+
+Canonical: the same files give the same bytes, wherever and whenever they are packed. A POSIX.1-2001 (pax) tar of files
+and symbolic links sorted by path, without folders, owners or times; of the mode only the executable bit is kept.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from fastflow.pipelines.code import (
+    MAX_CODE_BYTES,
+    MAX_CODE_DEPTH,
+    MAX_CODE_FILES,
+    MAX_NAME_BYTES,
+    Code,
+    CodeFile,
+    is_utf8,
+    refused_links,
+)
+from fastflow.pipelines.folder import FolderFault, Kind
+
+PARTIAL_PREFIX = ".partial-"
+"""How the names of folders begin that `unpack` has not finished. After a crash they stay: give them to `discard`."""
+
+MTIME = 315_532_800
+"""Modification time of every packed file: 1980-01-01 UTC, as Python's zipfile refuses what is older."""
+
+_CHANGED = "was changed while it was read"
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class BundleFault(Exception):
+    """The archive is damaged, or is none of ours; the message says what was found."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """`digest` is "sha256:…" of the archive, `size` its length in bytes."""
+
+    digest: str
+    size: int
+
+
+class Sink(Protocol):
+    """Where an archive is written to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Takes all of `data`."""
+        ...
+
+
+def pack(code: Code, sink: Sink) -> Bundle:
+    """Writes the bundle of `code` to `sink`. Raises FolderFault for a file that can not be read or has changed."""
+    writer = _HashingWriter(sink)
+    with tarfile.open(fileobj=writer, mode="w", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+        for file in code.files:
+            _add(archive, file)
+    return Bundle(f"sha256:{writer.hash.hexdigest()}", writer.tell())
+
+
+def digest_of(archive: BinaryIO) -> str:
+    """Returns the digest of what `archive` has from here on."""
+    digest = hashlib.sha256()
+    while chunk := archive.read(1024 * 1024):
+        digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def digest_hex(digest: str) -> str:
+    """Returns the 64 hexadecimal digits of a digest, safe as a file name; raises ValueError for anything else."""
+    match = _DIGEST.fullmatch(digest)
+    if match is None:
+        raise ValueError(
+            f"{digest[:100]!r} is not a digest: sha256: and 64 hexadecimal digits in small letters are expected"
+        )
+    return match[1]
+
+
+def unpack(archive: BinaryIO, target: Path) -> None:
+    """Makes the folder `target` with the code in `archive`: read-only, durable, all of it or nothing.
+
+    Everybody may read it, files that were executable can be executed, owners are as the process creates them. If
+    somebody else makes `target` meanwhile, theirs stays. Raises BundleFault for whatever `pack` would not write
+    (absolute paths, "..", devices, links that leave the folder, more than a pipeline may have), OSError for the disk.
+    """
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=target.parent))
+    try:
+        _extract(archive, partial)
+        _make_read_only(partial)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            discard(partial)
+        _sync(target.parent)
+    except BaseException:
+        discard(partial)
+        raise
+
+
+def discard(folder: Path) -> None:
+    """Removes an unpacked bundle; nothing happens where there is none."""
+    for path, _, _ in os.walk(folder):
+        Path(path).chmod(0o700)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+class _HashingWriter:
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._size = 0
+        self.hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._sink.write(data)
+        self.hash.update(data)
+        self._size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._size
+
+
+def _add(archive: tarfile.TarFile, file: CodeFile) -> None:
+    member = tarfile.TarInfo(file.path)
+    member.mtime = MTIME
+    if file.entry.kind is Kind.LINK:
+        member.type, member.linkname, member.mode = tarfile.SYMTYPE, file.target, 0o777
+        archive.addfile(member)
+        return
+    member.size, member.mode = file.entry.size, 0o755 if file.entry.executable else 0o644
+    try:
+        with file.folder.open(file.entry.name) as content:
+            archive.addfile(member, _Exactly(content, member.size))
+            if content.read(1):
+                raise FolderFault(file.path, _CHANGED)
+    except FolderFault as fault:
+        raise FolderFault(file.path, fault.message) from fault
+
+
+class _Exactly:
+    """Reads as many bytes as were promised to tarfile, whose own error for fewer is an OSError as for a full disk."""
+
+    def __init__(self, content: BinaryIO, size: int) -> None:
+        self._content = content
+        self._left = size
+
+    def read(self, size: int = -1, /) -> bytes:
+        wanted = self._left if size < 0 else min(size, self._left)
+        data = self._content.read(wanted)
+        if len(data) < wanted:
+            raise FolderFault("", _CHANGED)
+        self._left -= len(data)
+        return data
+
+
+def _extract(archive: BinaryIO, root: Path) -> None:
+    links: dict[str, str] = {}
+    paths = _Paths()
+    size = 0
+    with _archive_faults(), tarfile.open(fileobj=archive, mode="r|") as members:
+        for member in members:
+            path = paths.add(member.name)
+            size += member.size
+            if paths.count > MAX_CODE_FILES or size > MAX_CODE_BYTES:
+                raise BundleFault(f"holds more than a pipeline may: {paths.count} files, {size} bytes")
+            if member.type == tarfile.SYMTYPE:
+                links[path] = _checked_target(path, member.linkname)
+            elif member.type == tarfile.REGTYPE and member.sparse is None:
+                _write(members, member, root / path)
+            else:
+                raise BundleFault(f"{path!r} is neither a file nor a symbolic link")
+    for path, message in refused_links(links).items():
+        raise BundleFault(f"{path!r} {message}")
+    # Links come last, so that no file was written through one.
+    for path, target in links.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).symlink_to(target)
+
+
+class _Paths:
+    """The paths of an archive: each stays within the folder, stands for itself and lies in no other."""
+
+    def __init__(self) -> None:
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self._files)
+
+    def add(self, path: str) -> str:
+        parts = path.split("/")
+        if not is_utf8(path) or any(part in ("", ".", "..") or "\0" in part for part in parts):
+            raise BundleFault(f"{path!r} is not a path within the folder")
+        if len(parts) > MAX_CODE_DEPTH + 1 or any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
+            raise BundleFault(f"{path!r} is longer or deeper than a path may be")
+        above = {"/".join(parts[:depth]) for depth in range(1, len(parts))}
+        if path in self._files or path in self._folders or above & self._files:
+            raise BundleFault(f"{path!r} is there twice, or lies in a file")
+        self._files.add(path)
+        self._folders |= above
+        return path
+
+
+def _checked_target(path: str, target: str) -> str:
+    if not target or "\0" in target or not is_utf8(target):
+        raise BundleFault(f"{path!r} is a symbolic link to {target!r}, which is no path")
+    return target
+
+
+def _write(members: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = members.extractfile(member)
+    if content is None:
+        raise BundleFault(f"{member.name!r} has no content")
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        shutil.copyfileobj(content, file, 1024 * 1024)
+        if file.tell() != member.size:
+            raise BundleFault(f"{member.name!r} is cut off")
+        file.flush()
+        os.utime(file.fileno(), (MTIME, MTIME))
+        os.fchmod(file.fileno(), 0o555 if member.mode & 0o100 else 0o444)
+        os.fsync(file.fileno())
+
+
+def _make_read_only(root: Path) -> None:
+    for path, _, _ in os.walk(root, topdown=False):
+        _sync(Path(path))
+        Path(path).chmod(0o555)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _archive_faults() -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as fault:
+        raise BundleFault(f"is no bundle: {fault}") from fault

@@ -1,0 +1,181 @@
+"""Which files of a pipeline's folder are its code, and whether they can travel.
+
+Everything is, down to all sub-folders, except what tools leave beside code (`NOT_CODE`) and empty folders.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from fastflow.pipelines.folder import Entry, Folder, FolderFault, Kind
+from fastflow.pipelines.problems import Problem, error
+from fastflow.pipelines.sizes import format_size
+
+MAX_CODE_BYTES = 256 * 1024**2
+"""Most bytes of all files of a pipeline together."""
+
+MAX_CODE_FILES = 20_000
+MAX_CODE_DEPTH = 32
+
+MAX_NAME_BYTES = 255
+"""Longest name that Linux's file systems hold; a Git tree can have longer ones."""
+
+NOT_CODE = frozenset(
+    {
+        ".git",
+        ".hg",
+        ".svn",
+        ".venv",
+        ".mypy_cache",
+        ".pytest_cache",
+        ".ruff_cache",
+        ".ipynb_checkpoints",
+        ".DS_Store",
+        "__pycache__",
+    }
+)
+"""Names that are never code, wherever they stand: repositories, virtual environments and caches made from code."""
+
+_MAX_LINKS_IN_A_PATH = 40
+"""As many symbolic links as Linux follows in one path (path_resolution(7))."""
+
+
+@dataclass(frozen=True)
+class CodeFile:
+    """A file or a symbolic link of a pipeline. `path` is relative to the pipeline's folder, `target` of links only."""
+
+    path: str
+    entry: Entry
+    folder: Folder
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code of a pipeline, sorted by path, without the files that `problems` are about."""
+
+    files: tuple[CodeFile, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.entry.size for file in self.files)
+
+
+def read_code(folder: Folder) -> Code:
+    """Lists the code of the pipeline in `folder`; nothing is read but folders and links. Raises FolderFault for none.
+
+    What can not travel is a problem: what is neither file, folder nor link, a name that is not UTF-8, a link that
+    leaves the folder, a sub-folder that can not be read, too much of anything.
+    """
+    problems: list[Problem] = []
+    files: list[CodeFile] = []
+    size = 0
+    for file in _walk(folder, "", 0, problems):
+        size += file.entry.size
+        if size > MAX_CODE_BYTES:
+            problems.append(error("", f"the code has more than {format_size(MAX_CODE_BYTES)}; move data elsewhere"))
+            break
+        if len(files) == MAX_CODE_FILES:
+            problems.append(error("", f"the code has more than {MAX_CODE_FILES} files; move data elsewhere"))
+            break
+        files.append(file)
+    links = {file.path: file.target for file in files if file.entry.kind is Kind.LINK}
+    refused = refused_links(links)
+    problems.extend(error(path, message) for path, message in refused.items())
+    kept = (file for file in files if file.path not in refused)
+    return Code(tuple(sorted(kept, key=lambda file: file.path.encode())), tuple(problems))
+
+
+def refused_links(links: Mapping[str, str]) -> dict[str, str]:
+    """Returns, by path, what is wrong with each symbolic link that leaves the folder all `links` stand in.
+
+    `links` maps the paths of all links of the folder to their targets. Links are followed as the kernel does, for one
+    that seems to stay inside can leave by way of another.
+    """
+    refused = {}
+    for path, target in links.items():
+        if target.startswith("/"):
+            refused[path] = (
+                f"is a symbolic link to the absolute path {target!r}; only files of the folder can be linked"
+            )
+        elif (end := _follow(path, links)) != _INSIDE:
+            refused[path] = f"is a symbolic link to {target!r}, which {end}; only files of the folder can be linked"
+    return refused
+
+
+_INSIDE = "stays inside the folder"
+_OUTSIDE = "leaves the folder"
+_CIRCLE = "leads in circles"
+
+
+def _follow(path: str, links: Mapping[str, str]) -> str:
+    here = path.split("/")[:-1]
+    ahead = links[path].split("/")[::-1]
+    followed = 1
+    while ahead:
+        part = ahead.pop()
+        if part == "..":
+            if not here:
+                return _OUTSIDE
+            here.pop()
+        elif part not in ("", "."):
+            here.append(part)
+            target = links.get("/".join(here))
+            if target is not None:
+                followed += 1
+                if followed > _MAX_LINKS_IN_A_PATH:
+                    return _CIRCLE
+                if target.startswith("/"):
+                    return _OUTSIDE
+                here.pop()
+                ahead.extend(target.split("/")[::-1])
+    return _INSIDE
+
+
+def _walk(folder: Folder, prefix: str, depth: int, problems: list[Problem]) -> Iterator[CodeFile]:
+    for entry in _entries(folder, prefix, problems):
+        path = prefix + entry.name
+        if entry.name in NOT_CODE:
+            continue
+        if not is_utf8(path):
+            problems.append(error(ascii(path)[1:-1], "the name is not UTF-8; rename it"))
+        elif len(entry.name.encode()) > MAX_NAME_BYTES:
+            problems.append(error(path, f"the name has more than {MAX_NAME_BYTES} bytes; rename it"))
+        elif entry.kind is Kind.FOLDER and depth == MAX_CODE_DEPTH:
+            problems.append(error(path, f"lies deeper than {MAX_CODE_DEPTH} folders"))
+        elif entry.kind is Kind.FOLDER:
+            yield from _walk(folder.folder(entry.name), f"{path}/", depth + 1, problems)
+        elif entry.kind is Kind.OTHER:
+            problems.append(error(path, "is neither file nor folder; remove it"))
+        elif entry.kind is Kind.LINK:
+            yield from _link(folder, entry, path, problems)
+        else:
+            yield CodeFile(path, entry, folder)
+
+
+def _entries(folder: Folder, prefix: str, problems: list[Problem]) -> list[Entry]:
+    try:
+        return folder.entries()
+    except FolderFault as fault:
+        if not prefix:
+            raise
+        problems.append(error(prefix.rstrip("/"), fault.message))
+        return []
+
+
+def _link(folder: Folder, entry: Entry, path: str, problems: list[Problem]) -> Iterator[CodeFile]:
+    try:
+        target = folder.target(entry.name)
+    except FolderFault as fault:
+        problems.append(error(path, fault.message))
+        return
+    if is_utf8(target):
+        yield CodeFile(path, entry, folder, target)
+    else:
+        problems.append(error(path, "is a symbolic link to a name that is not UTF-8"))
+
+
+def is_utf8(path: str) -> bool:
+    """Tells whether a name can be written as UTF-8; others hold surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in path)
