@@ -1,0 +1,23 @@
+"""Time, passed in so that tests need not wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+
+class Clock:
+    """The host's clocks. `monotonic` measures (seconds), `now` labels (UTC)."""
+
+    def monotonic(self) -> float:
+        """Seconds since an unknown start; never goes back."""
+        return time.monotonic()
+
+    def now(self) -> datetime:
+        """The wall clock: a label, and the only time that outlives the process."""
+        return datetime.now(UTC)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for `seconds`."""
+        await asyncio.sleep(seconds)

@@ -1,0 +1,73 @@
+"""What the control plane wants of an attempt. In memory only: it holds secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fastflow_agent.model import AttemptKey, Limits, StopCause
+
+
+class Action(StrEnum):
+    """What is to become of an attempt."""
+
+    RUN = "RUN"
+    STOP = "STOP"
+    FORGET = "FORGET"
+    ORPHAN = "ORPHAN"
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A secret environment variable; its value stays out of every text."""
+
+    name: str
+    value: bytes = field(repr=False)
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What to run. Times in seconds (`timeout` from the release, 0 = none), sizes in bytes."""
+
+    pipeline: str
+    bundle_digest: str
+    bundle_size: int
+    limits: Limits
+    timeout: float
+    stop_grace: float
+    python_version: str
+    log_limit: int
+    variables: Mapping[str, str] = field(repr=False)
+    secrets: tuple[Secret, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """All variables, secrets included; bytes that are no UTF-8 pass through unchanged."""
+        values = {secret.name: secret.value.decode("utf-8", "surrogateescape") for secret in self.secrets}
+        return {**self.variables, **values}
+
+
+@dataclass(frozen=True)
+class Desired:
+    """The control plane's word on one attempt.
+
+    `known_seq` is the last event it has stored, `durable_offset` the log bytes it has on disk. `spec` comes with RUN;
+    `stop_cause` and `stop_grace` (seconds) with STOP.
+    """
+
+    key: AttemptKey
+    action: Action
+    known_seq: int = 0
+    durable_offset: int = 0
+    spec: RunSpec | None = None
+    stop_cause: StopCause = StopCause.CANCEL
+    stop_grace: float = 0.0
+    secrets: tuple[Secret, ...] = ()
+
+    @property
+    def masks(self) -> tuple[bytes, ...]:
+        """Values that must not be seen in the log."""
+        known = self.spec.secrets if self.spec else self.secrets
+        return tuple(secret.value for secret in known)

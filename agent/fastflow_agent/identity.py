@@ -1,0 +1,125 @@
+"""Who this agent is: its data folder, its id, the cluster it belongs to, and the host it stands on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import re
+import socket
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastflow.ids import new_id
+
+from fastflow_agent.journal import sync_folder
+
+AGENT_ID_FILE = "agent-id"
+CLUSTER_FILE = "cluster.json"
+LOCK_FILE = "lock"
+
+
+class DataFolderInUse(Exception):
+    """Another agent works in this data folder; the message names it."""
+
+
+class DataFolderLock:
+    """Exclusive hold of a data folder, given back when the process ends, however it ends."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """Take the lock; raises DataFolderInUse."""
+        data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        path = data_dir / LOCK_FILE
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._descriptor)
+            raise DataFolderInUse(
+                f"another agent (process {holder}) works in {data_dir}; stop it, or give this one another data_dir"
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+
+    def release(self) -> None:
+        """Give the folder back."""
+        os.close(self._descriptor)
+
+
+@dataclass(frozen=True)
+class Membership:
+    """The cluster the agent last belonged to ("" = none yet), and the highest revision of desired state it saw."""
+
+    cluster_id: str = ""
+    last_revision: int = 0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Ids of agent, process and host; fixed for the life of the process."""
+
+    agent_id: str
+    instance_id: str
+    boot_id: str
+    machine_id: str
+    host_name: str
+    kernel: str
+
+    @classmethod
+    def load(cls, data_dir: Path) -> Identity:
+        """Read the agent's id, or make one at the first start; OSError if the folder can not be used."""
+        return cls(
+            agent_id=_agent_id(data_dir / AGENT_ID_FILE),
+            instance_id=new_id(),
+            boot_id=_read(Path("/proc/sys/kernel/random/boot_id")),
+            machine_id=_read(Path("/etc/machine-id")),
+            host_name=socket.gethostname(),
+            kernel=platform.release(),
+        )
+
+
+def load_membership(data_dir: Path) -> Membership:
+    """The membership as `save_membership` left it; an unreadable file is no membership."""
+    try:
+        values = json.loads((data_dir / CLUSTER_FILE).read_text())
+        return Membership(str(values["cluster_id"]), int(values["last_revision"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return Membership()
+
+
+def save_membership(data_dir: Path, membership: Membership) -> None:
+    """Keep the membership on disk; blocks. OSError if the disk refuses: then the old one stands."""
+    text = json.dumps({"cluster_id": membership.cluster_id, "last_revision": membership.last_revision})
+    _replace(data_dir / CLUSTER_FILE, text)
+
+
+def _agent_id(path: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        kept = path.read_text().strip()
+        if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", kept):
+            return kept
+        raise ValueError(f"{path} does not hold an agent id; restore it, or delete it to become a new agent")
+    # Random from its first digit on, unlike run ids: the first digits of those are a clock.
+    fresh = str(uuid.uuid4())
+    _replace(path, fresh + "\n")
+    return fresh
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = path.with_name(path.name + ".new")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    sync_folder(path.parent)
+
+
+def _read(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text().strip()
+    return ""

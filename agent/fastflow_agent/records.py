@@ -1,0 +1,291 @@
+"""What stands in an attempt's journal, and what follows from it.
+
+The order of the steps is: INTENT, PREPARED, CREATED, STARTED, RELEASING, RELEASED, STOPPING, SIGNALLED, EXITED, ACKED,
+SEALED, FORGET. RELEASING is written before the release and RELEASED after it, so that a journal without RELEASING
+proves that no user code ran; STOPPING is written before the signal and SIGNALLED after it. No record holds a secret
+or the value of an environment variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from fastflow_agent.facts import ContainerGone, Ended, Event, LogLossFound, SoftLimitCrossed, StateChanged
+from fastflow_agent.model import AttemptKey, Limits, SlotId, State, StopCause
+
+
+@dataclass(frozen=True)
+class Intent:
+    """First record: binds the slot to the attempt and keeps what is needed of it after a restart.
+
+    Times in seconds; `timeout` counts from the release and 0 is none.
+    """
+
+    run_id: str
+    attempt: int
+    claim_token: str
+    slot: SlotId
+    pipeline: str
+    bundle_digest: str
+    limits: Limits
+    timeout: float
+    stop_grace: float
+    python_version: str
+    log_limit: int
+    boot_id: str
+    time: datetime
+    step: Literal["INTENT"] = "INTENT"
+
+    @property
+    def key(self) -> AttemptKey:
+        """The attempt the slot is bound to."""
+        return AttemptKey(self.run_id, self.attempt, self.claim_token)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Code and dependencies are there; the slot holds on to this generation of the uv cache."""
+
+    generation: str
+    step: Literal["PREPARED"] = "PREPARED"
+
+
+@dataclass(frozen=True)
+class Created:
+    """The container exists."""
+
+    step: Literal["CREATED"] = "CREATED"
+
+
+@dataclass(frozen=True)
+class Started:
+    """The container runs and waits for its release."""
+
+    step: Literal["STARTED"] = "STARTED"
+
+
+@dataclass(frozen=True)
+class Releasing:
+    """From here on user code may have run. The time limit counts from `time`."""
+
+    time: datetime
+    boot_id: str
+    step: Literal["RELEASING"] = "RELEASING"
+
+
+@dataclass(frozen=True)
+class Released:
+    """The wrapper has taken its environment."""
+
+    step: Literal["RELEASED"] = "RELEASED"
+
+
+@dataclass(frozen=True)
+class OomSeen:
+    """The kernel killed a process of the container over its memory limit; the container is ended for it."""
+
+    kills: int
+    step: Literal["OOM_SEEN"] = "OOM_SEEN"
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """The attempt is to end: SIGTERM, then SIGKILL `grace` seconds after `time`."""
+
+    cause: StopCause
+    time: datetime
+    grace: float
+    step: Literal["STOPPING"] = "STOPPING"
+
+
+@dataclass(frozen=True)
+class Signalled:
+    """A signal reached the program while it lived: the end that follows is the stop's."""
+
+    step: Literal["SIGNALLED"] = "SIGNALLED"
+
+
+@dataclass(frozen=True)
+class Exited:
+    """What the engine said of the container's end, in the same write as the verdict drawn from it."""
+
+    state: str
+    exit_code: int | None
+    oom_flag: bool
+    error: str
+    step: Literal["EXITED"] = "EXITED"
+
+
+@dataclass(frozen=True)
+class Acked:
+    """The control plane has settled all events up to `sequence`."""
+
+    sequence: int
+    step: Literal["ACKED"] = "ACKED"
+
+
+@dataclass(frozen=True)
+class SequenceRaised:
+    """The control plane knows events this journal has lost; numbers go on after `sequence`."""
+
+    sequence: int
+    step: Literal["SEQUENCE_RAISED"] = "SEQUENCE_RAISED"
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """The control plane has the whole log."""
+
+    end_offset: int
+    step: Literal["SEALED"] = "SEALED"
+
+
+@dataclass(frozen=True)
+class Forget:
+    """All of it is to be deleted, the journal last."""
+
+    step: Literal["FORGET"] = "FORGET"
+
+
+@dataclass(frozen=True)
+class Noted:
+    """An event."""
+
+    event: Event
+    step: Literal["EVENT"] = "EVENT"
+
+
+Step = (
+    Intent
+    | Prepared
+    | Created
+    | Started
+    | Releasing
+    | Released
+    | OomSeen
+    | Stopping
+    | Signalled
+    | Exited
+    | Acked
+    | SequenceRaised
+    | Sealed
+    | Forget
+)
+Record = Annotated[Step | Noted, Field(discriminator="step")]
+
+_RECORD: TypeAdapter[Step | Noted] = TypeAdapter(Record)
+
+
+def encode(record: Step | Noted) -> bytes:
+    """One line of JSON without its end."""
+    return _RECORD.dump_json(record, exclude_none=True)
+
+
+def decode(text: bytes) -> Step | Noted:
+    """The record `encode` made `text` of; ValueError for anything else."""
+    return _RECORD.validate_json(text)
+
+
+@dataclass
+class History:
+    """What the records of one attempt add up to."""
+
+    intent: Intent
+    generation: str = ""
+    created: bool = False
+    started: bool = False
+    releasing: Releasing | None = None
+    released: bool = False
+    oom_kills: int = 0
+    stopping: Stopping | None = None
+    signalled: bool = False
+    ended: Ended | None = None
+    given_up: StateChanged | None = None
+    """Set when the attempt could not start and is to be placed elsewhere: its slot is never released."""
+    container_gone: bool = False
+    sealed: bool = False
+    end_offset: int = 0
+    forgotten: bool = False
+    state: State = State.ASSIGNED
+    last_event: int = 0
+    acked: int = 0
+    unacked: dict[int, Event] = field(default_factory=dict)
+    crossings: dict[int, SoftLimitCrossed] = field(default_factory=dict)
+    losses: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, records: Iterable[Step | Noted]) -> History | None:
+        """The history of a whole journal; None if it does not begin with INTENT."""
+        rest = iter(records)
+        first = next(rest, None)
+        if not isinstance(first, Intent):
+            return None
+        history = cls(first)
+        for record in rest:
+            history.apply(record)
+        return history
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing can change the attempt's result any more."""
+        return self.ended is not None or self.given_up is not None
+
+    def apply(self, record: Step | Noted) -> None:
+        """Take over one more record."""
+        match record:
+            case Prepared(generation=generation):
+                self.generation = generation
+            case Created():
+                self.created = True
+            case Started():
+                self.started = True
+            case Releasing():
+                self.releasing = record
+            case Released():
+                self.released = True
+            case OomSeen(kills=kills):
+                self.oom_kills = max(self.oom_kills, kills)
+            case Stopping():
+                self.stopping = self.stopping or record
+            case Signalled():
+                self.signalled = True
+            case Acked(sequence=sequence):
+                self._settle(sequence)
+            case SequenceRaised(sequence=sequence):
+                self.last_event = max(self.last_event, sequence)
+                self._settle(sequence)
+            case Sealed(end_offset=end_offset):
+                self.sealed, self.end_offset = True, end_offset
+            case Forget():
+                self.forgotten = True
+            case Noted(event=event):
+                self._note(event)
+            case Intent() | Exited():
+                pass
+
+    def _settle(self, sequence: int) -> None:
+        for settled in range(self.acked + 1, sequence + 1):
+            self.unacked.pop(settled, None)
+        self.acked = max(self.acked, sequence)
+
+    def _note(self, event: Event) -> None:
+        self.last_event = event.sequence
+        self.unacked[event.sequence] = event
+        match event.fact:
+            case StateChanged(state=state) as change:
+                self.state = state
+                if state is State.QUEUED:
+                    self.given_up = change
+            case Ended(state=state) as ended:
+                self.state, self.ended = state, ended
+            case SoftLimitCrossed(crossing=crossing) as crossed:
+                self.crossings[crossing] = crossed
+            case LogLossFound(kind=kind):
+                self.losses.add(kind)
+            case ContainerGone():
+                self.container_gone = True

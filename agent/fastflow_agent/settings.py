@@ -1,0 +1,162 @@
+"""Every setting of the agent, once."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from fastflow.client import DEFAULT_SERVER
+from fastflow.pipelines.sizes import parse_size
+from fastflow.service.settings import ServiceSettings
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+
+from fastflow_agent.runtime.base import Egress
+
+VERSION = "0.1.0"
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, str | int):
+        raise ValueError("is not a size")
+    return parse_size(value)
+
+
+Size = Annotated[int, BeforeValidator(_size)]
+
+
+class AgentSettings(ServiceSettings):
+    """Settings of `fastflow-agent run`."""
+
+    controlplane: str = Field(DEFAULT_SERVER, description="Address of the control plane, host:port.")
+    token: SecretStr | None = Field(
+        None, description="Shared token of the cluster; required unless the control plane is on this host."
+    )
+    data_dir: Path = Field(
+        Path(".fastflow/agent"),
+        description="Folder for journals, logs not yet delivered, code and the uv cache; one agent per folder.",
+    )
+    env_dir: Path | None = Field(
+        None,
+        description="Folder in memory (tmpfs) through which secrets reach containers. "
+        "Not set: /run/fastflow/env, or a folder under /dev/shm where /run is no tmpfs.",
+    )
+    agent_name: str = Field(
+        default_factory=socket.gethostname, description="Name of this agent, unique in the cluster."
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels of this agent, shown and used by placement."
+    )
+    runtime: Literal["docker", "process"] = Field(
+        "docker", description='What runs pipelines; "process" neither isolates nor limits them.'
+    )
+    docker_host: str = Field("unix:///var/run/docker.sock", description="Address of the Docker engine.")
+    image: str = Field(f"fastflow/runner:{VERSION}", description="Runner image: Python, uv and the unprivileged user.")
+    container_uid: int = Field(
+        1000, ge=1, description="User and group id inside containers; the image has an account for it."
+    )
+    cpu_capacity: float | None = Field(
+        None, gt=0, description="Cores that runs may reserve together. Not set: all of this host's."
+    )
+    memory_capacity: Size | None = Field(
+        None, description='Memory that runs may reserve together, such as "6g". Not set: all of this host\'s.'
+    )
+    slots: int = Field(0, ge=0, description="Runs that may live here at once; 0 = as many as CPU and memory allow.")
+    network: str = Field("bridge", description="Docker network of runs and preparers.")
+    ca_bundle: Path | None = Field(
+        None,
+        description="File of certificate authorities on this host, mounted read-only into runs and preparers "
+        "(SSL_CERT_FILE, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE).",
+    )
+    http_proxy: str = Field("", description="Proxy for http, in runs and preparers.")
+    https_proxy: str = Field("", description="Proxy for https, in runs and preparers.")
+    no_proxy: str = Field("", description="Hosts reached without proxy, in runs and preparers.")
+    index_url: str = Field("", description="Package index for uv, in runs and preparers. Empty: uv's default.")
+    spool_quota: Size = Field(
+        4 << 30,
+        description="Bytes of output kept per run while the control plane can not take them; then it is dropped.",
+    )
+    disk_reserve: Size = Field(
+        256 << 20,
+        description="Free bytes below which the data folder's disk counts as full: no new runs, and what runs can "
+        "still end properly.",
+    )
+    start_patience: float = Field(
+        20.0,
+        ge=0,
+        description="Seconds a run waits here for a container engine that does not answer, before it is placed "
+        "elsewhere; longer than an engine takes to restart.",
+    )
+    probe_interval: float = Field(
+        3.0,
+        gt=0,
+        description="Seconds between two looks at engine, image and disk; how soon a trouble, or its end, is told.",
+    )
+    usage_interval: float = Field(
+        1.0, gt=0, description="Seconds between two samples of a run's control group, and between telemetry messages."
+    )
+    log_poll_interval: float = Field(
+        0.03, gt=0, description="Seconds between two looks at a run's output: the agent's share of a line's delay."
+    )
+    reconnect_initial: float = Field(
+        0.5, gt=0, description="Seconds of back-off after the first lost connection to the control plane."
+    )
+    reconnect_maximum: float = Field(
+        15.0,
+        gt=0,
+        description="Seconds of back-off that are never exceeded: how soon a returned control plane is found.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log entry shown.")
+
+    @field_validator("controlplane")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(f"{value!r} is no address; write host:port, such as {DEFAULT_SERVER}")
+        return value
+
+    @model_validator(mode="after")
+    def _token_for_the_network(self) -> Self:
+        if not self.token and not _is_loopback(self.controlplane.rpartition(":")[0]):
+            raise ValueError("a control plane on another host needs the cluster's shared token: set token")
+        return self
+
+    @property
+    def token_value(self) -> str | None:
+        """The token as it goes over the wire."""
+        return self.token.get_secret_value() if self.token else None
+
+    @property
+    def egress(self) -> Egress:
+        """How runs and preparers reach the world."""
+        return Egress(
+            network=self.network,
+            ca_bundle=self.ca_bundle,
+            http_proxy=self.http_proxy,
+            https_proxy=self.https_proxy,
+            no_proxy=self.no_proxy,
+            index_url=self.index_url,
+        )
+
+    @property
+    def cpu_milli_cores(self) -> int:
+        """CPU that runs may reserve, in thousandths of a core."""
+        return round((self.cpu_capacity or os.cpu_count() or 1) * 1000)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that runs may reserve, in bytes."""
+        return self.memory_capacity or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _is_loopback(host: str) -> bool:
+    host = host.strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,196 @@
+import errno
+import os
+from concurrent.futures import Executor
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import google_crc32c
+import pytest
+from fastflow_agent.clock import Clock
+from fastflow_agent.facts import ContainerGone, Ended, LogLossFound, SoftLimitCrossed, StateChanged
+from fastflow_agent.journal import Journal, UnknownRecord
+from fastflow_agent.model import Limits, Reason, SlotId, State, StopCause
+from fastflow_agent.records import (
+    Created,
+    Exited,
+    Intent,
+    OomSeen,
+    Prepared,
+    Released,
+    Releasing,
+    Sealed,
+    Signalled,
+    Started,
+    Stopping,
+)
+
+NOW = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=UTC)
+INTENT = Intent(
+    run_id="0190aaaa-0000-7000-8000-000000000001",
+    attempt=2,
+    claim_token="token",
+    slot=SlotId("00112233aabbccdd"),
+    pipeline="p",
+    bundle_digest="sha256:00",
+    limits=Limits(500, 1 << 28, 400, 1 << 27),
+    timeout=30.0,
+    stop_grace=10.0,
+    python_version="3.11",
+    log_limit=1 << 30,
+    boot_id="boot-1",
+    time=NOW,
+)
+PREPARING = StateChanged(State.PREPARING, slot="00112233aabbccdd")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "slots" / INTENT.slot / "journal"
+
+
+async def _whole_life(path: Path, disk: Executor) -> Journal:
+    journal = await Journal.create(path, INTENT, disk, Clock(), facts=[PREPARING])
+    await journal.append(Prepared("generation-1"))
+    await journal.append(Created())
+    await journal.append(Started(), Releasing(NOW, "boot-1"))
+    await journal.append(Released(), facts=[StateChanged(State.RUNNING)])
+    await journal.append(facts=[SoftLimitCrossed(1, "MEMORY", 10, 12, NOW), LogLossFound("TRUNCATED", 5, NOW)])
+    await journal.append(OomSeen(3), Stopping(StopCause.TIMEOUT, NOW, 10.0), facts=[StateChanged(State.STOPPING)])
+    await journal.append(Signalled())
+    await journal.append(
+        Exited("exited", 143, False, ""), facts=[Ended(State.TIMED_OUT, Reason.TIMEOUT, exit_code=143)]
+    )
+    await journal.append(facts=[ContainerGone()])
+    await journal.append(Sealed(77))
+    return journal
+
+
+async def test_what_was_appended_is_there_after_a_restart(path: Path, disk: Executor) -> None:
+    before = await _whole_life(path, disk)
+    after = await Journal.open(path, disk, Clock())
+    assert after is not None
+    assert after.history == before.history
+    assert after.history.ended == Ended(State.TIMED_OUT, Reason.TIMEOUT, exit_code=143)
+    assert after.history.intent == INTENT
+    assert after.history.state is State.TIMED_OUT
+    assert [event.sequence for event in after.history.unacked.values()] == list(range(1, 8))
+
+
+async def test_a_journal_cut_anywhere_gives_the_records_before_the_cut_and_takes_new_ones(
+    path: Path, disk: Executor
+) -> None:
+    journal = await _whole_life(path, disk)
+    journal.close()
+    content = path.read_bytes().rstrip(b"\0")
+    for length in range(0, len(content), 7):
+        path.write_bytes(content[:length])
+        whole = content[:length].count(b"\n")
+        cut = await Journal.open(path, disk, Clock())
+        if whole == 0:
+            assert cut is None
+            continue
+        assert cut is not None
+        last = cut.history.last_event
+        await cut.append(facts=[ContainerGone()])
+        cut.close()
+        assert path.read_bytes().rstrip(b"\0").count(b"\n") == whole + 1
+        again = await Journal.open(path, disk, Clock())
+        assert again is not None
+        assert again.history.last_event == last + 1
+        again.close()
+
+
+async def test_a_whole_line_behind_a_torn_one_is_not_brought_back(path: Path, disk: Executor) -> None:
+    journal = await Journal.create(path, INTENT, disk, Clock())
+    await journal.append(Prepared("torn-away"), Created())
+    journal.close()
+    content = bytearray(path.read_bytes())
+    torn = content.index(b"torn-away")
+    content[torn : torn + 4] = b"\0\0\0\0"
+    path.write_bytes(bytes(content))
+
+    cut = await Journal.open(path, disk, Clock())
+    assert cut is not None
+    await cut.append(Prepared("torn-away"))
+    cut.close()
+    again = await Journal.open(path, disk, Clock())
+    assert again is not None
+    assert again.history.generation == "torn-away"
+    assert not again.history.created
+
+
+async def test_a_record_of_a_newer_version_is_an_error_and_nothing_is_cut(path: Path, disk: Executor) -> None:
+    journal = await Journal.create(path, INTENT, disk, Clock())
+    journal.close()
+    content = path.read_bytes().rstrip(b"\0")
+    line = b'{"step":"FROZEN"}'
+    path.write_bytes(content + b"%08x %b\n" % (google_crc32c.value(line), line))
+    with pytest.raises(UnknownRecord, match="FROZEN"):
+        await Journal.open(path, disk, Clock())
+    assert path.read_bytes().endswith(line + b"\n")
+
+
+async def test_a_full_disk_leaves_neither_half_a_line_nor_a_number_used(
+    path: Path, disk: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = await Journal.create(path, INTENT, disk, Clock())
+    real = os.pwrite
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        if len(data) < 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data[: len(data) // 2], offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space"):
+        await journal.append(Created(), facts=[PREPARING])
+    monkeypatch.undo()
+    assert journal.history.last_event == 0
+    await journal.append(facts=[PREPARING])
+    journal.close()
+    after = await Journal.open(path, disk, Clock())
+    assert after is not None
+    assert not after.history.created
+    assert list(after.history.unacked) == [1]
+
+
+async def test_the_disk_space_for_an_end_is_reserved_from_the_beginning(path: Path, disk: Executor) -> None:
+    journal = await Journal.create(path, INTENT, disk, Clock())
+    assert path.stat().st_blocks * 512 >= 64 * 1024
+    for _ in range(600):
+        await journal.append(facts=[replace(PREPARING, message="x" * 200)])
+    used = len(path.read_bytes().rstrip(b"\0"))
+    assert used > 64 * 1024
+    assert path.stat().st_blocks * 512 >= used + 32 * 1024
+
+
+async def test_acknowledged_events_are_not_sent_again_after_the_next_append(path: Path, disk: Executor) -> None:
+    journal = await _whole_life(path, disk)
+    journal.acknowledge(5)
+    assert list(journal.history.unacked) == [6, 7]
+    await journal.append(Sealed(78))
+    after = await Journal.open(path, disk, Clock())
+    assert after is not None
+    assert list(after.history.unacked) == [6, 7]
+
+
+async def test_numbers_go_on_above_what_the_control_plane_knows(path: Path, disk: Executor) -> None:
+    journal = await Journal.create(path, INTENT, disk, Clock(), facts=[PREPARING])
+    await journal.raise_sequence(9)
+    await journal.append(facts=[ContainerGone()])
+    after = await Journal.open(path, disk, Clock())
+    assert after is not None
+    assert list(after.history.unacked) == [10]
+
+
+async def test_a_volatile_journal_keeps_events_without_a_file(path: Path, disk: Executor) -> None:
+    journal = Journal.volatile(INTENT, disk, Clock())
+    await journal.append(facts=[Ended(State.FAILED, Reason.STATE_LOST)])
+    assert list(journal.history.unacked) == [1]
+    assert not path.exists()
+
+
+async def test_a_journal_is_readable_by_the_agent_alone(path: Path, disk: Executor) -> None:
+    await Journal.create(path, INTENT, disk, Clock())
+    assert path.stat().st_mode & 0o777 == 0o600
