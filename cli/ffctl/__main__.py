@@ -1,0 +1,122 @@
+"""The command line: `ffctl` without arguments tells what there is."""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from ffctl import failures
+from ffctl.failures import Failure, ReaderLeft
+from ffctl.options import server_option
+
+COMMANDS = {
+    "run": ("run:command", "Runs a pipeline."),
+    "runs": ("runs:group", "Lists, shows and cancels runs."),
+    "logs": ("logs:command", "Prints a run's output."),
+    "pipelines": ("pipelines:group", "Lists, shows and validates pipelines."),
+    "agents": ("agents:group", "Lists and shows agents, the worker hosts."),
+    "secrets": ("secrets:group", "Sets, lists and deletes secrets."),
+    "up": ("up:command", "Starts a control plane and an agent on this machine."),
+    "completion": ("completion:command", "Prints the completion script of a shell."),
+}
+"""Each command, its place under ffctl.commands, and what it does."""
+
+
+class Commands(click.Group):
+    """Loads a command's module when it is used: `ffctl --help` answers before gRPC could be loaded."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names in the order of a first day's work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Returns the command, or None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"ffctl.commands.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list of commands without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, explanation) for name, (_, explanation) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+        """Offers the names of the commands without loading them."""
+        offered = [
+            CompletionItem(name, help=explanation)
+            for name, (_, explanation) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return offered + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="fast-flow", prog_name="ffctl", message="%(prog)s %(version)s")
+@server_option
+def ffctl() -> None:
+    """Runs folders with a main.py: isolated, limited, observed, on any of your machines.
+
+    \b
+    Example: ffctl up                     (in one terminal)
+             ffctl run hello --follow     (in another)
+
+    \b
+    Exit codes: 0 succeeded · 1 the run ended otherwise · 2 usage · 3 server unreachable ·
+                4 refused by the server · 130 detached by Ctrl-C
+    """
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that can not show a character gets a substitute instead of ending the command.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_stdout()
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code."""
+    try:
+        result = ffctl.main(arguments, prog_name="ffctl", standalone_mode=False)
+        return result if isinstance(result, int) else failures.SUCCEEDED
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.ClickException as error:
+        error.show()
+        return failures.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return failures.DETACHED
+    except ReaderLeft as left:
+        _discard_stdout()
+        return left.exit_code
+    except Failure as failure:
+        _complain(failure.message, failure.details, failure.hint)
+        return failure.exit_code
+    except OSError as error:
+        _complain(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        return failures.RUN_FAILED
+
+
+def _complain(message: str, details: list[str] | None = None, hint: str = "") -> None:
+    from ffctl.output import complain  # loads rich
+
+    complain(message, details or [], hint)
+
+
+def _discard_stdout() -> None:
+    # Python flushes stdout once more at exit, and would complain about the closed pipe.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""`ffctl agents`: the worker hosts, what they can take and what is wrong with them."""
+
+import click
+from fastflow.ids import short
+from fastflow.v1 import agents_pb2
+from rich.console import RenderableType
+from rich.table import Table
+
+from ffctl import details, output, wording
+from ffctl.connection import Connection
+from ffctl.options import complete_agent, output_option, server_option
+from ffctl.output import cell, facts, table
+from ffctl.session import ask, connected, pages
+
+
+@click.group("agents")
+def group() -> None:
+    """Lists and shows agents, the worker hosts."""
+
+
+@group.command("list")
+@output_option
+@server_option
+@click.pass_context
+def list_agents(context: click.Context, as_json: bool) -> None:
+    """Lists agents by name.
+
+    \b
+    Example: ffctl agents list
+    """
+
+    async def work(connection: Connection) -> tuple[list[agents_pb2.Agent], bool]:
+        return await pages(connection, connection.agents.ListAgents, agents_pb2.ListAgentsRequest(), "agents")
+
+    found, _ = connected(context, work)
+    _show_list(found, context, as_json=as_json)
+
+
+def _show_list(agents: list[agents_pb2.Agent], context: click.Context, *, as_json: bool) -> None:
+    if as_json:
+        output.listing("agents", agents)
+    elif agents:
+        output.show(agents_table(agents, details.seconds_now()))
+    else:
+        output.say("No agents yet. On a worker host start: FASTFLOW_CONTROLPLANE=HOST:PORT fastflow-agent run")
+
+
+def agents_table(agents: list[agents_pb2.Agent], now: float) -> Table:
+    """Returns one row per agent: what is reserved of what there is, and what an operator should know."""
+    grid = table("AGENT", "STATE", "RUNS", "CPU", "MEMORY", "SEEN", "NOTE")
+    for agent in agents:
+        name = wording.agent_state(agent.state)
+        grid.add_row(
+            cell(agent.name),
+            cell(name, wording.STYLES.get(name, "")),
+            str(len(agent.attempts)),
+            f"{agent.reserved.cpu_milli_cores / 1000:g}/{agent.capacity.cpu_milli_cores / 1000:g}",
+            f"{_gib(agent.reserved.memory_bytes)}/{_gib(agent.capacity.memory_bytes)} GiB",
+            wording.ago(agent.last_seen_time, now),
+            cell(_note(agent)),
+        )
+    return grid
+
+
+def _note(agent: agents_pb2.Agent) -> str:
+    conditions = [f"{condition.type}: {condition.message}" for condition in agent.conditions]
+    return "; ".join(conditions) or agent.message
+
+
+def _gib(count: int) -> str:
+    return f"{count / 1024**3:.1f}".removesuffix(".0")
+
+
+@group.command("show")
+@click.argument("name", shell_complete=complete_agent)
+@output_option
+@server_option
+@click.pass_context
+def show_agent(context: click.Context, name: str, as_json: bool) -> None:
+    """Shows one agent: capacity, conditions, runtime, what runs there.
+
+    \b
+    Example: ffctl agents show worker-1
+    """
+    answer = ask(context, "agents", "GetAgent", agents_pb2.GetAgentRequest(name=name))
+    _show(answer.agent, as_json=as_json)
+
+
+def _show(agent: agents_pb2.Agent, *, as_json: bool) -> None:
+    if as_json:
+        output.show_json(agent)
+        return
+    shown: list[RenderableType] = [facts(_rows(agent, details.seconds_now()))]
+    if agent.attempts:
+        grid = table("RUN", "ATTEMPT", "PIPELINE")
+        for attempt in agent.attempts:
+            grid.add_row(short(attempt.run_id), str(attempt.attempt), cell(attempt.pipeline))
+        shown += ["", grid]
+    output.show(*shown)
+
+
+def _rows(agent: agents_pb2.Agent, now: float) -> list[tuple[str, RenderableType]]:
+    state = wording.agent_state(agent.state)
+    rows: list[tuple[str, RenderableType]] = [
+        ("Agent", cell(agent.name)),
+        ("State", cell(state, wording.STYLES.get(state, ""))),
+    ]
+    if agent.message:
+        rows.append(("", cell(agent.message)))
+    for condition in agent.conditions:
+        effect = "gets no runs" if condition.blocks_placement else "still gets runs"
+        since = f" (since {wording.ago(condition.since, now)})" if condition.HasField("since") else ""
+        text = f"{condition.type}: {condition.message}{since}; {effect}"
+        rows.append(("Condition", cell(text, "red" if condition.blocks_placement else "yellow")))
+    slots = f", {agent.capacity.slots} slots" if agent.capacity.slots else ""
+    rows += [
+        ("Capacity", _capacity(agent.capacity) + slots),
+        ("Reserved", f"{_capacity(agent.reserved)} by {len(agent.attempts)} runs"),
+        ("Runtime", cell(f"{agent.runtime} {agent.runtime_version}".strip() + f", cgroup {agent.cgroup or 'unknown'}")),
+        ("Image", cell(agent.image or "none")),
+        ("Python", cell(", ".join(agent.python_versions) or wording.UNKNOWN)),
+        ("Host", cell(f"{agent.host_name}, {agent.kernel}".strip(", "))),
+        ("Version", cell(agent.version)),
+        ("Seen", f"{wording.ago(agent.last_seen_time, now)}, connected since {wording.local(agent.connect_time)}"),
+    ]
+    if agent.labels:
+        labels = ", ".join(f"{name}={value}" for name, value in sorted(agent.labels.items()))
+        rows.append(("Labels", cell(labels)))
+    return rows
+
+
+def _capacity(capacity: agents_pb2.Capacity) -> str:
+    return f"{wording.cores(capacity.cpu_milli_cores)}, {wording.size(capacity.memory_bytes)}"

@@ -1,0 +1,127 @@
+"""`ffctl pipelines`: lists and shows what the server discovered, and validates a folder before it gets there."""
+
+import click
+from fastflow.v1 import pipelines_pb2
+from rich.console import RenderableType
+from rich.table import Table
+
+from ffctl import output, wording
+from ffctl.connection import Connection
+from ffctl.options import complete_pipeline, output_option, server_option
+from ffctl.output import cell, facts, table
+from ffctl.session import ask, connected, pages
+
+
+@click.group("pipelines")
+def group() -> None:
+    """Lists, shows and validates pipelines."""
+
+
+@group.command("list")
+@output_option
+@server_option
+@click.pass_context
+def list_pipelines(context: click.Context, as_json: bool) -> None:
+    """Lists pipelines by name.
+
+    \b
+    Example: ffctl pipelines list
+    """
+
+    async def work(connection: Connection) -> tuple[list[pipelines_pb2.Pipeline], bool]:
+        request = pipelines_pb2.ListPipelinesRequest()
+        return await pages(connection, connection.pipelines.ListPipelines, request, "pipelines")
+
+    found, _ = connected(context, work)
+    _show_list(found, as_json=as_json)
+
+
+def _show_list(pipelines: list[pipelines_pb2.Pipeline], *, as_json: bool) -> None:
+    if as_json:
+        output.listing("pipelines", pipelines)
+    elif pipelines:
+        output.show(pipelines_table(pipelines))
+    else:
+        output.say("No pipelines yet: put a folder with a main.py into the control plane's pipelines folder.")
+
+
+def pipelines_table(pipelines: list[pipelines_pb2.Pipeline]) -> Table:
+    """Returns one row per pipeline; of an invalid one the first problem."""
+    grid = table("PIPELINE", "STATE", "CPU", "MEMORY", "DESCRIPTION")
+    for pipeline in pipelines:
+        name = wording.pipeline_state(pipeline.state)
+        known = pipeline.limits.memory_hard_bytes > 0
+        grid.add_row(
+            cell(pipeline.name),
+            cell(name, wording.STYLES.get(name, "")),
+            f"{pipeline.limits.cpu_hard_milli_cores / 1000:g}" if known else wording.UNKNOWN,
+            wording.size(pipeline.limits.memory_hard_bytes) if known else wording.UNKNOWN,
+            cell(_note(pipeline)),
+        )
+    return grid
+
+
+def _note(pipeline: pipelines_pb2.Pipeline) -> str:
+    errors = [problem for problem in pipeline.problems if problem.severity != pipelines_pb2.PROBLEM_SEVERITY_WARNING]
+    if errors:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        return problem_line(errors[0]) + more
+    if pipeline.problems:
+        warnings = f"{len(pipeline.problems)} warning{'s' if len(pipeline.problems) > 1 else ''}"
+        return f"{pipeline.description} ({warnings})" if pipeline.description else warnings
+    return pipeline.description
+
+
+def problem_line(problem: pipelines_pb2.Problem) -> str:
+    """Returns "pipeline.json: cpu_hard_limit: …"."""
+    return ": ".join(part for part in (problem.file, problem.field, problem.message) if part)
+
+
+@group.command("show")
+@click.argument("name", shell_complete=complete_pipeline)
+@output_option
+@server_option
+@click.pass_context
+def show_pipeline(context: click.Context, name: str, as_json: bool) -> None:
+    """Shows one pipeline: limits, problems, environment.
+
+    \b
+    Example: ffctl pipelines show etl
+    """
+    answer = ask(context, "pipelines", "GetPipeline", pipelines_pb2.GetPipelineRequest(name=name))
+    _show(answer.pipeline, as_json=as_json)
+
+
+def _show(pipeline: pipelines_pb2.Pipeline, *, as_json: bool) -> None:
+    if as_json:
+        output.show_json(pipeline)
+    else:
+        output.show(facts(_rows(pipeline)))
+
+
+def _rows(pipeline: pipelines_pb2.Pipeline) -> list[tuple[str, RenderableType]]:
+    state = wording.pipeline_state(pipeline.state)
+    rows: list[tuple[str, RenderableType]] = [
+        ("Pipeline", cell(pipeline.name)),
+        ("State", cell(state, wording.STYLES.get(state, ""))),
+    ]
+    for problem in pipeline.problems:
+        warning = problem.severity == pipelines_pb2.PROBLEM_SEVERITY_WARNING
+        rows.append(("Warning" if warning else "Error", cell(problem_line(problem), "yellow" if warning else "red")))
+    if pipeline.description:
+        rows.append(("Description", cell(pipeline.description)))
+    if pipeline.tags:
+        rows.append(("Tags", cell(", ".join(pipeline.tags))))
+    if pipeline.limits.memory_hard_bytes:
+        rows.append(("Limits", cell(wording.limits(pipeline.limits))))
+    timeout = wording.seconds_of(pipeline.timeout)
+    rows.append(("Timeout", wording.span(timeout) if timeout else "none"))
+    rows.append(("Python", cell(pipeline.python_version or "the image's")))
+    rows.append(("Requirements", "requirements.txt" if pipeline.has_requirements else "no requirements.txt"))
+    for number, (name, value) in enumerate(sorted(pipeline.default_environment.items())):
+        rows.append(("Environment" if number == 0 else "", cell(f"{name}={value}")))
+    rows.append(("Metadata", cell(pipeline.metadata_file or "none: defaults")))
+    rows.append(("Folder", cell("/".join(part for part in (pipeline.source, pipeline.path) if part))))
+    if pipeline.bundle_digest:
+        rows.append(("Code", cell(pipeline.bundle_digest)))
+    return rows

@@ -1,0 +1,129 @@
+"""`ffctl run`: queues a run, and waits for it or follows its output where that is asked for."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import click
+from fastflow.ids import new_id, short
+from fastflow.v1 import logs_pb2, runs_pb2
+
+from ffctl import failures, follow, output
+from ffctl.connection import Connection
+from ffctl.interrupts import Interrupts
+from ffctl.options import complete_pipeline, output_option, server_option
+from ffctl.progress import Progress
+from ffctl.session import connected, still_trying
+
+
+@click.command("run")
+@click.argument("pipeline", metavar="NAME", shell_complete=complete_pipeline)
+@click.option(
+    "--env",
+    "-e",
+    "environment",
+    metavar="K=V",
+    multiple=True,
+    help="Environment variable of the run; may be repeated. K alone takes the value from your own environment.",
+)
+@click.option("--follow", "-f", "following", is_flag=True, help="Print the output as it is written, until the end.")
+@click.option("--wait", "-w", "waiting", is_flag=True, help="Wait for the end without printing the output.")
+@click.option(
+    "--request-id",
+    metavar="ID",
+    help="Makes the command safe to repeat: the same ID gives the same run.  [default: a random one]",
+)
+@output_option
+@server_option
+@click.pass_context
+def command(
+    context: click.Context,
+    pipeline: str,
+    environment: tuple[str, ...],
+    following: bool,
+    waiting: bool,
+    request_id: str | None,
+    as_json: bool,
+) -> int:
+    """Runs the pipeline NAME.
+
+    Prints the run's id and returns; with --follow or --wait it stays until the run ended, and exits with 0 if the
+    run succeeded and 1 otherwise.
+
+    \b
+    Example: ffctl run etl --env DAY=2025-11-23 --follow
+    """
+    if following and as_json:
+        raise click.UsageError("--follow prints the program's output; use --wait with -o json")
+    request = runs_pb2.CreateRunRequest(
+        pipeline=pipeline, environment=parse_environment(environment), request_id=request_id or new_id()
+    )
+
+    async def work(connection: Connection) -> int:
+        return await _run(connection, request, following=following, waiting=waiting, as_json=as_json)
+
+    return connected(context, work)
+
+
+def parse_environment(assignments: tuple[str, ...]) -> dict[str, str]:
+    """Returns the variables of "K=V" and "K" (value from our environment). The server judges the names."""
+    variables = {}
+    for assignment in assignments:
+        name, separator, value = assignment.partition("=")
+        if not name:
+            raise click.BadParameter(f'"{assignment}" names no variable; write K=V', param_hint="--env")
+        if not separator:
+            if name not in os.environ:
+                raise click.BadParameter(
+                    f"{name} is not set in your environment; write {name}=VALUE", param_hint="--env"
+                )
+            value = os.environ[name]
+        variables[name] = value
+    return variables
+
+
+async def _run(
+    connection: Connection, request: runs_pb2.CreateRunRequest, *, following: bool, waiting: bool, as_json: bool
+) -> int:
+    try:
+        answer = await connection.call(connection.runs.CreateRun, request, on_lost=still_trying)
+    except asyncio.CancelledError:
+        output.say(f"it is not known whether the run was created; repeat with --request-id {request.request_id}")
+        raise
+    run = answer.run
+    if not (following or waiting):
+        return _queued(run, as_json)
+    if not (following or as_json):
+        output.answer(short(run.id))
+    progress = Progress(short(run.id))
+    with Interrupts() as interrupts:
+        follower = follow.Follower(connection, run.id, progress, interrupts, sink=write_output if following else None)
+        run = await follower.until_end()
+    if as_json:
+        output.show_json(run)
+    conclude(run, progress, hint=True)
+    return follow.exit_code(run)
+
+
+def _queued(run: runs_pb2.Run, as_json: bool) -> int:
+    if as_json:
+        output.show_json(run)
+    else:
+        output.answer(short(run.id))
+    if sys.stderr.isatty():
+        output.say(f"{follow.doing(run)}; follow it with: ffctl logs -f {short(run.id)}")
+    return failures.SUCCEEDED
+
+
+def write_output(message: logs_pb2.ReadLogResponse, stop: Callable[[], bool]) -> int:
+    """Writes the program's bytes to stdout (a sink of follow.Follower)."""
+    return output.write_bytes(message.data, stop)
+
+
+def conclude(run: runs_pb2.Run, progress: Progress, *, hint: bool) -> None:
+    """Says on stderr how the run ended."""
+    progress.note(follow.verdict(run, time.time()))
+    if hint and follow.exit_code(run) != failures.SUCCEEDED:
+        progress.note(f"More: ffctl runs show {short(run.id)}")

@@ -1,0 +1,103 @@
+"""`ffctl runs`: lists, shows and cancels runs."""
+
+import click
+from fastflow.ids import new_id, short
+from fastflow.v1 import runs_pb2
+
+from ffctl import details, follow, output, wording
+from ffctl.connection import Connection
+from ffctl.options import complete_pipeline, output_option, run_argument, server_option
+from ffctl.session import ask, connected, pages
+
+STATES = [name.removeprefix("RUN_STATE_").lower() for name in runs_pb2.RunState.keys()[1:]]
+NEWEST = 20
+"""Rows of a list without --limit: what fits on a screen."""
+
+
+@click.group("runs")
+def group() -> None:
+    """Lists, shows and cancels runs."""
+
+
+@group.command("list")
+@click.option("--pipeline", metavar="NAME", default="", shell_complete=complete_pipeline, help="Only its runs.")
+@click.option(
+    "--state", "states", type=click.Choice(STATES, case_sensitive=False), multiple=True, help="Only in it; repeatable."
+)
+@click.option(
+    "--limit", type=click.IntRange(min=0), default=NEWEST, show_default=True, help="How many at most; 0 = all."
+)
+@output_option
+@server_option
+@click.pass_context
+def list_runs(context: click.Context, pipeline: str, states: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """Lists runs, newest first.
+
+    \b
+    Example: ffctl runs list --pipeline etl --state failed
+    """
+    request = runs_pb2.ListRunsRequest(pipeline=pipeline, states=[f"RUN_STATE_{state.upper()}" for state in states])
+
+    async def work(connection: Connection) -> tuple[list[runs_pb2.Run], bool]:
+        return await pages(connection, connection.runs.ListRuns, request, "runs", limit)
+
+    runs, more = connected(context, work)
+    _show_list(runs, more=more, filtered=bool(pipeline or states), as_json=as_json)
+
+
+def _show_list(runs: list[runs_pb2.Run], *, more: bool, filtered: bool, as_json: bool) -> None:
+    if as_json:
+        output.listing("runs", runs)
+    elif runs:
+        output.show(details.runs_table(runs, details.seconds_now()))
+    elif filtered:
+        output.say("No such runs. Leave out --pipeline and --state to see all.")
+    else:
+        output.say("No runs yet. Start one with: ffctl run NAME (ffctl pipelines list shows the names)")
+    if more and not as_json:
+        output.say("There are older ones: --limit 0 lists all.")
+
+
+@group.command("show")
+@run_argument
+@output_option
+@server_option
+@click.pass_context
+def show_run(context: click.Context, run: str, as_json: bool) -> None:
+    """Shows one run: state and reason, usage, warnings, and why it waits.
+
+    \b
+    Example: ffctl runs show 1a2b3c4d
+    """
+    _show(ask(context, "runs", "GetRun", runs_pb2.GetRunRequest(id=run)).run, as_json=as_json)
+
+
+def _show(run: runs_pb2.Run, *, as_json: bool) -> None:
+    if as_json:
+        output.show_json(run)
+    else:
+        output.show(*details.run_details(run, details.seconds_now()))
+
+
+@group.command("cancel")
+@run_argument
+@output_option
+@server_option
+@click.pass_context
+def cancel_run(context: click.Context, run: str, as_json: bool) -> None:
+    """Asks a run to stop: SIGTERM, then SIGKILL after a grace period.
+
+    \b
+    Example: ffctl runs cancel 1a2b3c4d
+    """
+    request = runs_pb2.CancelRunRequest(id=run, request_id=new_id())
+    _tell_cancelled(ask(context, "runs", "CancelRun", request).run, as_json=as_json)
+
+
+def _tell_cancelled(run: runs_pb2.Run, *, as_json: bool) -> None:
+    if as_json:
+        output.show_json(run)
+    elif run.state in wording.TERMINAL:
+        output.say(follow.verdict(run, details.seconds_now()))
+    else:
+        output.say(f"run {short(run.id)} is asked to stop; see it end with: ffctl logs -f {short(run.id)}")

@@ -1,0 +1,197 @@
+"""Everything about one run, for `ffctl runs show`."""
+
+import time
+from collections.abc import Sequence
+
+from fastflow.ids import short
+from fastflow.v1 import limits_pb2, runs_pb2
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ffctl import wording
+from ffctl.output import cell, facts, table
+
+Row = tuple[str, RenderableType]
+
+
+def run_details(run: runs_pb2.Run, now: float) -> list[RenderableType]:
+    """Returns what to print; `now` is seconds since 1970 UTC."""
+    newest = run.attempts[-1] if run.attempts else None
+    rows: list[Row] = [
+        ("Run", cell(f"{short(run.id)}  ({run.id})")),
+        ("Pipeline", cell(run.pipeline)),
+        ("State", state_line(run)),
+    ]
+    if run.message:
+        rows.append(("", cell(run.message)))
+    rows += _times(run, now)
+    if newest is not None:
+        rows.append(("Agent", cell(newest.agent + (f"  (attempt {run.attempt})" if run.attempt > 1 else ""))))
+    rows.append(("Limits", cell(_limits(run))))
+    if newest is not None:
+        rows += _attempt_rows(newest)
+        rows.append(("Log", cell(_log(run, newest))))
+    rows += _origin(run)
+    shown: list[RenderableType] = [facts(rows)]
+    if len(run.attempts) > 1:
+        shown += ["", attempts_table(run.attempts, now)]
+    if run.placements:
+        shown += ["", placements_table(run.placements)]
+    return shown
+
+
+def state_line(run: runs_pb2.Run | runs_pb2.Attempt) -> Text:
+    """Returns the coloured state with reason and exit code."""
+    name = wording.run_state(run.state)
+    line = cell(name, wording.STYLES.get(name, ""))
+    if run.reason:
+        line.append(f"  {wording.reason(run.reason)}")
+    if run.HasField("exit_code"):
+        line.append(f"  exit code {run.exit_code}")
+    if isinstance(run, runs_pb2.Attempt) and run.HasField("signal"):
+        line.append(f"  signal {run.signal}")
+    return line
+
+
+def attempts_table(attempts: Sequence[runs_pb2.Attempt], now: float) -> Table:
+    """Returns one row per attempt."""
+    grid = table("ATTEMPT", "AGENT", "STATE", "ASSIGNED", "TOOK", "WHAT HAPPENED")
+    for attempt in attempts:
+        name = wording.run_state(attempt.state)
+        grid.add_row(
+            str(attempt.number),
+            cell(attempt.agent),
+            cell(name, wording.STYLES.get(name, "")),
+            wording.clock(attempt.assign_time),
+            wording.took(attempt, now),
+            cell(attempt.message or wording.reason(attempt.reason)),
+        )
+    return grid
+
+
+def placements_table(placements: Sequence[runs_pb2.Placement]) -> Table:
+    """Returns why a run waits, one row per agent."""
+    grid = table("AGENT", "FITS", "WHY")
+    for placement in placements:
+        fits = cell("yes", "green") if placement.fits else cell("no", "red")
+        grid.add_row(cell(placement.agent), fits, cell(placement.explanation))
+    return grid
+
+
+def _times(run: runs_pb2.Run, now: float) -> list[Row]:
+    rows: list[Row] = [("Queued", f"{wording.local(run.create_time)}  ({wording.ago(run.create_time, now)})")]
+    if run.HasField("start_time"):
+        waited = wording.seconds_of(run.start_time) - wording.seconds_of(run.create_time)
+        rows.append(("Started", f"{wording.local(run.start_time)}  (waited {wording.span(waited)})"))
+    if run.HasField("end_time"):
+        after = f"  (ran {wording.took(run, now)})" if run.HasField("start_time") else ""
+        rows.append(("Ended", f"{wording.local(run.end_time)}{after}"))
+    elif run.HasField("start_time"):
+        rows.append(("Running", f"for {wording.took(run, now)}"))
+    return rows
+
+
+def _limits(run: runs_pb2.Run) -> str:
+    text = wording.limits(run.limits)
+    timeout = wording.seconds_of(run.timeout)
+    return text + (f", stopped after {wording.span(timeout)}" if timeout else "")
+
+
+def _attempt_rows(attempt: runs_pb2.Attempt) -> list[Row]:
+    rows: list[Row] = [("Usage", cell(usage(attempt.usage)))]
+    if attempt.HasField("out_of_memory"):
+        rows.append(("Out of memory", cell(out_of_memory(attempt.out_of_memory))))
+        if attempt.out_of_memory.evidence:
+            rows.append(("", cell(f"according to {attempt.out_of_memory.evidence}", "dim")))
+    for number, warning in enumerate(attempt.warnings):
+        rows.append(("Warnings" if number == 0 else "", cell(warning_line(warning), "yellow")))
+    for number, loss in enumerate(attempt.log_losses):
+        lost = wording.size(loss.bytes) if loss.HasField("bytes") else "bytes"
+        text = f"{wording.loss_kind(loss.kind)}: {lost} lost at offset {loss.offset}. {loss.message}"
+        rows.append(("Log losses" if number == 0 else "", cell(text.rstrip(), "yellow")))
+    return rows
+
+
+def usage(value: limits_pb2.Usage) -> str:
+    """Returns peak memory, CPU seconds and throttled time; what the host could not tell is "unavailable"."""
+    peak = wording.size(value.peak_memory_bytes) if value.HasField("peak_memory_bytes") else "unavailable"
+    cpu = f"{value.cpu_usec / 1e6:.2f} s" if value.HasField("cpu_usec") else "unavailable"
+    throttled = f"{value.throttled_usec / 1e6:.2f} s" if value.HasField("throttled_usec") else "unavailable"
+    return f"peak memory {peak}, CPU time {cpu}, throttled {throttled}"
+
+
+def out_of_memory(verdict: runs_pb2.OutOfMemory) -> str:
+    """Returns which limit was passed, with what peak, and which process the kernel chose."""
+    peak = wording.size(verdict.peak_bytes) if verdict.HasField("peak_bytes") else "unavailable"
+    return (
+        f"limit {wording.size(verdict.limit_bytes)} (mem_hard_limit), peak {peak}, "
+        f"process {verdict.process or 'unknown'}"
+    )
+
+
+def warning_line(warning: runs_pb2.SoftLimitWarning) -> str:
+    """Returns one crossing of a soft limit with its times."""
+    since = wording.clock(warning.raise_time)
+    if warning.HasField("clear_time"):
+        times = f"{since} to {wording.clock(warning.clear_time)} ({wording.span(warning.seconds_above)})"
+    else:
+        times = f"since {since}"
+    return f"{times}  {wording.warning(warning)}"
+
+
+def _log(run: runs_pb2.Run, attempt: runs_pb2.Attempt) -> str:
+    state = "complete" if attempt.log_sealed else "still growing"
+    if not attempt.log_sealed and run.state in wording.TERMINAL:
+        state = "the end has not arrived yet"
+    return f"{wording.size(attempt.log_bytes)}, {state}: ffctl logs {short(run.id)}"
+
+
+def _origin(run: runs_pb2.Run) -> list[Row]:
+    rows: list[Row] = []
+    if run.environment_names:
+        rows.append(("Parameters", cell(", ".join(run.environment_names))))
+    if run.provenance.secret_versions:
+        versions = sorted(run.provenance.secret_versions.items())
+        rows.append(("Secrets", cell(", ".join(f"{name} (version {version})" for name, version in versions))))
+    python = run.provenance.python_version or run.python_version
+    if python:
+        image = f" in {run.provenance.image}" if run.provenance.image else ""
+        uv = f", uv {run.provenance.uv_version}" if run.provenance.uv_version else ""
+        rows.append(("Python", cell(f"{python}{uv}{image}")))
+    if run.provenance.packages:
+        rows.append(("Packages", cell(", ".join(run.provenance.packages))))
+    if run.bundle_digest:
+        commit = f", commit {run.commit[:12]}" if run.commit else ""
+        rows.append(("Code", cell(f"{run.bundle_digest[:19]}…{commit}")))
+    return rows
+
+
+def runs_table(runs: Sequence[runs_pb2.Run], now: float) -> Table:
+    """Returns one row per run, newest first as the server sends them."""
+    grid = table("RUN", "PIPELINE", "STATE", "CREATED", "TOOK", "AGENT", "REASON")
+    for run in runs:
+        name = wording.run_state(run.state)
+        grid.add_row(
+            short(run.id),
+            cell(run.pipeline),
+            cell(name, wording.STYLES.get(name, "")),
+            wording.ago(run.create_time, now),
+            wording.took(run, now),
+            cell(run.attempts[-1].agent if run.attempts else wording.UNKNOWN),
+            cell(_why(run)),
+        )
+    return grid
+
+
+def _why(run: runs_pb2.Run) -> str:
+    if run.state == runs_pb2.RUN_STATE_QUEUED:
+        return run.message
+    if run.reason == runs_pb2.REASON_EXIT_CODE:
+        return f"exit code {run.exit_code}"
+    return wording.reason(run.reason)
+
+
+def seconds_now() -> float:
+    """Returns the wall clock, for ages."""
+    return time.time()

@@ -1,0 +1,110 @@
+"""Options and arguments that many commands share, and the completion of names by asking the server."""
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+DEFAULT_SERVER = "127.0.0.1:7233"
+DEFAULT_PORT = 7233
+SERVER_VARIABLE = "FASTFLOW_SERVER"
+TOKEN_VARIABLE = "FASTFLOW_TOKEN"
+
+_META_SERVER = "ffctl.server"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def server_option(command: Function) -> Function:
+    """Adds `--server`. It is accepted before and after the command's name; the innermost wins."""
+    return click.option(
+        "--server",
+        metavar="HOST:PORT",
+        callback=_keep_server,
+        expose_value=False,
+        help=f"Control plane to talk to.  [env: {SERVER_VARIABLE}; default: {DEFAULT_SERVER}]",
+    )(command)
+
+
+def output_option(command: Function) -> Function:
+    """Adds `-o table|json`, passed as `as_json`."""
+    return click.option(
+        "-o",
+        "--output",
+        "as_json",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        callback=lambda _context, _parameter, value: value == "json",
+        help="For people, or for programs (protobuf JSON).",
+    )(command)
+
+
+def server(context: click.Context) -> str:
+    """Returns the control plane's address, "host:port"."""
+    address = context.meta.get(_META_SERVER) or os.environ.get(SERVER_VARIABLE) or DEFAULT_SERVER
+    return with_port(str(address))
+
+
+def with_port(address: str) -> str:
+    """Returns `address` with the default port where it names none. Raises click.UsageError for what is no address."""
+    host, separator, port = address.rpartition(":")
+    if address.endswith("]") or not separator:
+        host, port = address, str(DEFAULT_PORT)
+    bare_ipv6 = ":" in host and not host.startswith("[")
+    if not host or bare_ipv6 or "/" in address or " " in address or not port.isdigit() or not 0 < int(port) < 65536:
+        raise click.UsageError(f'"{address}" is not an address; write HOST:PORT, for example {DEFAULT_SERVER}')
+    return f"{host}:{port}"
+
+
+def token() -> str | None:
+    """Returns the shared token. It has no option: other users of a machine can read a command line."""
+    return os.environ.get(TOKEN_VARIABLE) or None
+
+
+def run_argument(command: Function) -> Function:
+    """Adds the argument RUN, passed as `run`: a whole run id or its last 8 or more digits."""
+    return click.argument("run", shell_complete=complete_run)(command)
+
+
+def complete_run(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """Offers the newest runs' short ids."""
+    return _complete("runs", context, incomplete)
+
+
+def complete_pipeline(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem[str]]:
+    """Offers the names of the pipelines there are."""
+    return _complete("pipelines", context, incomplete)
+
+
+def complete_agent(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """Offers the names of the agents there are."""
+    return _complete("agents", context, incomplete)
+
+
+def complete_secret(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """Offers the names of the secrets there are."""
+    return _complete("secrets", context, incomplete)
+
+
+def _complete(kind: str, context: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+    from ffctl.completion import names  # loads gRPC, which a command line without completion of names does not need
+
+    try:
+        address = server(context)
+    except click.UsageError:
+        return []
+    return [
+        CompletionItem(name, help=explanation)
+        for name, explanation in names(kind, address, token())
+        if name.startswith(incomplete)
+    ]
+
+
+def _keep_server(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    if value:
+        context.meta[_META_SERVER] = value

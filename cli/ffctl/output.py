@@ -1,0 +1,151 @@
+"""Where things go: answers and program output to stdout, everything else to stderr; colours only on a terminal."""
+
+import functools
+import json
+import os
+import re
+import select
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ffctl.failures import ReaderLeft
+
+STOP_S = 0.1
+"""How long Ctrl-C may go unnoticed while stdout takes nothing."""
+PIPE_WIDTH = 100_000
+"""Columns of a stdout that is no terminal: a program that reads a table wants one line per row, uncut."""
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def colours(stream: Any) -> bool:
+    """Tells whether `stream` gets colours: a terminal that can, and no NO_COLOR (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+@functools.cache
+def console(*, stderr: bool = False) -> Console:
+    """Returns the console of stdout or stderr."""
+    stream = sys.stderr if stderr else sys.stdout
+    terminal = stream.isatty()
+    return Console(
+        file=stream,
+        force_terminal=terminal,
+        color_system="auto" if colours(stream) else None,
+        width=None if terminal else PIPE_WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def clean(text: str) -> str:
+    """Returns `text` without control characters: what a pipeline's author wrote must not steer a terminal."""
+    return _CONTROL.sub("�", text)
+
+
+def say(text: str) -> None:
+    """Writes one line for people to stderr."""
+    click.echo(clean(text), err=True)
+
+
+def complain(message: str, details: Iterable[str] = (), hint: str = "") -> None:
+    """Writes an error to stderr: what was wrong, one line per detail, and what to do."""
+    if message:
+        click.echo(click.style("ffctl: ", fg="red", bold=True) + clean(message), err=True, color=colours(sys.stderr))
+    for detail in details:
+        click.echo(f"  {clean(detail)}", err=True)
+    if hint:
+        click.echo(f"  {clean(hint)}", err=True)
+
+
+def answer(text: str) -> None:
+    """Writes one line to stdout."""
+    write_bytes(text.encode() + b"\n")
+
+
+def write_bytes(data: bytes, stop: Callable[[], bool] = lambda: False) -> int:
+    """Writes to stdout, unchanged and at once; returns how many bytes were written when `stop()` became true.
+
+    A pipe whose reader is slow makes this wait, but never longer than STOP_S once `stop()` is true.
+    Raises ReaderLeft when nobody reads any more.
+    """
+    descriptor = sys.stdout.fileno()
+    room = select.poll()
+    room.register(descriptor, select.POLLOUT)
+    written = 0
+    try:
+        while written < len(data) and not stop():
+            # Up to PIPE_BUF bytes fit without blocking once poll says that there is room (pipe(7)).
+            if room.poll(STOP_S * 1000):
+                written += os.write(descriptor, data[written : written + select.PIPE_BUF])
+    except BrokenPipeError:
+        raise ReaderLeft from None
+    return written
+
+
+def as_mapping(message: Message) -> dict[str, Any]:
+    """Returns the protobuf JSON mapping with proto field names; fields without presence appear also when zero."""
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def show_json(value: Message | Mapping[str, Any]) -> None:
+    """Writes one JSON object to stdout, indented."""
+    mapping = as_mapping(value) if isinstance(value, Message) else value
+    answer(json.dumps(mapping, indent=2, ensure_ascii=False))
+
+
+def stream_json(message: Message) -> None:
+    """Writes one JSON object to stdout, on one line."""
+    answer(json.dumps(as_mapping(message), ensure_ascii=False))
+
+
+def listing(name: str, messages: Iterable[Message]) -> None:
+    """Writes a list as one JSON object, `{name: […]}`."""
+    show_json({name: [as_mapping(message) for message in messages]})
+
+
+def show(*renderables: RenderableType) -> None:
+    """Writes text and tables to stdout."""
+    target = console()
+    with target.capture() as capture:
+        for renderable in renderables:
+            target.print(renderable)
+    # rich pads each cell to its column's width; trailing blanks are noise in a pipe and in copied text.
+    lines = (re.sub(r"[ ]+((?:\x1b\[[0-9;]*m)*)$", r"\1", line) for line in capture.get().split("\n"))
+    write_bytes("\n".join(lines).encode())
+
+
+def cell(text: str, style: str = "") -> Text:
+    """Returns a table cell of cleaned text."""
+    return Text(clean(text), style=style)
+
+
+def table(*columns: str, last_folds: bool = True) -> Table:
+    """Returns an empty table with these headings.
+
+    On a narrow terminal the last column gives way: it is folded into several lines, or cut.
+    """
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+    for column in columns[:-1]:
+        grid.add_column(column, no_wrap=True, overflow="ellipsis")
+    grid.add_column(columns[-1], no_wrap=not last_folds, overflow="fold" if last_folds else "ellipsis")
+    return grid
+
+
+def facts(rows: Sequence[tuple[str, RenderableType]]) -> Table:
+    """Returns names and values beneath each other."""
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False, show_edge=False)
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(name, value)
+    return grid

@@ -1,0 +1,58 @@
+"""One command's conversation with the server."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from ffctl.connection import Connection
+from ffctl.options import server, token
+from ffctl.output import say
+
+PAGE = 1000
+"""Largest page the server sends; fewer calls for long lists."""
+
+Result = TypeVar("Result")
+
+
+def connected(context: click.Context, work: Callable[[Connection], Awaitable[Result]]) -> Result:
+    """Runs `work` with a connection to the server that the command line names, and returns its result."""
+
+    async def converse() -> Result:
+        async with Connection(server(context), token()) as connection:
+            return await work(connection)
+
+    return asyncio.run(converse())
+
+
+def ask(context: click.Context, service: str, method: str, request: Any) -> Any:
+    """Makes the one call a command consists of: `method` of the stub `service` of Connection."""
+
+    async def call(connection: Connection) -> Any:
+        return await connection.call(getattr(getattr(connection, service), method), request, on_lost=still_trying)
+
+    return connected(context, call)
+
+
+async def pages(
+    connection: Connection, method: Any, request: Any, field: str, limit: int = 0
+) -> tuple[list[Any], bool]:
+    """Returns up to `limit` (0 = all) messages of a list call, and whether there are more.
+
+    `field` is the repeated field of the answer.
+    """
+    found: list[Any] = []
+    while True:
+        request.page_size = min(PAGE, limit - len(found)) if limit else PAGE
+        answer = await connection.call(method, request, on_lost=still_trying)
+        messages: Sequence[Any] = getattr(answer, field)
+        found += messages
+        request.page_token = answer.next_page_token
+        if not answer.next_page_token or (limit and len(found) >= limit):
+            return found, bool(answer.next_page_token)
+
+
+def still_trying(explanation: str) -> None:
+    """Tells a waiting person why nothing happens."""
+    say(f"{explanation}; trying again for a few seconds")
