@@ -1,0 +1,211 @@
+"""The verdict: how an attempt ended and why, from all evidence there is. Pure.
+
+Neither exit code 137 nor the engine's out-of-memory flag decides alone. On cgroup version 2 the slot's parent group
+tells what happened. On version 1 the container's own group tells it while it lives; if it was gone first, the
+engine's flag and a peak at the limit have to agree.
+"""
+
+from __future__ import annotations
+
+import signal as signals
+from dataclasses import dataclass
+
+from fastflow.pipelines.sizes import format_size
+
+from fastflow_agent.cgroups.stats import Reading
+from fastflow_agent.facts import OutOfMemory
+from fastflow_agent.model import Limits, Reason, State, StopCause
+from fastflow_agent.runtime.base import WRAPPER_FAILED, Observation, SlotState
+
+PEAK_SHARE = 0.98
+"""A peak from this share of the limit on has reached it: the kernel charges pages in batches per CPU."""
+
+_UNKNOWN_EXIT = 255
+"""Docker's exit code for a container whose end nobody saw, after a reboot or a crash of the engine."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of an attempt's end.
+
+    `observation` is EXITED or ABSENT. `reading` is what `Sampler.finish` gave, or None (no control groups). `cgroup` is
+    that group's version. `stop` is set only if a signal reached the program before its end. `rebooted`: the boot id
+    changed since the release. `oom_seen`: the agent itself ended the container over a child's OOM kill.
+    """
+
+    observation: Observation
+    limits: Limits
+    released: bool
+    reading: Reading | None = None
+    cgroup: str = "none"
+    stop: StopCause | None = None
+    timeout_seconds: float = 0.0
+    rebooted: bool = False
+    oom_seen: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An attempt's end. `message` is one sentence for people: what happened, and what to do about it."""
+
+    state: State
+    reason: Reason
+    message: str
+    exit_code: int | None = None
+    signal: int | None = None
+    out_of_memory: OutOfMemory | None = None
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """The verdict on an attempt whose container has ended or is gone."""
+    found = _out_of_memory(evidence)
+    verdict = (
+        _absent(evidence)
+        or _rebooted(evidence)
+        or _stopped(evidence)
+        or _over_memory(evidence, found)
+        or _never_began(evidence)
+        or _ended_by_itself(evidence)
+    )
+    seen = evidence.observation
+    if seen.state is SlotState.ABSENT:
+        return verdict
+    return Verdict(
+        verdict.state,
+        verdict.reason,
+        verdict.message,
+        exit_code=seen.exit_code,
+        signal=_signal(seen.exit_code),
+        out_of_memory=found,
+    )
+
+
+def _absent(evidence: Evidence) -> Verdict | None:
+    if evidence.observation.state is not SlotState.ABSENT:
+        return None
+    if evidence.rebooted:
+        return _reboot()
+    if evidence.stop:
+        return _stop(evidence, evidence.stop)
+    message = (
+        "The container disappeared and nobody saw its end; something else on the worker host removed it. "
+        "Start the run again, and look there for a clean-up job that prunes containers."
+    )
+    return Verdict(State.FAILED, Reason.CONTAINER_VANISHED, message)
+
+
+def _rebooted(evidence: Evidence) -> Verdict | None:
+    # A clean shutdown signals the container first; after a power cut the engine makes up 255. Any other code is an end
+    # from before the reboot.
+    codes = (_UNKNOWN_EXIT, 128 + signals.SIGTERM, 128 + signals.SIGKILL)
+    return _reboot() if evidence.rebooted and evidence.observation.exit_code in codes else None
+
+
+def _reboot() -> Verdict:
+    message = "The worker host was restarted during the run; start the run again."
+    return Verdict(State.FAILED, Reason.HOST_REBOOT, message)
+
+
+def _stopped(evidence: Evidence) -> Verdict | None:
+    return _stop(evidence, evidence.stop) if evidence.stop else None
+
+
+def _stop(evidence: Evidence, cause: StopCause) -> Verdict:
+    if cause is StopCause.TIMEOUT:
+        message = (
+            f"The run was stopped because it took longer than its time limit of {evidence.timeout_seconds:g} s; "
+            "raise `timeout` in the pipeline's metadata if it needs more."
+        )
+        return Verdict(State.TIMED_OUT, Reason.TIMEOUT, message)
+    messages = {
+        StopCause.CANCEL: "The run was cancelled.",
+        StopCause.SUPERSEDED: "The attempt was stopped because another one has taken its place.",
+        StopCause.ORPHAN: "The attempt was stopped because the control plane no longer knows it.",
+    }
+    return Verdict(State.CANCELLED, Reason.CANCEL_REQUESTED, messages[cause])
+
+
+def _over_memory(evidence: Evidence, found: OutOfMemory | None) -> Verdict | None:
+    if found is None:
+        return None
+    peak = f"its peak was {format_size(found.peak_bytes)}" if found.peak_bytes is not None else "its peak is unknown"
+    code = evidence.observation.exit_code
+    survived = " The program itself went on and exited 0, but what the kernel killed is missing." if code == 0 else ""
+    message = (
+        f"Killed by the kernel at the hard memory limit of {format_size(found.limit_bytes)} ({peak}; process: "
+        f"{found.process}): raise `mem_hard_limit` or let the program use less.{survived}"
+    )
+    return Verdict(State.FAILED, Reason.OOM_KILLED, message)
+
+
+def _never_began(evidence: Evidence) -> Verdict | None:
+    seen = evidence.observation
+    if seen.error and not evidence.released:
+        return Verdict(State.FAILED, Reason.RUNTIME, f"The container could not be started: {seen.error}")
+    if not evidence.released or (seen.wrapper_failed and seen.exit_code == WRAPPER_FAILED):
+        message = (
+            f"The start wrapper ended with exit code {seen.exit_code} before the program began; its message is in the "
+            "log. The runner image or the worker host needs mending, not the pipeline."
+        )
+        return Verdict(State.FAILED, Reason.WRAPPER, message)
+    return None
+
+
+def _ended_by_itself(evidence: Evidence) -> Verdict:
+    code = evidence.observation.exit_code
+    if code == 0:
+        return Verdict(State.SUCCEEDED, Reason.NONE, "")
+    number = _signal(code)
+    if number is None:
+        return Verdict(State.FAILED, Reason.EXIT_CODE, f"The program ended with exit code {code}; the log tells why.")
+    reading = evidence.reading
+    if number == signals.SIGKILL and reading and reading.oom_kills and reading.limit_hits == 0:
+        message = (
+            "Killed because the worker host itself ran out of memory, while the run was within its limit: "
+            "the host promises more memory than it has."
+        )
+        return Verdict(State.FAILED, Reason.SIGNAL, message)
+    message = f"The program was ended by signal {number} ({_signal_name(number)}), which Fast-Flow did not send."
+    return Verdict(State.FAILED, Reason.SIGNAL, message)
+
+
+def _out_of_memory(evidence: Evidence) -> OutOfMemory | None:
+    """Whether the kernel killed a process of the container at its memory limit, and what says so."""
+    reading = evidence.reading or Reading()
+    peak, limit = reading.usage.peak_memory_bytes, evidence.limits.memory_hard_bytes
+    proof = _proof(evidence, reading, peak is not None and limit > 0 and peak >= PEAK_SHARE * limit)
+    if proof is None:
+        return None
+    # The kernel names the victim only in its log, which belongs to the host; a group kill has several victims.
+    return OutOfMemory(limit_bytes=limit, peak_bytes=peak, process="unknown", evidence=proof)
+
+
+def _proof(evidence: Evidence, reading: Reading, peaked: bool) -> str | None:
+    if evidence.cgroup == "v2" and reading.oom_kills is not None:
+        if not reading.oom_kills or reading.limit_hits == 0:
+            return None
+        group = f", oom_group_kill {reading.oom_group_kills}" if reading.oom_group_kills is not None else ""
+        return f"memory.events of the slot's group: oom_kill {reading.oom_kills}{group}"
+    if evidence.oom_seen:
+        return "memory.oom_control of the container's group, seen by the agent while the container lived"
+    # The counter of version 1 counts the host's own shortage too; at the limit there is a peak.
+    if reading.oom_kills and peaked:
+        return f"memory.oom_control of the container's group: oom_kill {reading.oom_kills}"
+    if evidence.observation.oom_flag and peaked:
+        code = evidence.observation.exit_code
+        return f"exit code {code}, the engine's OOMKilled flag and a peak of at least {PEAK_SHARE:.0%} of the limit"
+    return None
+
+
+def _signal(exit_code: int | None) -> int | None:
+    """The signal an exit code stands for by the shell's rule (128 + n), None for any other code."""
+    if exit_code is None or not 128 < exit_code <= 128 + signals.SIGRTMAX:
+        return None
+    return exit_code - 128
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return "a real-time signal"
