@@ -1,0 +1,209 @@
+"""Agents: registered at each Hello, fenced by their session epoch, listed with what they hold."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastflow.ids import short
+from sqlalchemy import Connection, Row, insert, select, update
+
+from fastflow_controlplane.agents.model import AgentAttempt, AgentFacts, Capacity, Condition, RuntimeFacts
+from fastflow_controlplane.errors import AlreadyExists
+from fastflow_controlplane.store.models import agents, attempts, runs
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRow:
+    """An agent as stored. `conditions` are those it reported last."""
+
+    facts: AgentFacts
+    session_epoch: int
+    revision: int
+    conditions: tuple[Condition, ...]
+    draining: bool
+    drain_deadline_time: int | None
+    quarantine_reason: str
+    connect_time: int
+    last_seen_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What the attempts of one agent hold until their containers are gone."""
+
+    reserved: Capacity
+    attempts: tuple[AgentAttempt, ...]
+
+
+NOTHING_HELD = Hold(Capacity(), ())
+
+
+def register(
+    connection: Connection, facts: AgentFacts, connected: Collection[str], seen_revision: int, now: int
+) -> AgentRow:
+    """Stores what an agent says of itself and raises its session epoch.
+
+    `connected` are the agents that have a stream: only their names are taken. An agent whose data folder was lost
+    comes back under a new id; its former self, if silent, leaves it the name. `seen_revision` is the highest revision
+    the agent knows of this cluster, which a restored database may have forgotten: numbers go on above it.
+    Raises AlreadyExists where another connected agent has the name.
+    """
+    _claim_name(connection, facts, connected)
+    known = connection.execute(
+        select(agents.c.session_epoch, agents.c.revision).where(agents.c.agent_id == facts.agent_id)
+    ).one_or_none()
+    values = {
+        "name": facts.name,
+        "instance_id": facts.instance_id,
+        "boot_id": facts.boot_id,
+        "machine_id": facts.machine_id,
+        "host_name": facts.host_name,
+        "kernel": facts.kernel,
+        "version": facts.version,
+        "labels": dict(facts.labels),
+        "cpu_milli_cores": facts.capacity.cpu_milli_cores,
+        "memory_bytes": facts.capacity.memory_bytes,
+        "slots": facts.capacity.slots,
+        "runtime": asdict(facts.runtime),
+        "conditions": [],
+        "connect_time": now,
+        "last_seen_time": now,
+        "message": "",
+    }
+    if known is None:
+        connection.execute(
+            insert(agents).values(
+                agent_id=facts.agent_id, session_epoch=1, revision=seen_revision, create_time=now, **values
+            )
+        )
+    else:
+        connection.execute(
+            update(agents)
+            .where(agents.c.agent_id == facts.agent_id, agents.c.session_epoch == known.session_epoch)
+            .values(session_epoch=known.session_epoch + 1, revision=max(known.revision, seen_revision), **values)
+        )
+    return read_agents(connection, agent_id=facts.agent_id)[0]
+
+
+def _claim_name(connection: Connection, facts: AgentFacts, connected: Collection[str]) -> None:
+    owner = connection.execute(
+        select(agents.c.agent_id).where(agents.c.name == facts.name, agents.c.agent_id != facts.agent_id)
+    ).scalar_one_or_none()
+    if owner is None:
+        return
+    if owner in connected:
+        raise AlreadyExists(
+            f'another agent is connected under the name "{facts.name}": set agent_name to another one',
+            reason="AGENT_NAME_TAKEN",
+        )
+    connection.execute(update(agents).where(agents.c.agent_id == owner).values(name=f"{facts.name}~{short(owner)}"))
+
+
+def is_current(connection: Connection, agent_id: str, session_epoch: int, now: int) -> bool:
+    """Notes a sign of life and returns whether `session_epoch` is still the agent's newest session.
+
+    On PostgreSQL the row stays locked until the operation ends, so that no newer session comes in between.
+    """
+    current = (
+        update(agents)
+        .where(agents.c.agent_id == agent_id, agents.c.session_epoch == session_epoch)
+        .values(last_seen_time=now)
+    )
+    return bool(connection.execute(current).rowcount)
+
+
+def note_report(
+    connection: Connection,
+    agent_id: str,
+    session_epoch: int,
+    conditions: Sequence[Condition],
+    runtime: RuntimeFacts,
+) -> None:
+    """Stores the conditions and runtime facts an agent reported; nothing if a newer session took over."""
+    connection.execute(
+        update(agents)
+        .where(agents.c.agent_id == agent_id, agents.c.session_epoch == session_epoch)
+        .values(conditions=[asdict(condition) for condition in conditions], runtime=asdict(runtime))
+    )
+
+
+def raise_revision(connection: Connection, agent_id: str) -> int:
+    """Counts one more change of what the agent shall do; returns the new revision."""
+    connection.execute(update(agents).where(agents.c.agent_id == agent_id).values(revision=agents.c.revision + 1))
+    return int(connection.execute(select(agents.c.revision).where(agents.c.agent_id == agent_id)).scalar_one())
+
+
+def read_agents(
+    connection: Connection, *, agent_id: str = "", name: str = "", after: str = "", limit: int | None = None
+) -> list[AgentRow]:
+    """Returns agents by name, all or those asked for."""
+    query = select(agents).order_by(agents.c.name)
+    if agent_id:
+        query = query.where(agents.c.agent_id == agent_id)
+    if name:
+        query = query.where(agents.c.name == name)
+    if after:
+        query = query.where(agents.c.name > after)
+    if limit is not None:
+        query = query.limit(limit)
+    return [_agent(row) for row in connection.execute(query)]
+
+
+def read_names(connection: Connection) -> list[str]:
+    """Returns the names of all agents."""
+    return list(connection.execute(select(agents.c.name).order_by(agents.c.name)).scalars())
+
+
+def read_holds(connection: Connection, agent_ids: Collection[str]) -> Mapping[str, Hold]:
+    """Returns what each agent's attempts hold; agents without any are missing."""
+    query = (
+        select(
+            attempts.c.agent_id,
+            attempts.c.run_id,
+            attempts.c.number,
+            attempts.c.cpu_milli_cores,
+            attempts.c.memory_bytes,
+            runs.c.pipeline,
+        )
+        .join(runs, runs.c.id == attempts.c.run_id)
+        .where(attempts.c.desired != "FORGET", ~attempts.c.released, attempts.c.agent_id.in_(agent_ids))
+        .order_by(attempts.c.run_id)
+    )
+    holds: dict[str, Hold] = {}
+    for row in connection.execute(query):
+        held = holds.get(row.agent_id, NOTHING_HELD)
+        holds[row.agent_id] = Hold(
+            Capacity(
+                held.reserved.cpu_milli_cores + row.cpu_milli_cores,
+                held.reserved.memory_bytes + row.memory_bytes,
+                held.reserved.slots + 1,
+            ),
+            (*held.attempts, AgentAttempt(row.run_id, row.number, row.pipeline)),
+        )
+    return holds
+
+
+def _agent(row: Row[Any]) -> AgentRow:
+    return AgentRow(
+        facts=AgentFacts(
+            agent_id=row.agent_id,
+            name=row.name,
+            instance_id=row.instance_id,
+            boot_id=row.boot_id,
+            machine_id=row.machine_id,
+            version=row.version,
+            host_name=row.host_name,
+            kernel=row.kernel,
+            capacity=Capacity(row.cpu_milli_cores, row.memory_bytes, row.slots),
+            labels=row.labels,
+            runtime=RuntimeFacts(**{**row.runtime, "python_versions": tuple(row.runtime["python_versions"])}),
+        ),
+        session_epoch=row.session_epoch,
+        revision=row.revision,
+        conditions=tuple(Condition(**condition) for condition in row.conditions),
+        draining=row.draining,
+        drain_deadline_time=row.drain_deadline_time,
+        quarantine_reason=row.quarantine_reason,
+        connect_time=row.connect_time,
+        last_seen_time=row.last_seen_time,
+    )

@@ -1,0 +1,307 @@
+"""Attempts: made, moved, ended, settled. Each write compares-and-sets on state, attempt and claim token.
+
+A run mirrors its newest attempt: both are written in one operation, and the row count of each write is checked.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from fastflow_controlplane.errors import Aborted
+from fastflow_controlplane.runs.model import AttemptKey, OutOfMemory, Provenance, Usage
+from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, Reason, RunState, sources
+from fastflow_controlplane.store.models import attempts, runs
+from fastflow_controlplane.store.queries.agents import raise_revision
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """The fences of one write: of the agent's session (0 = no agent writes) and of this control plane."""
+
+    session: int
+    leader: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt ended."""
+
+    state: RunState
+    reason: Reason
+    message: str
+    time: int
+    exit_code: int | None = None
+    signal: int | None = None
+    usage: Usage | None = None
+    out_of_memory: OutOfMemory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """What decisions about an attempt rest on. `newest` = the run mirrors it."""
+
+    key: AttemptKey
+    agent_id: str
+    state: RunState
+    known_seq: int
+    assign_time: int
+    newest: bool
+    cancelled: bool
+    failed_placements: int
+    log_bytes: int
+    log_sealed: bool
+    released: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Capacity that an attempt holds until its container is gone."""
+
+    run_id: str
+    attempt: int
+    agent_id: str
+    cpu_milli_cores: int
+    memory_bytes: int
+
+
+def assign(
+    connection: Connection,
+    run_id: str,
+    agent_id: str,
+    claim_token: str,
+    secret_versions: Mapping[str, int],
+    epochs: Epochs,
+    now: int,
+) -> AttemptKey | None:
+    """Makes the next attempt of a waiting run; None = the run no longer waits."""
+    run = connection.execute(
+        select(runs.c.attempt, runs.c.cpu_hard_milli_cores, runs.c.memory_hard_bytes).where(runs.c.id == run_id)
+    ).one_or_none()
+    if run is None:
+        return None
+    number = run.attempt + 1
+    placed = connection.execute(
+        update(runs)
+        .where(
+            runs.c.id == run_id,
+            runs.c.attempt == run.attempt,
+            runs.c.state.in_(sources(Actor.SCHEDULER, RunState.ASSIGNED)),
+        )
+        .values(state=RunState.ASSIGNED, attempt=number, reason="", message="", version=runs.c.version + 1)
+    )
+    if not placed.rowcount:
+        return None
+    connection.execute(
+        insert(attempts).values(
+            run_id=run_id,
+            number=number,
+            agent_id=agent_id,
+            claim_token=claim_token,
+            state=RunState.ASSIGNED,
+            assign_time=now,
+            desired="RUN",
+            revision=raise_revision(connection, agent_id),
+            leader_epoch=epochs.leader,
+            cpu_milli_cores=run.cpu_hard_milli_cores,
+            memory_bytes=run.memory_hard_bytes,
+            secret_versions=dict(secret_versions),
+        )
+    )
+    return AttemptKey(run_id, number, claim_token)
+
+
+def read_attempt(connection: Connection, run_id: str, number: int) -> AttemptRow | None:
+    """Returns one attempt; None = there is none."""
+    row = connection.execute(
+        select(attempts, runs.c.attempt, runs.c.cancel_time, runs.c.failed_placements)
+        .join(runs, runs.c.id == attempts.c.run_id)
+        .where(attempts.c.run_id == run_id, attempts.c.number == number)
+    ).one_or_none()
+    if row is None:
+        return None
+    return AttemptRow(
+        key=AttemptKey(run_id, number, row.claim_token),
+        agent_id=row.agent_id,
+        state=RunState(row.state),
+        known_seq=row.known_seq,
+        assign_time=row.assign_time,
+        newest=row.attempt == number,
+        cancelled=row.cancel_time is not None,
+        failed_placements=row.failed_placements,
+        log_bytes=row.log_bytes,
+        log_sealed=row.log_sealed,
+        released=row.released,
+    )
+
+
+def advance(
+    connection: Connection,
+    key: AttemptKey,
+    target: RunState,
+    reason: Reason,
+    message: str,
+    slot: str,
+    epochs: Epochs,
+    time: int,
+) -> bool:
+    """Moves a live attempt on to a further live state, and the run with it; False = the table forbids it."""
+    started = {"start_time": time} if target is RunState.RUNNING else {}
+    changed = {"state": target, "reason": reason, "message": message, **started}
+    if not _set(connection, key, Actor.AGENT, target, {**changed, **({"slot": slot} if slot else {})}, epochs):
+        return False
+    if started:
+        changed["failed_placements"] = 0
+    _mirror(connection, key, Actor.AGENT, target, changed)
+    return True
+
+
+def end(
+    connection: Connection, key: AttemptKey, actor: Actor, ending: Ending, epochs: Epochs, desired: Mapping[str, Any]
+) -> bool:
+    """Ends a live attempt, and the run with it; False = it had ended, or the table forbids it.
+
+    `desired` are further columns of the attempt, for an ending that changes what its agent shall do.
+    """
+    changed = {
+        "state": ending.state,
+        "reason": ending.reason,
+        "message": ending.message,
+        "exit_code": ending.exit_code,
+        "end_time": ending.time,
+    }
+    details: dict[str, Any] = {
+        "signal": ending.signal,
+        "usage": ending.usage and asdict(ending.usage),
+        "out_of_memory": ending.out_of_memory and asdict(ending.out_of_memory),
+        **desired,
+    }
+    if not _set(connection, key, actor, ending.state, {**changed, **details}, epochs):
+        return False
+    _mirror(connection, key, actor, ending.state, changed)
+    return True
+
+
+def give_back(
+    connection: Connection,
+    key: AttemptKey,
+    attempt_reason: Reason,
+    message: str,
+    run: Ending | None,
+    epochs: Epochs,
+    time: int,
+) -> bool:
+    """Ends an attempt that could not start as FAILED. The run waits again, or ends as `run` says.
+
+    False = the attempt had gone too far for that.
+    """
+    failed = {"state": RunState.FAILED, "reason": attempt_reason, "message": message, "end_time": time}
+    if not _set(connection, key, Actor.AGENT, RunState.QUEUED, failed, epochs):
+        return False
+    if run is None:
+        changed: dict[str, Any] = {
+            "state": RunState.QUEUED,
+            "reason": attempt_reason,
+            "message": message,
+            "failed_placements": runs.c.failed_placements + 1,
+        }
+        _mirror(connection, key, Actor.AGENT, RunState.QUEUED, changed)
+    else:
+        changed = {"state": run.state, "reason": run.reason, "message": run.message, "end_time": run.time}
+        _mirror(connection, key, Actor.AGENT, run.state, changed)
+    return True
+
+
+def lose_all(connection: Connection, agent_id: str, message: str, epochs: Epochs, now: int) -> list[AttemptKey]:
+    """Declares all live attempts of an agent LOST, and makes their stop desired in case they still live."""
+    query = select(attempts.c.run_id, attempts.c.number, attempts.c.claim_token).where(
+        attempts.c.agent_id == agent_id, attempts.c.desired != "FORGET", attempts.c.state.in_(LIVE)
+    )
+    keys = [AttemptKey(row.run_id, row.number, row.claim_token) for row in connection.execute(query)]
+    ending = Ending(RunState.LOST, Reason.AGENT_LOST, message, now)
+    lost = []
+    for key in keys:
+        stop = {"desired": "STOP", "stop_cause": "SUPERSEDED", "revision": raise_revision(connection, agent_id)}
+        if end(connection, key, Actor.REAPER, ending, epochs, stop):
+            lost.append(key)
+    return lost
+
+
+def note(connection: Connection, key: AttemptKey, values: Mapping[str, Any]) -> None:
+    """Writes facts that hold whatever the attempt's state: `known_seq`, `released`, `log_sealed`, `log_bytes`."""
+    connection.execute(update(attempts).where(*_is(key)).values(**values))
+
+
+def note_provenance(connection: Connection, key: AttemptKey, provenance: Provenance) -> None:
+    """Writes what exactly ran."""
+    known = asdict(provenance)
+    del known["secret_versions"]  # the control plane pinned them itself
+    connection.execute(update(attempts).where(*_is(key)).values(provenance=known))
+
+
+def settle(connection: Connection, key: AttemptKey) -> bool:
+    """Makes the attempt one to forget, once it ended, its log is whole and its container gone; False = not yet."""
+    settled = (
+        *_is(key),
+        attempts.c.state.in_(TERMINAL),
+        attempts.c.log_sealed,
+        attempts.c.released,
+        attempts.c.desired != "FORGET",
+    )
+    agent_id = connection.execute(select(attempts.c.agent_id).where(*settled)).scalar_one_or_none()
+    if agent_id is None:
+        return False
+    forgotten = update(attempts).where(*settled).values(desired="FORGET", revision=raise_revision(connection, agent_id))
+    return bool(connection.execute(forgotten).rowcount)
+
+
+def touch_run(connection: Connection, run_id: str) -> None:
+    """Changes the run's etag after a write that only concerns its attempts."""
+    connection.execute(update(runs).where(runs.c.id == run_id).values(version=runs.c.version + 1))
+
+
+def read_held(connection: Connection) -> list[Held]:
+    """Returns every attempt that holds capacity."""
+    query = select(
+        attempts.c.run_id,
+        attempts.c.number,
+        attempts.c.agent_id,
+        attempts.c.cpu_milli_cores,
+        attempts.c.memory_bytes,
+    ).where(attempts.c.desired != "FORGET", ~attempts.c.released)
+    return [Held(*row) for row in connection.execute(query)]
+
+
+def _set(
+    connection: Connection, key: AttemptKey, actor: Actor, target: RunState, values: Mapping[str, Any], epochs: Epochs
+) -> bool:
+    fences = (
+        *_is(key),
+        attempts.c.state.in_(sources(actor, target)),
+        attempts.c.leader_epoch <= epochs.leader,
+    )
+    written = {**values, "leader_epoch": epochs.leader}
+    if epochs.session:
+        fences = (*fences, attempts.c.session_epoch <= epochs.session)
+        written["session_epoch"] = epochs.session
+    return bool(connection.execute(update(attempts).where(*fences).values(**written)).rowcount)
+
+
+def _mirror(connection: Connection, key: AttemptKey, actor: Actor, target: RunState, values: Mapping[str, Any]) -> None:
+    mirrored = (
+        update(runs)
+        .where(runs.c.id == key.run_id, runs.c.attempt == key.attempt, runs.c.state.in_(sources(actor, target)))
+        .values(**values, version=runs.c.version + 1)
+    )
+    if not connection.execute(mirrored).rowcount:
+        # A live attempt is its run's newest and has its state: the operation is undone as a whole.
+        raise Aborted(f"run {key.run_id} does not mirror its live attempt {key.attempt}")
+
+
+def _is(key: AttemptKey) -> Sequence[Any]:
+    return (
+        attempts.c.run_id == key.run_id,
+        attempts.c.number == key.attempt,
+        attempts.c.claim_token == key.claim_token,
+    )

@@ -1,0 +1,29 @@
+"""What this database is, and who may write to it."""
+
+from dataclasses import dataclass
+
+from fastflow.ids import new_id
+from sqlalchemy import Connection, insert, select, update
+
+from fastflow_controlplane.store.models import cluster
+
+_ROW = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Leadership:
+    """One control plane's hold of the database; `leader_epoch` fences writes of earlier ones."""
+
+    cluster_id: str
+    leader_epoch: int
+
+
+def take_over(connection: Connection, now: int) -> Leadership:
+    """Raises the leader epoch; gives a new database its cluster id."""
+    raised = connection.execute(
+        update(cluster).where(cluster.c.id == _ROW).values(leader_epoch=cluster.c.leader_epoch + 1)
+    )
+    if not raised.rowcount:
+        connection.execute(insert(cluster).values(id=_ROW, cluster_id=new_id(), leader_epoch=1, create_time=now))
+    row = connection.execute(select(cluster.c.cluster_id, cluster.c.leader_epoch)).one()
+    return Leadership(row.cluster_id, row.leader_epoch)

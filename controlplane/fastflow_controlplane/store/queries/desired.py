@@ -1,0 +1,136 @@
+"""What one agent shall do: the whole set for a new session, then what changed since a revision."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastflow.pipelines.metadata import Limits
+from sqlalchemy import Connection, Row, Select, select
+
+from fastflow_controlplane.runs.model import AttemptKey
+from fastflow_controlplane.runs.states import TERMINAL
+from fastflow_controlplane.store.models import agents, attempts, run_parameters, runs
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredRow:
+    """One attempt as its agent shall see it. `action` is RUN, STOP or FORGET; `parameters` = sealed --env values."""
+
+    key: AttemptKey
+    action: str
+    stop_cause: str
+    known_seq: int
+    ended: bool
+    log_bytes: int
+    log_sealed: bool
+    pipeline: str
+    bundle_digest: str
+    bundle_size: int
+    limits: Limits
+    timeout_usec: int
+    default_environment: Mapping[str, str]
+    parameters: bytes | None
+    secret_versions: Mapping[str, int]
+    python_version: str
+    log_limit_bytes: int
+    on_log_backlog: str
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredState:
+    """Attempts to tell, as of `revision`; `session_epoch` is the agent's newest session."""
+
+    revision: int
+    session_epoch: int
+    draining: bool
+    drain_deadline_time: int | None
+    rows: tuple[DesiredRow, ...]
+
+
+def read_all(connection: Connection, agent_id: str, reported: Sequence[AttemptKey]) -> DesiredState:
+    """Returns everything unsettled of an agent, and of the attempts it `reported` those that are its own."""
+    unsettled = _query(agent_id).where(attempts.c.desired != "FORGET")
+    rows = {row.key: row for row in map(_row, connection.execute(unsettled))}
+    settled = sorted({key.run_id for key in reported if key not in rows})
+    for start in range(0, len(settled), 500):
+        wanted = _query(agent_id).where(attempts.c.run_id.in_(settled[start : start + 500]))
+        rows.update({row.key: row for row in map(_row, connection.execute(wanted)) if row.key in reported})
+    return _state(connection, agent_id, rows.values())
+
+
+def read_since(connection: Connection, agent_id: str, revision: int) -> DesiredState:
+    """Returns what changed after `revision`."""
+    changed = _query(agent_id).where(attempts.c.revision > revision).order_by(attempts.c.revision)
+    return _state(connection, agent_id, [_row(row) for row in connection.execute(changed)])
+
+
+def read_abandoned(connection: Connection, agent_id: str, reported: Sequence[AttemptKey]) -> list[DesiredRow]:
+    """Returns ended attempts that wait for something from their agent, which no longer knows of them."""
+    ended = _query(agent_id).where(attempts.c.desired != "FORGET", attempts.c.state.in_(TERMINAL))
+    known = set(reported)
+    return [row for row in map(_row, connection.execute(ended)) if row.key not in known]
+
+
+def _state(connection: Connection, agent_id: str, rows: Any) -> DesiredState:
+    agent = connection.execute(
+        select(agents.c.revision, agents.c.session_epoch, agents.c.draining, agents.c.drain_deadline_time).where(
+            agents.c.agent_id == agent_id
+        )
+    ).one()
+    return DesiredState(agent.revision, agent.session_epoch, agent.draining, agent.drain_deadline_time, tuple(rows))
+
+
+def _query(agent_id: str) -> Select[Any]:
+    return (
+        select(
+            attempts.c.run_id,
+            attempts.c.number,
+            attempts.c.claim_token,
+            attempts.c.state,
+            attempts.c.desired,
+            attempts.c.stop_cause,
+            attempts.c.known_seq,
+            attempts.c.log_bytes,
+            attempts.c.log_sealed,
+            attempts.c.secret_versions,
+            runs.c.pipeline,
+            runs.c.bundle_digest,
+            runs.c.bundle_size,
+            runs.c.cpu_hard_milli_cores,
+            runs.c.memory_hard_bytes,
+            runs.c.cpu_soft_milli_cores,
+            runs.c.memory_soft_bytes,
+            runs.c.timeout_usec,
+            runs.c.default_environment,
+            runs.c.python_version,
+            runs.c.log_limit_bytes,
+            runs.c.on_log_backlog,
+            run_parameters.c.sealed,
+        )
+        .join(runs, runs.c.id == attempts.c.run_id)
+        .outerjoin(run_parameters, run_parameters.c.run_id == attempts.c.run_id)
+        .where(attempts.c.agent_id == agent_id)
+    )
+
+
+def _row(row: Row[Any]) -> DesiredRow:
+    return DesiredRow(
+        key=AttemptKey(row.run_id, row.number, row.claim_token),
+        action=row.desired,
+        stop_cause=row.stop_cause,
+        known_seq=row.known_seq,
+        ended=row.state in TERMINAL,
+        log_bytes=row.log_bytes,
+        log_sealed=row.log_sealed,
+        pipeline=row.pipeline,
+        bundle_digest=row.bundle_digest,
+        bundle_size=row.bundle_size,
+        limits=Limits(row.cpu_hard_milli_cores, row.memory_hard_bytes, row.cpu_soft_milli_cores, row.memory_soft_bytes),
+        timeout_usec=row.timeout_usec,
+        default_environment=row.default_environment,
+        parameters=row.sealed,
+        secret_versions=row.secret_versions,
+        python_version=row.python_version,
+        log_limit_bytes=row.log_limit_bytes,
+        on_log_backlog=row.on_log_backlog,
+    )

@@ -1,0 +1,45 @@
+"""Calls that were answered, so that a repeat gets the same answer instead of a second effect."""
+
+from sqlalchemy import Connection, insert, select
+
+from fastflow_controlplane.errors import AlreadyExists
+from fastflow_controlplane.store.models import requests
+
+
+def answered(connection: Connection, kind: str, request_id: str, fingerprint: str) -> str | None:
+    """Returns the answer's id if this very call was answered before; None = it is new, or has no request id.
+
+    `fingerprint` is a SHA-256 of what is asked. Raises AlreadyExists where the request id belongs to another body.
+    """
+    if not request_id:
+        return None
+    row = connection.execute(
+        select(requests.c.fingerprint, requests.c.answer_id).where(
+            requests.c.kind == kind, requests.c.request_id == request_id
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.fingerprint != fingerprint:
+        raise reused(request_id, row.answer_id)
+    return str(row.answer_id)
+
+
+def reused(request_id: str, answer_id: str) -> AlreadyExists:
+    """The error for a request id that comes again with another body."""
+    return AlreadyExists(
+        f'request_id "{request_id}" was used before with another content (for {answer_id}): '
+        "take a new id for a new request, or repeat the request unchanged",
+        reason="REQUEST_ID_REUSED",
+        metadata={"request_id": request_id, "answer": answer_id},
+    )
+
+
+def remember(connection: Connection, kind: str, request_id: str, fingerprint: str, answer_id: str, now: int) -> None:
+    """Notes the answer; call it in the operation that has the effect. Nothing for a call without request id."""
+    if request_id:
+        connection.execute(
+            insert(requests).values(
+                kind=kind, request_id=request_id, fingerprint=fingerprint, answer_id=answer_id, create_time=now
+            )
+        )

@@ -1,0 +1,283 @@
+"""Runs: stored, found, listed, cancelled and failed while they wait."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastflow.pipelines.metadata import Limits
+from sqlalchemy import Connection, Select, func, insert, select, update
+
+from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFound
+from fastflow_controlplane.runs.model import RunView
+from fastflow_controlplane.runs.states import LIVE, Actor, Reason, RunState, sources
+from fastflow_controlplane.store.models import attempts, pipelines, run_parameters, runs
+from fastflow_controlplane.store.queries.agents import raise_revision
+from fastflow_controlplane.store.queries.views import read_runs
+
+SHORTEST_ID = 8
+"""Hex digits a short id has at least; it is the end of the id, since the beginning is a clock."""
+CANDIDATES_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A new run as it is stored: everything is pinned. `parameters` = sealed values of --env, None = none."""
+
+    id: str
+    pipeline: str
+    priority: int
+    trigger: str
+    request_id: str
+    limits: Limits
+    timeout_usec: int
+    python_version: str
+    bundle_digest: str
+    bundle_size: int
+    commit: str
+    tree: str
+    environment_names: tuple[str, ...]
+    default_environment: Mapping[str, str]
+    parameters: bytes | None
+    log_limit_bytes: int
+    on_log_backlog: str
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRun:
+    """What placement needs to know of a run that waits. `failed_on` = agent id → end of the last failed placement."""
+
+    run_id: str
+    pipeline: str
+    priority: int
+    queue_time: int
+    limits: Limits
+    python_version: str
+    failed_on: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """What a cancel did: `agent_id` is to learn that a stop is desired; "" = there was nothing to stop."""
+
+    run_id: str
+    changed: bool
+    agent_id: str = ""
+
+
+def insert_run(connection: Connection, run: StoredRun, now: int) -> None:
+    """Stores a run as QUEUED."""
+    connection.execute(
+        insert(runs).values(
+            id=run.id,
+            reversed_id=_reversed(run.id),
+            pipeline=run.pipeline,
+            state=RunState.QUEUED,
+            attempt=0,
+            priority=run.priority,
+            trigger=run.trigger,
+            request_id=run.request_id,
+            create_time=now,
+            queue_time=now,
+            cpu_hard_milli_cores=run.limits.cpu_hard_milli_cores,
+            memory_hard_bytes=run.limits.memory_hard_bytes,
+            cpu_soft_milli_cores=run.limits.cpu_soft_milli_cores,
+            memory_soft_bytes=run.limits.memory_soft_bytes,
+            timeout_usec=run.timeout_usec,
+            python_version=run.python_version,
+            bundle_digest=run.bundle_digest,
+            bundle_size=run.bundle_size,
+            commit=run.commit,
+            tree=run.tree,
+            environment_names=list(run.environment_names),
+            default_environment=dict(run.default_environment),
+            log_limit_bytes=run.log_limit_bytes,
+            on_log_backlog=run.on_log_backlog,
+            version=1,
+        )
+    )
+    if run.parameters is not None:
+        connection.execute(insert(run_parameters).values(run_id=run.id, sealed=run.parameters))
+
+
+def read_run(connection: Connection, run_id: str) -> RunView:
+    """Returns one run by its whole id; raises NotFound."""
+    found = read_runs(connection, [run_id])
+    if not found:
+        raise _unknown(run_id)
+    return found[0]
+
+
+def read_parameters(connection: Connection, run_id: str) -> bytes | None:
+    """Returns the sealed values of --env; None = the run has none."""
+    return connection.execute(
+        select(run_parameters.c.sealed).where(run_parameters.c.run_id == run_id)
+    ).scalar_one_or_none()
+
+
+def resolve(connection: Connection, given: str) -> str:
+    """Returns the whole id of the run that `given` names: an id, or its last 8 or more hex digits.
+
+    Raises InvalidArgument for what can be no id, NotFound, and InvalidArgument with the candidates where several
+    runs end in these digits.
+    """
+    digits = given.replace("-", "").lower()
+    if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_ID},32}}", digits):
+        message = f'"{given}" is no run id: give the whole id or at least its last {SHORTEST_ID} hexadecimal digits'
+        raise InvalidArgument(message, reason="MALFORMED_RUN_ID", violations=[FieldViolation("id", message)])
+    prefix = digits[::-1]
+    query = (
+        select(runs.c.id)
+        .where(runs.c.reversed_id >= prefix, runs.c.reversed_id < prefix + "g")
+        .order_by(runs.c.id.desc())
+        .limit(CANDIDATES_SHOWN)
+    )
+    found: list[str] = list(connection.execute(query).scalars())
+    if not found:
+        raise _unknown(given)
+    if len(found) > 1:
+        raise InvalidArgument(
+            f'"{given}" fits several runs: {", ".join(found)}; give more digits',
+            reason="AMBIGUOUS_RUN_ID",
+            metadata={"candidates": ",".join(found)},
+        )
+    return found[0]
+
+
+def list_runs(
+    connection: Connection, *, pipeline: str, states: Sequence[RunState], before: str, limit: int
+) -> list[RunView]:
+    """Returns up to `limit` runs, newest first, older than the run `before` ("" = from the newest)."""
+    query: Select[Any] = select(runs.c.id).order_by(runs.c.id.desc()).limit(limit)
+    if pipeline:
+        query = query.where(runs.c.pipeline == pipeline)
+    if states:
+        query = query.where(runs.c.state.in_(states))
+    if before:
+        query = query.where(runs.c.id < before)
+    return read_runs(connection, list(connection.execute(query).scalars()))
+
+
+def read_waiting(connection: Connection, run_id: str = "") -> list[WaitingRun]:
+    """Returns all runs that wait for placement, or the one named if it waits; oldest first."""
+    query = (
+        select(runs)
+        .where(runs.c.state == RunState.QUEUED, runs.c.end_time.is_(None))
+        .order_by(runs.c.queue_time, runs.c.id)
+    )
+    if run_id:
+        query = query.where(runs.c.id == run_id)
+    rows = connection.execute(query).all()
+    return [
+        WaitingRun(
+            run_id=row.id,
+            pipeline=row.pipeline,
+            priority=row.priority,
+            queue_time=row.queue_time,
+            limits=Limits(
+                row.cpu_hard_milli_cores, row.memory_hard_bytes, row.cpu_soft_milli_cores, row.memory_soft_bytes
+            ),
+            python_version=row.python_version,
+            failed_on=_failed_on(connection, row.id) if row.failed_placements else {},
+        )
+        for row in rows
+    ]
+
+
+def _failed_on(connection: Connection, run_id: str) -> dict[str, int]:
+    query = (
+        select(attempts.c.agent_id, func.max(attempts.c.end_time).label("end_time"))
+        .where(attempts.c.run_id == run_id, attempts.c.end_time.is_not(None))
+        .group_by(attempts.c.agent_id)
+    )
+    return {row.agent_id: row.end_time for row in connection.execute(query)}
+
+
+def cancel(connection: Connection, run_id: str, now: int) -> Cancelled:
+    """Ends a waiting run at once; of a live one, makes a stop desired. A run that has ended stays as it is."""
+    waiting = (
+        update(runs)
+        .where(runs.c.id == run_id, runs.c.state.in_(sources(Actor.API, RunState.CANCELLED)))
+        .values(
+            state=RunState.CANCELLED,
+            reason=Reason.CANCEL_REQUESTED,
+            message="cancelled before it was placed",
+            cancel_time=now,
+            end_time=now,
+            version=runs.c.version + 1,
+        )
+    )
+    if connection.execute(waiting).rowcount:
+        return Cancelled(run_id, changed=True)
+    live = connection.execute(
+        select(attempts.c.agent_id, attempts.c.number, attempts.c.claim_token)
+        .join(runs, (runs.c.id == attempts.c.run_id) & (runs.c.attempt == attempts.c.number))
+        .where(runs.c.id == run_id, attempts.c.state.in_(LIVE), attempts.c.desired == "RUN")
+    ).one_or_none()
+    if live is None:
+        return Cancelled(run_id, changed=False)
+    stopped = connection.execute(
+        update(attempts)
+        .where(
+            attempts.c.run_id == run_id,
+            attempts.c.number == live.number,
+            attempts.c.claim_token == live.claim_token,
+            attempts.c.state.in_(LIVE),
+            attempts.c.desired == "RUN",
+        )
+        .values(desired="STOP", stop_cause="CANCEL", revision=raise_revision(connection, live.agent_id))
+    )
+    if not stopped.rowcount:
+        return Cancelled(run_id, changed=False)
+    connection.execute(
+        update(runs)
+        .where(runs.c.id == run_id, runs.c.attempt == live.number, runs.c.state.in_(LIVE))
+        .values(cancel_time=now, version=runs.c.version + 1)
+    )
+    return Cancelled(run_id, changed=True, agent_id=live.agent_id)
+
+
+def fail_waiting(connection: Connection, run_id: str, reason: Reason, message: str, now: int) -> bool:
+    """Ends a run that waits as FAILED; returns False where it no longer waits."""
+    failed = (
+        update(runs)
+        .where(runs.c.id == run_id, runs.c.state.in_(sources(Actor.REAPER, RunState.FAILED)))
+        .values(state=RunState.FAILED, reason=reason, message=message, end_time=now, version=runs.c.version + 1)
+    )
+    return bool(connection.execute(failed).rowcount)
+
+
+def read_overdue(connection: Connection, queued_before: int, limit: int) -> list[str]:
+    """Returns runs that wait since before `queued_before`."""
+    query = (
+        select(runs.c.id)
+        .where(runs.c.state == RunState.QUEUED, runs.c.end_time.is_(None), runs.c.queue_time < queued_before)
+        .order_by(runs.c.id)
+        .limit(limit)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def read_orphaned(connection: Connection, gone_before: int, limit: int) -> list[tuple[str, str]]:
+    """Returns (run, pipeline) of runs that wait for a pipeline which disappeared before `gone_before`."""
+    query = (
+        select(runs.c.id, runs.c.pipeline)
+        .join(pipelines, pipelines.c.name == runs.c.pipeline)
+        .where(
+            runs.c.state == RunState.QUEUED,
+            runs.c.end_time.is_(None),
+            pipelines.c.gone,
+            pipelines.c.update_time < gone_before,
+        )
+        .order_by(runs.c.id)
+        .limit(limit)
+    )
+    return [(row.id, row.pipeline) for row in connection.execute(query)]
+
+
+def _reversed(run_id: str) -> str:
+    return run_id.replace("-", "")[::-1]
+
+
+def _unknown(given: str) -> NotFound:
+    return NotFound(f'there is no run "{given}"', reason="RUN_NOT_FOUND", metadata={"run": given})

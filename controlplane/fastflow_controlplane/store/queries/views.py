@@ -1,0 +1,133 @@
+"""Builds what callers see of runs from rows: one query per table for a whole page of runs."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastflow.pipelines.metadata import Limits
+from sqlalchemy import Connection, Row, select
+
+from fastflow_controlplane.runs.model import (
+    AttemptView,
+    LogLoss,
+    OutOfMemory,
+    Provenance,
+    RunView,
+    SoftLimitWarning,
+    Usage,
+)
+from fastflow_controlplane.runs.states import Reason, RunState
+from fastflow_controlplane.store.models import agents, attempts, log_losses, runs, warnings
+
+
+def read_runs(connection: Connection, run_ids: Sequence[str]) -> list[RunView]:
+    """Returns the runs that exist of `run_ids`, in that order, with attempts, warnings and losses."""
+    rows = {row.id: row for row in connection.execute(select(runs).where(runs.c.id.in_(run_ids)))}
+    attempts_of = _attempts(connection, run_ids)
+    return [_run(rows[run_id], attempts_of[run_id]) for run_id in run_ids if run_id in rows]
+
+
+def _attempts(connection: Connection, run_ids: Sequence[str]) -> Mapping[str, list[AttemptView]]:
+    warnings_of = _per_attempt(connection, warnings, run_ids, warnings.c.crossing)
+    losses_of = _per_attempt(connection, log_losses, run_ids, log_losses.c.time)
+    found: defaultdict[str, list[AttemptView]] = defaultdict(list)
+    query = (
+        select(attempts, agents.c.name.label("agent"))
+        .join(agents, agents.c.agent_id == attempts.c.agent_id)
+        .where(attempts.c.run_id.in_(run_ids))
+        .order_by(attempts.c.run_id, attempts.c.number)
+    )
+    for row in connection.execute(query):
+        key = (row.run_id, row.number)
+        found[row.run_id].append(_attempt(row, warnings_of[key], losses_of[key]))
+    return found
+
+
+def _per_attempt(
+    connection: Connection, table: Any, run_ids: Sequence[str], order: Any
+) -> defaultdict[tuple[str, int], list[Row[Any]]]:
+    found: defaultdict[tuple[str, int], list[Row[Any]]] = defaultdict(list)
+    for row in connection.execute(select(table).where(table.c.run_id.in_(run_ids)).order_by(order)):
+        found[row.run_id, row.attempt].append(row)
+    return found
+
+
+def _run(row: Row[Any], attempt_views: Sequence[AttemptView]) -> RunView:
+    return RunView(
+        id=row.id,
+        pipeline=row.pipeline,
+        state=RunState(row.state),
+        reason=Reason(row.reason),
+        message=row.message,
+        exit_code=row.exit_code,
+        attempt=row.attempt,
+        attempts=tuple(attempt_views),
+        limits=Limits(row.cpu_hard_milli_cores, row.memory_hard_bytes, row.cpu_soft_milli_cores, row.memory_soft_bytes),
+        create_time=row.create_time,
+        queue_time=row.queue_time,
+        start_time=row.start_time,
+        end_time=row.end_time,
+        cancel_time=row.cancel_time,
+        timeout_usec=row.timeout_usec,
+        environment_names=tuple(row.environment_names),
+        placements=(),
+        request_id=row.request_id,
+        bundle_digest=row.bundle_digest,
+        commit=row.commit,
+        tree=row.tree,
+        trigger=row.trigger,
+        priority=row.priority,
+        python_version=row.python_version,
+        etag=str(row.version),
+    )
+
+
+def _attempt(row: Row[Any], warning_rows: Sequence[Row[Any]], loss_rows: Sequence[Row[Any]]) -> AttemptView:
+    return AttemptView(
+        number=row.number,
+        agent_id=row.agent_id,
+        agent=row.agent,
+        state=RunState(row.state),
+        reason=Reason(row.reason),
+        message=row.message,
+        exit_code=row.exit_code,
+        signal=row.signal,
+        assign_time=row.assign_time,
+        start_time=row.start_time,
+        end_time=row.end_time,
+        usage=None if row.usage is None else Usage(**row.usage),
+        out_of_memory=None if row.out_of_memory is None else OutOfMemory(**row.out_of_memory),
+        warnings=tuple(
+            SoftLimitWarning(
+                kind=warning.kind,
+                limit=warning.limit_value,
+                peak=warning.peak_value,
+                raise_time=warning.raise_time,
+                clear_time=warning.clear_time,
+                seconds_above=warning.seconds_above,
+            )
+            for warning in warning_rows
+        ),
+        log_bytes=row.log_bytes,
+        log_sealed=row.log_sealed,
+        log_losses=tuple(
+            LogLoss(kind=loss.kind, offset=loss.offset, bytes=loss.bytes, time=loss.time, message=loss.message)
+            for loss in loss_rows
+        ),
+        released=row.released,
+        provenance=_provenance(row.provenance, row.secret_versions),
+        slot=row.slot,
+    )
+
+
+def _provenance(known: Mapping[str, Any] | None, secret_versions: Mapping[str, int]) -> Provenance | None:
+    if known is None:
+        return Provenance(secret_versions=dict(secret_versions)) if secret_versions else None
+    return Provenance(
+        image=known["image"],
+        image_digest=known["image_digest"],
+        uv_version=known["uv_version"],
+        python_version=known["python_version"],
+        packages=tuple(known["packages"]),
+        secret_versions=dict(secret_versions),
+    )
