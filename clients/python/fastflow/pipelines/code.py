@@ -57,6 +57,11 @@ class Code:
     problems: tuple[Problem, ...]
 
     @property
+    def links(self) -> dict[str, str]:
+        """Symbolic links and where they point to."""
+        return {file.path: file.target for file in self.files if file.entry.kind is Kind.LINK}
+
+    @property
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(file.entry.size for file in self.files)
@@ -90,47 +95,47 @@ def read_code(folder: Folder) -> Code:
 def refused_links(links: Mapping[str, str]) -> dict[str, str]:
     """Returns, by path, what is wrong with each symbolic link that leaves the folder all `links` stand in.
 
-    `links` maps the paths of all links of the folder to their targets. Links are followed as the kernel does, for one
-    that seems to stay inside can leave by way of another.
+    `links` maps the paths of all links of the folder to their targets.
     """
     refused = {}
     for path, target in links.items():
-        if target.startswith("/"):
-            refused[path] = (
-                f"is a symbolic link to the absolute path {target!r}; only files of the folder can be linked"
-            )
-        elif (end := _follow(path, links)) != _INSIDE:
-            refused[path] = f"is a symbolic link to {target!r}, which {end}; only files of the folder can be linked"
+        try:
+            resolve(path, links)
+        except LinkFault as fault:
+            refused[path] = f"is a symbolic link to {target!r}, which {fault}; only files of the folder can be linked"
     return refused
 
 
-_INSIDE = "stays inside the folder"
-_OUTSIDE = "leaves the folder"
-_CIRCLE = "leads in circles"
+class LinkFault(Exception):
+    """A symbolic link can not be followed within its folder; the message says where it leads."""
 
 
-def _follow(path: str, links: Mapping[str, str]) -> str:
-    here = path.split("/")[:-1]
-    ahead = links[path].split("/")[::-1]
-    followed = 1
+def resolve(path: str, links: Mapping[str, str]) -> str:
+    """Returns where `path` leads within the folder that `links` are all symbolic links of; "" = the folder itself.
+
+    Followed as the kernel does (path_resolution(7)), for a link that seems to stay inside can leave by way of another.
+    Whether anything is there is not looked at. Raises LinkFault where it leaves the folder or leads in circles.
+    """
+    here: list[str] = []
+    ahead = path.split("/")[::-1]
+    followed = 0
     while ahead:
         part = ahead.pop()
+        if part == ".." and not here:
+            raise LinkFault("leaves the folder")
         if part == "..":
-            if not here:
-                return _OUTSIDE
             here.pop()
         elif part not in ("", "."):
             here.append(part)
-            target = links.get("/".join(here))
-            if target is not None:
+            if (target := links.get("/".join(here))) is not None:
                 followed += 1
                 if followed > _MAX_LINKS_IN_A_PATH:
-                    return _CIRCLE
+                    raise LinkFault("leads in circles")
                 if target.startswith("/"):
-                    return _OUTSIDE
+                    raise LinkFault("is an absolute path")
                 here.pop()
                 ahead.extend(target.split("/")[::-1])
-    return _INSIDE
+    return "/".join(here)
 
 
 def _walk(folder: Folder, prefix: str, depth: int, problems: list[Problem]) -> Iterator[CodeFile]:

@@ -1,0 +1,251 @@
+"""Which folders are pipelines, and what is wrong with each.
+
+A folder with a `main.py` is a pipeline, named after the folder; its sub-folders are its own code and are not searched.
+A folder without one is searched for pipelines in it, so pipelines can be grouped. Hidden folders are skipped.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from fastflow.pipelines.code import MAX_CODE_BYTES, NOT_CODE, Code, LinkFault, is_utf8, read_code, resolve
+from fastflow.pipelines.folder import Entry, Folder, FolderFault, Kind, read_file
+from fastflow.pipelines.metadata import Limits, Metadata
+from fastflow.pipelines.metadatafile import find_metadata
+from fastflow.pipelines.problems import Problem, error, errors, warning
+from fastflow.pipelines.scriptheader import HeaderFault, script_header
+
+MAIN = "main.py"
+REQUIREMENTS = "requirements.txt"
+
+MAX_GROUP_DEPTH = 8
+"""How many folders deep pipelines are searched for."""
+
+MAX_FOLDERS = 10_000
+"""How many folders are searched, so that a source that is set to "/" by mistake ends."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_UV_FILES = ("pyproject.toml", "uv.toml")
+
+
+class PipelineState(Enum):
+    """READY to run; INVALID = refuses to run, the problems say why; DISABLED = refuses triggers, not runs by hand."""
+
+    READY = "READY"
+    INVALID = "INVALID"
+    DISABLED = "DISABLED"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a pipeline is: a folder with a `main.py`. `path` is relative to the source's root, "" = the root."""
+
+    name: str
+    path: str
+    folder: Folder
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something in a source that is no pipeline and might have been meant as one."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The pipelines of a source, sorted by path, and what was passed over."""
+
+    places: tuple[Place, ...]
+    notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline as it was found. `metadata` is None where its file is wrong; `metadata_file` is "" for defaults."""
+
+    name: str
+    path: str
+    problems: tuple[Problem, ...]
+    metadata: Metadata | None
+    metadata_file: str
+    has_requirements: bool
+
+    @property
+    def state(self) -> PipelineState:
+        """What follows from the problems and from `enabled`."""
+        return state_of(self.metadata, self.problems)
+
+
+def state_of(metadata: Metadata | None, problems: Iterable[Problem]) -> PipelineState:
+    """Returns the state of a pipeline with these."""
+    if metadata is None or errors(problems):
+        return PipelineState.INVALID
+    return PipelineState.READY if metadata.enabled else PipelineState.DISABLED
+
+
+def find_pipelines(root: Folder) -> Found:
+    """Searches a source for pipelines; raises FolderFault where `root` itself can not be read."""
+    search = _Search()
+    entries = root.entries()
+    if any(entry.name == MAIN for entry in entries):
+        search.notes.append(
+            Note(MAIN, "lies in no folder of its own: move it into one, which gives the pipeline its name")
+        )
+    search.groups(root, entries, "", 0)
+    return Found(
+        places=tuple(sorted(search.places, key=lambda place: place.path)),
+        notes=tuple(sorted(search.notes + search.without_main, key=lambda note: note.path)),
+    )
+
+
+def inspect(name: str, path: str, folder: Folder, code: Code, defaults: Limits | None) -> Pipeline:
+    """Reads the pipeline in `folder`, whose code is `code`; all that is wrong with it is in its problems.
+
+    `defaults` are the hard limits of a pipeline that names none, None where nobody knows them (see `read_metadata`).
+    """
+    try:
+        entries = {entry.name: entry for entry in folder.entries()}
+    except FolderFault as fault:
+        return Pipeline(_visible(name), _visible(path), (error("", fault.message),), None, "", False)
+    chosen = find_metadata(name, folder, list(entries.values()), defaults)
+    problems = [
+        *_name_problems(name),
+        *_main_problems(folder, entries.get(MAIN), code),
+        *chosen.problems,
+        *_requirements_problems(entries.get(REQUIREMENTS), code),
+        *_uv_problems(entries),
+    ]
+    # A file that can not travel may be one that is read here too: its problem is told once.
+    told = {(problem.severity, problem.file) for problem in problems}
+    problems.extend(problem for problem in code.problems if (problem.severity, problem.file) not in told)
+    return Pipeline(
+        name=_visible(name),
+        path=_visible(path),
+        problems=tuple(problems),
+        metadata=chosen.metadata,
+        metadata_file=chosen.file,
+        has_requirements=REQUIREMENTS in entries,
+    )
+
+
+def inspect_place(place: Place, defaults: Limits | None) -> Pipeline:
+    """Reads the pipeline at `place` as it is there now."""
+    try:
+        code = read_code(place.folder)
+    except FolderFault as fault:
+        code = Code((), (error("", fault.message),))
+    return inspect(place.name, place.path, place.folder, code, defaults)
+
+
+def clashes(places: Sequence[Place]) -> dict[str, Problem]:
+    """Returns, by path, the error of each pipeline that has its name in common with another."""
+    paths = defaultdict(list)
+    for place in places:
+        paths[place.name].append(place.path)
+    found = {}
+    for name, same in paths.items():
+        if len(same) > 1:
+            where = ", ".join(_visible(path) for path in same)
+            message = f'the name "{_visible(name)}" stands for {len(same)} folders: {where}; rename all but one'
+            found.update(dict.fromkeys(same, error("", message)))
+    return found
+
+
+class _Search:
+    def __init__(self) -> None:
+        self.places: list[Place] = []
+        self.notes: list[Note] = []
+        self.without_main: list[Note] = []
+        self._folders = 0
+
+    def groups(self, folder: Folder, entries: list[Entry], prefix: str, depth: int) -> None:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name in NOT_CODE:
+                continue
+            if entry.kind is Kind.LINK:
+                self._note(prefix + entry.name, "is a symbolic link, which is not followed: ignored")
+            elif entry.kind is Kind.FOLDER:
+                self._folder(entry.name, folder.folder(entry.name), prefix + entry.name, depth + 1)
+
+    def _folder(self, name: str, folder: Folder, path: str, depth: int) -> None:
+        self._folders += 1
+        if depth > MAX_GROUP_DEPTH or self._folders > MAX_FOLDERS:
+            limit = f"{MAX_GROUP_DEPTH} folders deep" if depth > MAX_GROUP_DEPTH else f"{MAX_FOLDERS} folders"
+            self._note(path, f"is not searched: pipelines are searched for in at most {limit}")
+            return
+        try:
+            entries = folder.entries()
+        except FolderFault as fault:
+            self._note(path, f"{fault.message}: ignored")
+            return
+        if any(entry.name == MAIN for entry in entries):
+            self.places.append(Place(name, path, folder))
+            return
+        found, without = len(self.places), len(self.without_main)
+        self.groups(folder, entries, f"{path}/", depth)
+        if len(self.places) == found:
+            # Of a whole tree without a pipeline only its top is told.
+            del self.without_main[without:]
+            near = [f'"{entry.name}"' for entry in entries if entry.name.lower() in (MAIN, "__main__.py")]
+            message = f"has no {MAIN}{f', but {near[0]}' if near else ''}: ignored"
+            self.without_main.append(Note(_visible(path), message))
+
+    def _note(self, path: str, message: str) -> None:
+        if self._folders <= MAX_FOLDERS + 1:
+            self.notes.append(Note(_visible(path), message))
+
+
+def _name_problems(name: str) -> Iterator[Problem]:
+    if _visible(name) != name:
+        yield error("", "the folder's name holds characters that can not be shown; rename it")
+
+
+def _main_problems(folder: Folder, main: Entry | None, code: Code) -> Iterator[Problem]:
+    if main is None:
+        # It was there when the folder was found; the code's problems say what became of it.
+        if not any(problem.file == MAIN for problem in code.problems):
+            yield error(MAIN, "is missing")
+        return
+    if main.kind is not Kind.FILE:
+        yield error(MAIN, f"is {main.kind.value}; a regular file is needed")
+        return
+    try:
+        script_header(read_file(folder, MAIN, MAX_CODE_BYTES))
+    except HeaderFault as fault:
+        yield warning(MAIN, f"{fault}; uv will refuse to run it")
+    except FolderFault as fault:
+        yield error(MAIN, fault.message)
+
+
+def _requirements_problems(requirements: Entry | None, code: Code) -> Iterator[Problem]:
+    if requirements is None:
+        return
+    if requirements.kind is Kind.LINK:
+        try:
+            missing = resolve(REQUIREMENTS, code.links) not in {file.path for file in code.files}
+        except LinkFault as fault:
+            yield error(REQUIREMENTS, f"is a symbolic link, which {fault}")
+        else:
+            if missing and not any(problem.file == REQUIREMENTS for problem in code.problems):
+                yield error(REQUIREMENTS, "is a symbolic link to a file that is not in the folder")
+    elif requirements.kind is not Kind.FILE:
+        yield error(REQUIREMENTS, f"is {requirements.kind.value}; a regular file is needed")
+
+
+def _uv_problems(entries: Iterable[str]) -> Iterator[Problem]:
+    for file in _UV_FILES:
+        if file in entries:
+            yield warning(
+                file, f"is not read: dependencies belong into {REQUIREMENTS} or into the header of {MAIN} (PEP 723)"
+            )
+
+
+def _visible(name: str) -> str:
+    return name if is_utf8(name) and not _CONTROL.search(name) else ascii(name)[1:-1]
