@@ -1,0 +1,338 @@
+"""What UploadLogs does: takes the output of attempts from an agent and acknowledges what is on disk.
+
+Per stream four tasks: one reads messages, one writes their bytes to the store, one makes them durable for many logs at
+a time, one answers. Bytes wait for the store in one bounded inbox; behind a store that stalls, reading stops, and
+gRPC's flow control stops the agent. Answers are not queued: an attempt's newest one replaces what was not sent yet.
+"""
+
+import asyncio
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, TypeVar
+
+import google_crc32c
+import structlog
+
+from fastflow_controlplane.logs.store import (
+    Log,
+    LogIsSealed,
+    LogKey,
+    LogMismatch,
+    LogOutOfOrder,
+    LogStore,
+    StoreUnavailable,
+)
+from fastflow_controlplane.runs.model import AttemptKey
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class IngestSettings:
+    """How logs are taken in. Bytes and seconds.
+
+    `window` is what an agent may send beyond what is durable: enough to keep a fast network busy while a slow disk
+    syncs, little enough to be sent again after a broken connection. `sync_interval` bounds how long a byte waits for
+    its acknowledgement, and with it how often a quiet log costs a disk flush; `sync_bytes` is when a busy one need
+    not wait. `inbox_bytes` is the memory one stream may hold. `retry_interval` is how often a full disk is tried.
+    """
+
+    window: int = 32 * 1024 * 1024
+    sync_interval: float = 0.1
+    sync_bytes: int = 8 * 1024 * 1024
+    inbox_bytes: int = 4 * 1024 * 1024
+    retry_interval: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes of output from `offset` on. Without data it asks where the log stands."""
+
+    key: AttemptKey
+    offset: int
+    data: bytes
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Bytes from `offset` up to `end` were lost on the worker."""
+
+    key: AttemptKey
+    offset: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """The log ends at `end`."""
+
+    key: AttemptKey
+    end: int
+
+
+Upload = Chunk | Skip | Seal
+
+
+class Rejection(StrEnum):
+    """Why something was not taken; the names of the protocol's LogRejection."""
+
+    NONE = "UNSPECIFIED"
+    UNKNOWN_ATTEMPT = "UNKNOWN_ATTEMPT"
+    BAD_TOKEN = "BAD_TOKEN"
+    MISMATCH = "MISMATCH"
+    ALREADY_SEALED = "ALREADY_SEALED"
+    CORRUPT = "CORRUPT"
+    """Damaged, or not what follows what is stored: to be sent again from the durable offset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Where the log of an attempt stands; fields of UploadLogsResponse."""
+
+    run_id: str
+    attempt: int
+    durable_offset: int
+    window_end: int
+    sealed: bool
+    rejection: Rejection
+
+
+class AttemptLogs(Protocol):
+    """What is known of attempts elsewhere."""
+
+    async def admit(self, key: AttemptKey) -> Rejection:
+        """Returns UNKNOWN_ATTEMPT, BAD_TOKEN or NONE. An attempt that ended is no reason to refuse its bytes."""
+
+    async def sealed(self, key: AttemptKey, end: int) -> None:
+        """Records that the log is complete with `end` bytes, before the agent is told. May be called again."""
+
+
+class LogIngest:
+    """Serves upload streams."""
+
+    def __init__(self, store: LogStore, attempts: AttemptLogs, settings: IngestSettings | None = None) -> None:
+        self._store = store
+        self._attempts = attempts
+        self._settings = settings or IngestSettings()
+
+    async def serve(self, uploads: AsyncIterable[Upload], send: Callable[[Answer], Awaitable[None]]) -> None:
+        """Serves one stream until `uploads` ends and all that came is durable and answered.
+
+        When cancelled, what was not acknowledged is the agent's to send again.
+        """
+        async with AsyncExitStack() as logs:
+            await _Stream(self._store, self._attempts, self._settings, logs).serve(uploads, send)
+
+
+@dataclass
+class _Attempt:
+    """One attempt as this stream knows it."""
+
+    key: AttemptKey
+    log: Log
+    awaits_resend: bool = False
+    stopped: bool = False
+
+
+class _Stream:
+    def __init__(self, store: LogStore, attempts: AttemptLogs, settings: IngestSettings, logs: AsyncExitStack) -> None:
+        self._store = store
+        self._directory = attempts
+        self._settings = settings
+        self._logs = logs
+        self._attempts: dict[LogKey, _Attempt] = {}
+        self._inbox: list[Upload] = []
+        self._inbox_bytes = 0
+        self._came = asyncio.Event()
+        self._room = asyncio.Event()
+        self._dirty: dict[LogKey, _Attempt] = {}
+        self._unsynced = 0
+        self._wrote = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._answers: dict[LogKey, Answer] = {}
+        self._answered = asyncio.Event()
+        self._seals: asyncio.TaskGroup
+
+    async def serve(self, uploads: AsyncIterable[Upload], send: Callable[[Answer], Awaitable[None]]) -> None:
+        """Runs the four tasks; each ends once the one before it ended and left nothing."""
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(self._read(uploads), name="log upload: read")
+            writing = tasks.create_task(self._write(reading), name="log upload: write")
+            syncing = tasks.create_task(self._sync(writing), name="log upload: sync")
+            tasks.create_task(self._answer(syncing, send), name="log upload: answer")
+
+    async def _read(self, uploads: AsyncIterable[Upload]) -> None:
+        async for upload in uploads:
+            while self._inbox_bytes >= self._settings.inbox_bytes:
+                self._room.clear()
+                await self._room.wait()
+            self._inbox.append(upload)
+            self._inbox_bytes += _size(upload)
+            self._came.set()
+        self._came.set()
+
+    async def _write(self, reading: asyncio.Task[None]) -> None:
+        async with asyncio.TaskGroup() as self._seals:
+            while not (reading.done() and not self._inbox):
+                await self._came.wait()
+                self._came.clear()
+                inbox, self._inbox = self._inbox, []
+                per_attempt: dict[AttemptKey, list[Upload]] = {}
+                for upload in inbox:
+                    per_attempt.setdefault(upload.key, []).append(upload)
+                for key, mine in per_attempt.items():
+                    await self._take(key, mine)
+                self._inbox_bytes -= sum(map(_size, inbox))
+                self._room.set()
+        self._wrote.set()
+
+    async def _take(self, key: AttemptKey, uploads: Sequence[Upload]) -> None:
+        """Takes what one attempt sent, in its order; chunks that follow each other are written at once."""
+        attempt = await self._admitted(key)
+        if attempt is None:
+            return
+        following: list[Chunk] = []
+        for upload in uploads:
+            if isinstance(upload, Chunk) and upload.data and google_crc32c.value(upload.data) == upload.crc32c:
+                if following and following[-1].offset + len(following[-1].data) != upload.offset:
+                    await self._append(attempt, following)
+                    following = []
+                following.append(upload)
+                continue
+            await self._append(attempt, following)
+            following = []
+            if isinstance(upload, Skip):
+                await self._skip(attempt, upload)
+            elif isinstance(upload, Seal):
+                self._seals.create_task(self._seal(attempt, upload.end))
+            else:
+                self._tell(attempt, Rejection.CORRUPT if upload.data else Rejection.NONE)
+        await self._append(attempt, following)
+
+    async def _admitted(self, key: AttemptKey) -> _Attempt | None:
+        """Returns the attempt with its log open; None after a refusal."""
+        name = LogKey(key.run_id, key.attempt)
+        attempt = self._attempts.get(name)
+        if attempt is not None and attempt.key == key:
+            return attempt
+        rejection = await self._directory.admit(key)
+        if rejection is not Rejection.NONE:
+            log.info("log refused", run=key.run_id, attempt=key.attempt, reason=rejection)
+            self._answers[name] = Answer(key.run_id, key.attempt, 0, 0, False, rejection)
+            self._answered.set()
+            return None
+        opened = await self._until_available(lambda: self._logs.enter_async_context(self._store.open(name)))
+        attempt = self._attempts[name] = _Attempt(key, opened)
+        return attempt
+
+    async def _append(self, attempt: _Attempt, chunks: Sequence[Chunk]) -> None:
+        if chunks:
+            pieces = [chunk.data for chunk in chunks]
+            await self._change(attempt, lambda: attempt.log.append(chunks[0].offset, pieces))
+
+    async def _skip(self, attempt: _Attempt, skip: Skip) -> None:
+        await self._change(attempt, lambda: attempt.log.skip(skip.offset, skip.end))
+
+    async def _change(self, attempt: _Attempt, change: Callable[[], Awaitable[None]]) -> None:
+        if attempt.stopped:
+            return
+        before = attempt.log.end
+        try:
+            await self._until_available(change)
+        except LogOutOfOrder:
+            # Told once: what the agent sent before it heard of it is out of order as well.
+            if not attempt.awaits_resend:
+                attempt.awaits_resend = True
+                self._tell(attempt, Rejection.CORRUPT)
+        except LogMismatch as error:
+            log.warning("log differs from what is stored", run=attempt.key.run_id, detail=str(error))
+            attempt.stopped = True
+            # The agent ends the log at the offset it is told, so that has to be where the stored one ends.
+            await self._until_available(attempt.log.sync)
+            self._tell(attempt, Rejection.MISMATCH)
+        except LogIsSealed:
+            attempt.stopped = True
+            self._tell(attempt, Rejection.ALREADY_SEALED)
+        else:
+            attempt.awaits_resend = False
+            self._unsynced += attempt.log.end - before
+            self._dirty[LogKey(attempt.key.run_id, attempt.key.attempt)] = attempt
+            self._wrote.set()
+            if self._unsynced >= self._settings.sync_bytes:
+                self._hurry.set()
+
+    async def _seal(self, attempt: _Attempt, end: int) -> None:
+        try:
+            await self._until_available(lambda: attempt.log.seal(end))
+        except LogOutOfOrder:
+            self._tell(attempt, Rejection.CORRUPT)
+        except LogIsSealed:
+            self._tell(attempt, Rejection.ALREADY_SEALED)
+        else:
+            await self._directory.sealed(attempt.key, end)
+            self._tell(attempt)
+
+    async def _until_available(self, operation: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await operation()
+            except StoreUnavailable as error:
+                log.error("logs can not be stored", detail=str(error), retry_seconds=self._settings.retry_interval)
+            await asyncio.sleep(self._settings.retry_interval)
+
+    async def _sync(self, writing: asyncio.Task[None]) -> None:
+        while not (writing.done() and not self._dirty):
+            await self._wrote.wait()
+            self._wrote.clear()
+            if not writing.done():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._settings.sync_interval):
+                        await self._hurry.wait()
+            self._hurry.clear()
+            dirty, self._dirty = self._dirty, {}
+            self._unsynced = 0
+            await asyncio.gather(*map(self._sync_one, dirty.values()))
+        self._answered.set()
+
+    async def _sync_one(self, attempt: _Attempt) -> None:
+        try:
+            await attempt.log.sync()
+        except StoreUnavailable as error:
+            log.error("logs can not be made durable", detail=str(error))
+            attempt.awaits_resend = True
+            self._tell(attempt, Rejection.CORRUPT)
+        else:
+            self._tell(attempt)
+
+    def _tell(self, attempt: _Attempt, rejection: Rejection = Rejection.NONE) -> None:
+        key, stored = attempt.key, attempt.log
+        name = LogKey(key.run_id, key.attempt)
+        unsent = self._answers.get(name)
+        if unsent is not None and rejection is Rejection.NONE:
+            rejection = unsent.rejection
+        self._answers[name] = Answer(
+            key.run_id,
+            key.attempt,
+            durable_offset=stored.durable,
+            window_end=stored.durable + self._settings.window,
+            sealed=stored.sealed,
+            rejection=rejection,
+        )
+        self._answered.set()
+
+    async def _answer(self, syncing: asyncio.Task[None], send: Callable[[Answer], Awaitable[None]]) -> None:
+        while not (syncing.done() and not self._answers):
+            await self._answered.wait()
+            self._answered.clear()
+            answers, self._answers = self._answers, {}
+            for answer in answers.values():
+                await send(answer)
+
+
+def _size(upload: Upload) -> int:
+    return len(upload.data) if isinstance(upload, Chunk) else 0
