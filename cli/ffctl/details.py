@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ffctl import wording
-from ffctl.output import cell, facts, table
+from ffctl.output import cell, facts, fit, table
 
 Row = tuple[str, RenderableType]
 
@@ -67,7 +67,7 @@ def attempts_table(attempts: Sequence[runs_pb2.Attempt], now: float) -> Table:
             wording.took(attempt, now),
             cell(attempt.message or wording.reason(attempt.reason)),
         )
-    return grid
+    return fit(grid, AGENT=8, **{"WHAT HAPPENED": 20})
 
 
 def placements_table(placements: Sequence[runs_pb2.Placement]) -> Table:
@@ -181,7 +181,7 @@ def runs_table(runs: Sequence[runs_pb2.Run], now: float) -> Table:
             cell(run.attempts[-1].agent if run.attempts else wording.UNKNOWN),
             cell(_why(run)),
         )
-    return grid
+    return fit(grid, PIPELINE=12, AGENT=8, REASON=10)
 
 
 def _why(run: runs_pb2.Run) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import click
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ffctl.failures import ReaderLeft
@@ -22,6 +23,9 @@ STOP_S = 0.1
 """How long Ctrl-C may go unnoticed while stdout takes nothing."""
 PIPE_WIDTH = 100_000
 """Columns of a stdout that is no terminal: a program that reads a table wants one line per row, uncut."""
+
+GAP = 2
+"""Blanks between the columns of a table."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -129,21 +133,40 @@ def cell(text: str, style: str = "") -> Text:
     return Text(clean(text), style=style)
 
 
-def table(*columns: str, last_folds: bool = True) -> Table:
-    """Returns an empty table with these headings.
-
-    On a narrow terminal the last column gives way: it is folded into several lines, or cut.
-    """
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+def table(*columns: str) -> Table:
+    """Returns an empty table with these headings; the last column is folded into lines where it has no room."""
+    grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold", show_edge=False)
     for column in columns[:-1]:
         grid.add_column(column, no_wrap=True, overflow="ellipsis")
-    grid.add_column(columns[-1], no_wrap=not last_folds, overflow="fold" if last_folds else "ellipsis")
+    grid.add_column(columns[-1], overflow="fold")
     return grid
+
+
+def fit(grid: Table, **least: int) -> Table:
+    """Narrows columns of `grid` until it fits stdout, the one with most to spare first; returns `grid`.
+
+    `least` names by heading the columns that may give way, each with the width that it keeps.
+    """
+    widths = {str(column.header): _width(column) for column in grid.columns}
+    excess = sum(widths.values()) + GAP * (len(widths) - 1) - console().width
+    while excess > 0:
+        widest = max(least, key=lambda heading: widths[heading] - least[heading])
+        if widths[widest] <= least[widest]:
+            break
+        widths[widest] -= 1
+        excess -= 1
+    for column in grid.columns:
+        column.width = widths[str(column.header)]
+    return grid
+
+
+def _width(column: Column) -> int:
+    return max(cell_len(str(content)) for content in (column.header, *column.cells))
 
 
 def facts(rows: Sequence[tuple[str, RenderableType]]) -> Table:
     """Returns names and values beneath each other."""
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False, show_edge=False)
+    grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=False, show_edge=False)
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(overflow="fold")
     for name, value in rows:

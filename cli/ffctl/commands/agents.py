@@ -9,7 +9,7 @@ from rich.table import Table
 from ffctl import details, output, wording
 from ffctl.connection import Connection
 from ffctl.options import complete_agent, output_option, server_option
-from ffctl.output import cell, facts, table
+from ffctl.output import cell, facts, fit, table
 from ffctl.session import ask, connected, pages
 
 
@@ -59,7 +59,7 @@ def agents_table(agents: list[agents_pb2.Agent], now: float) -> Table:
             wording.ago(agent.last_seen_time, now),
             cell(_note(agent)),
         )
-    return grid
+    return fit(grid, AGENT=8, NOTE=16)
 
 
 def _note(agent: agents_pb2.Agent) -> str:
@@ -115,7 +115,10 @@ def _rows(agent: agents_pb2.Agent, now: float) -> list[tuple[str, RenderableType
     slots = f", {agent.capacity.slots} slots" if agent.capacity.slots else ""
     rows += [
         ("Capacity", _capacity(agent.capacity) + slots),
-        ("Reserved", f"{_capacity(agent.reserved)} by {len(agent.attempts)} runs"),
+        (
+            "Reserved",
+            f"{_capacity(agent.reserved)} by {len(agent.attempts)} run{'' if len(agent.attempts) == 1 else 's'}",
+        ),
         ("Runtime", cell(f"{agent.runtime} {agent.runtime_version}".strip() + f", cgroup {agent.cgroup or 'unknown'}")),
         ("Image", cell(agent.image or "none")),
         ("Python", cell(", ".join(agent.python_versions) or wording.UNKNOWN)),

@@ -8,7 +8,7 @@ from rich.table import Table
 from ffctl import output, wording
 from ffctl.connection import Connection
 from ffctl.options import complete_pipeline, output_option, server_option
-from ffctl.output import cell, facts, table
+from ffctl.output import cell, facts, fit, table
 from ffctl.session import ask, connected, pages
 
 
@@ -58,7 +58,7 @@ def pipelines_table(pipelines: list[pipelines_pb2.Pipeline]) -> Table:
             wording.size(pipeline.limits.memory_hard_bytes) if known else wording.UNKNOWN,
             cell(_note(pipeline)),
         )
-    return grid
+    return fit(grid, PIPELINE=16, DESCRIPTION=24)
 
 
 def _note(pipeline: pipelines_pb2.Pipeline) -> str:

@@ -1,0 +1,62 @@
+"""A process on a pseudo-terminal, which a test types into and reads from."""
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import termios
+from collections.abc import Callable
+
+CTRL_C = "\x03"
+ROWS = 24
+
+
+class Terminal:
+    """Starts a command with `spawn` on its own terminal of `columns` columns."""
+
+    def __init__(self, spawn: Callable[..., subprocess.Popen[bytes]], *arguments: str, columns: int = 80) -> None:
+        self._side, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
+        self.process = spawn(
+            *arguments,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            # Its own session with this terminal, so that Ctrl-C typed here reaches it as a signal.
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(terminal)
+        self.everything = ""
+        self._typed_at = 0
+
+    @property
+    def seen(self) -> str:
+        """What appeared since something was typed."""
+        return self.everything[self._typed_at :]
+
+    def until(self, text: str) -> None:
+        """Reads until `text` appeared since something was typed."""
+        while text not in self.seen:
+            assert self._read(), f"{text!r} never appeared:\n{self.everything}"
+
+    def type(self, text: str) -> None:
+        """Types."""
+        self._typed_at = len(self.everything)
+        os.write(self._side, text.encode())
+
+    def end(self) -> int:
+        """Reads the rest and returns the exit code."""
+        while self._read():
+            pass
+        os.close(self._side)
+        return self.process.wait(20)
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._side, 4096)
+        except OSError:
+            return False  # Linux: EIO once the last process has closed the terminal
+        self.everything += data.decode(errors="replace")
+        return bool(data)

@@ -1,0 +1,258 @@
+"""Following a run across lost connections, later attempts, Ctrl-C and readers that leave."""
+
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastflow.v1 import logs_pb2, runs_pb2
+
+from .conftest import RUN_ID, SHORT_ID, Ffctl, Gate, ScriptedServer, refuse, run_of
+from .terminal import CTRL_C, Terminal
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+
+OUTPUT = b"".join(b"line %d\n" % number for number in range(1000))
+
+
+def log_message(offset: int, data: bytes, **fields: Any) -> logs_pb2.ReadLogResponse:
+    return logs_pb2.ReadLogResponse(
+        offset=offset, data=data, next_offset=offset + len(data), attempt=fields.pop("attempt", 1), **fields
+    )
+
+
+def running(number: int = 1) -> runs_pb2.Run:
+    attempts = [runs_pb2.Attempt(number=n, agent=f"worker-{n}") for n in range(1, number + 1)]
+    return run_of("RUNNING", attempt=number, attempts=attempts)
+
+
+def ended(state: str = "SUCCEEDED", number: int = 1) -> runs_pb2.Run:
+    run = running(number)
+    run.state = runs_pb2.RunState.Value(f"RUN_STATE_{state}")
+    return run
+
+
+@pytest.fixture
+def following(server: ScriptedServer) -> Gate:
+    """A run that writes one line, and ends when the gate is opened."""
+    gate = Gate()
+
+    def watch(_request: Any, _context: Any) -> Iterator[runs_pb2.WatchRunResponse]:
+        yield runs_pb2.WatchRunResponse(run=running())
+        gate.wait()
+        yield runs_pb2.WatchRunResponse(run=ended("CANCELLED"))
+
+    def read(_request: Any, _context: Any) -> Iterator[logs_pb2.ReadLogResponse]:
+        yield log_message(0, b"first line\n")
+        gate.wait()
+        yield log_message(11, b"last line\n", sealed=True)
+
+    def cancel(_request: Any, _context: Any) -> runs_pb2.CancelRunResponse:
+        gate.open()
+        return runs_pb2.CancelRunResponse(run=running())
+
+    server.answers |= {
+        "CreateRun": lambda request, context: runs_pb2.CreateRunResponse(run=run_of("QUEUED")),
+        "GetRun": lambda request, context: runs_pb2.GetRunResponse(run=running()),
+        "WatchRun": watch,
+        "ReadLog": read,
+        "CancelRun": cancel,
+    }
+    return gate
+
+
+def test_a_broken_stream_is_resumed_at_the_next_byte(server: ScriptedServer, ffctl: Ffctl) -> None:
+    def read(request: logs_pb2.ReadLogRequest, context: Any) -> Iterator[logs_pb2.ReadLogResponse]:
+        end = request.offset + 2500
+        yield log_message(request.offset, OUTPUT[request.offset : end], sealed=end >= len(OUTPUT))
+        if end < len(OUTPUT):
+            refuse(context, "UNAVAILABLE", "the control plane is stopping")
+
+    server.answers |= {
+        "GetRun": lambda request, context: runs_pb2.GetRunResponse(run=running()),
+        "WatchRun": lambda request, context: [runs_pb2.WatchRunResponse(run=ended())],
+        "ReadLog": read,
+    }
+    done = ffctl("logs", "-f", SHORT_ID)
+    assert (done.code, done.out) == (0, OUTPUT)
+    offsets = [(request.attempt, request.offset) for request in server.asked(logs_pb2.ReadLogRequest)]
+    assert offsets == [(0, 0), (1, 2500), (1, 5000), (1, 7500)]
+
+
+def test_a_server_that_restarts_is_waited_for(server: ScriptedServer, ffctl: Ffctl, following: Gate) -> None:
+    first_line_sent = threading.Event()
+    read = server.answers["ReadLog"]
+
+    def read_twice(request: Any, context: Any) -> Iterator[logs_pb2.ReadLogResponse]:
+        if request.offset:
+            yield log_message(11, b"last line\n", sealed=True)
+            return
+        for message in read(request, context):
+            yield message
+            first_line_sent.set()
+
+    def restart() -> None:
+        assert first_line_sent.wait(20)
+        server.stop()
+        following.open()
+        server.start()
+
+    server.answers["ReadLog"] = read_twice
+    restarting = threading.Thread(target=restart)
+    restarting.start()
+    done = ffctl("run", "etl", "--follow")
+    restarting.join()
+    assert (done.code, done.out) == (1, b"first line\nlast line\n")
+    assert "connection lost" in done.err
+
+
+def test_the_output_of_a_later_attempt_follows_that_of_the_first(server: ScriptedServer, ffctl: Ffctl) -> None:
+    second_began = Gate()
+
+    def watch(_request: Any, _context: Any) -> Iterator[runs_pb2.WatchRunResponse]:
+        yield runs_pb2.WatchRunResponse(run=running(1))
+        second_began.wait()
+        yield runs_pb2.WatchRunResponse(run=running(2))
+        yield runs_pb2.WatchRunResponse(run=ended(number=2))
+
+    def read(request: logs_pb2.ReadLogRequest, _context: Any) -> Iterator[logs_pb2.ReadLogResponse]:
+        attempt = request.attempt or 1
+        yield log_message(0, b"attempt %d\n" % attempt, attempt=attempt, sealed=True)
+        second_began.open()
+
+    server.answers |= {
+        "CreateRun": lambda request, context: runs_pb2.CreateRunResponse(run=run_of("QUEUED")),
+        "WatchRun": watch,
+        "ReadLog": read,
+    }
+    done = ffctl("run", "etl", "--follow")
+    assert (done.code, done.out) == (0, b"attempt 1\nattempt 2\n")
+
+
+def test_a_lost_run_ends_although_its_log_was_never_completed(server: ScriptedServer, ffctl: Ffctl) -> None:
+    never = threading.Event()
+
+    def read(_request: Any, context: Any) -> Iterator[logs_pb2.ReadLogResponse]:
+        context.add_callback(never.set)
+        yield log_message(0, b"half a line")
+        never.wait(20)
+
+    server.answers |= {
+        "CreateRun": lambda request, context: runs_pb2.CreateRunResponse(run=run_of("QUEUED")),
+        "WatchRun": lambda request, context: [runs_pb2.WatchRunResponse(run=ended("LOST"))],
+        "ReadLog": read,
+    }
+    done = ffctl("run", "etl", "--follow")
+    assert (done.code, done.out) == (1, b"half a line")
+    assert "the rest of the log has not arrived yet" in done.err
+    assert f"ffctl logs -f {SHORT_ID} --from 11" in done.err
+
+
+def test_a_run_cancelled_while_queued_ends_although_it_never_had_a_log(server: ScriptedServer, ffctl: Ffctl) -> None:
+    never = threading.Event()
+
+    def read(_request: Any, context: Any) -> Iterator[logs_pb2.ReadLogResponse]:
+        context.add_callback(never.set)
+        never.wait(20)
+        yield from ()
+
+    server.answers |= {
+        "CreateRun": lambda request, context: runs_pb2.CreateRunResponse(run=run_of("QUEUED")),
+        "WatchRun": lambda request, context: [runs_pb2.WatchRunResponse(run=run_of("CANCELLED"))],
+        "ReadLog": read,
+    }
+    done = ffctl("run", "etl", "--follow")
+    assert (done.code, done.out) == (1, b"")
+    assert "not arrived" not in done.err
+
+
+def test_ctrl_c_without_a_terminal_detaches_and_says_how_to_come_back(
+    server: ScriptedServer, spawn: Spawn, following: Gate
+) -> None:
+    process = spawn("run", "etl", "--follow")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"first line\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"detached from run {SHORT_ID}, which goes on" in err.decode()
+    assert f"ffctl logs -f {SHORT_ID} --from 11" in err.decode()
+    assert server.asked(runs_pb2.CancelRunRequest) == []
+
+
+def test_ctrl_c_detaches_although_nobody_takes_the_output(
+    server: ScriptedServer, spawn: Spawn, following: Gate
+) -> None:
+    full = threading.Event()
+
+    def read(_request: Any, context: Any) -> Iterator[logs_pb2.ReadLogResponse]:
+        context.add_callback(full.set)
+        yield log_message(0, b"x" * 1_000_000)
+        full.wait(20)
+
+    server.answers["ReadLog"] = read
+    process = spawn("run", "etl", "--follow")
+    assert process.stdout is not None
+    assert process.stdout.read(1) == b"x"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    rest = process.stdout.read()
+    assert process.stderr is not None
+    # What it wrote and where it says to go on fit together to the byte.
+    assert f"--from {1 + len(rest)}`" in process.stderr.read().decode()
+
+
+def test_a_reader_that_leaves_is_met_with_silence(spawn: Spawn, following: Gate) -> None:
+    process = spawn("run", "etl", "--follow")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == b"first line\n"
+    process.stdout.close()
+    following.open()
+    assert process.wait(20) == 130
+    assert process.stderr.read().decode() == f"run {SHORT_ID}: running on worker-1\n"
+
+
+def test_ctrl_c_on_a_terminal_asks_and_cancels(server: ScriptedServer, spawn: Spawn, following: Gate) -> None:
+    terminal = Terminal(spawn, "run", "etl", "--follow")
+    terminal.until("first line")
+    terminal.type(CTRL_C)
+    terminal.until("[c]ancel it, [d]etach")
+    terminal.type("c\n")
+    assert terminal.end() == 1
+    assert "last line" in terminal.seen
+    assert "CANCELLED" in terminal.seen
+    (cancel,) = server.asked(runs_pb2.CancelRunRequest)
+    assert (cancel.id, len(cancel.request_id)) == (RUN_ID, 36)
+
+
+def test_ctrl_c_on_a_terminal_asks_and_detaches(server: ScriptedServer, spawn: Spawn, following: Gate) -> None:
+    terminal = Terminal(spawn, "run", "etl", "--wait")
+    terminal.until("running on worker-1")
+    terminal.type(CTRL_C)
+    terminal.until("[c]ancel it, [d]etach")
+    terminal.type("d\n")
+    assert terminal.end() == 130
+    assert server.asked(runs_pb2.CancelRunRequest) == []
+
+
+def test_a_second_ctrl_c_detaches(spawn: Spawn, following: Gate) -> None:
+    terminal = Terminal(spawn, "run", "etl", "--follow")
+    terminal.until("first line")
+    terminal.type(CTRL_C)
+    terminal.until("[d]etach")
+    terminal.type(CTRL_C)
+    assert terminal.end() == 130
+
+
+def test_enter_goes_on_following(spawn: Spawn, following: Gate) -> None:
+    terminal = Terminal(spawn, "run", "etl", "--follow")
+    terminal.until("first line")
+    terminal.type(CTRL_C)
+    terminal.until("[Enter] to go on")
+    following.open()
+    terminal.type("\n")
+    assert terminal.end() == 1
+    assert "last line" in terminal.seen
