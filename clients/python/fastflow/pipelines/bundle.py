@@ -24,9 +24,10 @@ from fastflow.pipelines.code import (
     Code,
     CodeFile,
     is_utf8,
+    open_exactly,
     refused_links,
 )
-from fastflow.pipelines.folder import FolderFault, Kind
+from fastflow.pipelines.folder import Kind
 
 PARTIAL_PREFIX = ".partial-"
 """How the names of folders begin that `unpack` has not finished. After a crash they stay: give them to `discard`."""
@@ -34,7 +35,6 @@ PARTIAL_PREFIX = ".partial-"
 MTIME = 315_532_800
 """Modification time of every packed file: 1980-01-01 UTC, as Python's zipfile refuses what is older."""
 
-_CHANGED = "was changed while it was read"
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -140,29 +140,8 @@ def _add(archive: tarfile.TarFile, file: CodeFile) -> None:
         archive.addfile(member)
         return
     member.size, member.mode = file.entry.size, 0o755 if file.entry.executable else 0o644
-    try:
-        with file.folder.open(file.entry.name) as content:
-            archive.addfile(member, _Exactly(content, member.size))
-            if content.read(1):
-                raise FolderFault(file.path, _CHANGED)
-    except FolderFault as fault:
-        raise FolderFault(file.path, fault.message) from fault
-
-
-class _Exactly:
-    """Reads as many bytes as were promised to tarfile, whose own error for fewer is an OSError as for a full disk."""
-
-    def __init__(self, content: BinaryIO, size: int) -> None:
-        self._content = content
-        self._left = size
-
-    def read(self, size: int = -1, /) -> bytes:
-        wanted = self._left if size < 0 else min(size, self._left)
-        data = self._content.read(wanted)
-        if len(data) < wanted:
-            raise FolderFault("", _CHANGED)
-        self._left -= len(data)
-        return data
+    with open_exactly(file) as content:
+        archive.addfile(member, content)
 
 
 def _extract(archive: BinaryIO, root: Path) -> None:

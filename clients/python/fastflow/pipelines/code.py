@@ -3,12 +3,18 @@
 Everything is, down to all sub-folders, except what tools leave beside code (`NOT_CODE`) and empty folders.
 """
 
+import io
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
 
 from fastflow.pipelines.folder import Entry, Folder, FolderFault, Kind
 from fastflow.pipelines.problems import Problem, error
 from fastflow.pipelines.sizes import format_size
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 MAX_CODE_BYTES = 256 * 1024**2
 """Most bytes of all files of a pipeline together."""
@@ -136,6 +142,42 @@ def resolve(path: str, links: Mapping[str, str]) -> str:
                 here.pop()
                 ahead.extend(target.split("/")[::-1])
     return "/".join(here)
+
+
+@contextmanager
+def open_exactly(file: CodeFile) -> Iterator[io.BufferedIOBase]:
+    """Opens a file of the code. Reading gives as many bytes as were listed, or raises FolderFault with its path."""
+    try:
+        with (
+            file.folder.open(file.entry.name) as content,
+            io.BufferedReader(_Exactly(content, file.entry.size)) as exact,
+        ):
+            yield exact
+            if content.read(1):
+                raise FolderFault(file.path, _CHANGED)
+    except FolderFault as fault:
+        raise FolderFault(file.path, fault.message) from fault
+
+
+_CHANGED = "was changed while it was read"
+
+
+class _Exactly(io.RawIOBase):
+    def __init__(self, content: BinaryIO, size: int) -> None:
+        self._content = content
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        view = memoryview(buffer)
+        data = self._content.read(min(len(view), self._left))
+        if not data and self._left and len(view):
+            raise FolderFault("", _CHANGED)
+        view[: len(data)] = data
+        self._left -= len(data)
+        return len(data)
 
 
 def _walk(folder: Folder, prefix: str, depth: int, problems: list[Problem]) -> Iterator[CodeFile]:

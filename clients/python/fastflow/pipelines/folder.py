@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -26,11 +26,25 @@ class Kind(Enum):
     OTHER = "neither file nor folder"
 
 
+class Signature(NamedTuple):
+    """What changes when a file on a disk is changed; times are nanoseconds since 1970.
+
+    The time of the last change of the inode is in it because programs set the time of modification back at will.
+    """
+
+    changed_ns: int
+    modified_ns: int
+    size: int
+    inode: int
+    device: int
+    mode: int
+
+
 @dataclass(frozen=True)
 class Entry:
     """One name in a folder. `size` is in bytes, 0 for folders; `executable` = its owner may execute it.
 
-    `signature` differs after a change, as far as its place can tell without reading it; () = it can not.
+    `signature` tells a change without reading the file; None where its place does not know one.
     A name that is not UTF-8 holds surrogates, as in all of Python's file functions.
     """
 
@@ -38,7 +52,7 @@ class Entry:
     kind: Kind
     size: int = 0
     executable: bool = False
-    signature: tuple[int, ...] = ()
+    signature: Signature | None = None
 
 
 class FolderFault(Exception):
@@ -77,14 +91,6 @@ def read_file(folder: Folder, name: str, limit: int) -> bytes:
     if len(data) > limit:
         raise FolderFault(name, f"has more than {limit} bytes")
     return data
-
-
-def signature(status: os.stat_result) -> tuple[int, ...]:
-    """Returns what changes when a file on a disk is changed.
-
-    The time of the last change of the inode is in it because programs set the time of modification back at will.
-    """
-    return (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev, status.st_mode)
 
 
 class DiskFolder:
@@ -174,5 +180,7 @@ def _entry(name: str, status: os.stat_result) -> Entry:
         kind=kind,
         size=0 if kind is Kind.FOLDER else status.st_size,
         executable=kind is Kind.FILE and bool(status.st_mode & stat.S_IXUSR),
-        signature=signature(status),
+        signature=Signature(
+            status.st_ctime_ns, status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev, status.st_mode
+        ),
     )
