@@ -176,3 +176,35 @@ class NewRun:
     priority: int = 0
     ref: str = ""
     trigger: str = "api"
+
+
+@dataclass(frozen=True, slots=True)
+class FailedPlacements:
+    """How often an agent could not start a run, and when that was last (microseconds UTC)."""
+
+    count: int
+    last_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRun:
+    """What placement needs to know of a run that waits. `failed_on` = agent id → placements that did not start."""
+
+    run_id: str
+    pipeline: str
+    priority: int
+    queue_time: int
+    limits: Limits
+    python_version: str
+    failed_on: Mapping[str, FailedPlacements]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Capacity that an attempt holds until its container is gone."""
+
+    run_id: str
+    attempt: int
+    agent_id: str
+    cpu_milli_cores: int
+    memory_bytes: int

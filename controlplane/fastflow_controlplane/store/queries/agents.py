@@ -96,7 +96,12 @@ def _claim_name(connection: Connection, facts: AgentFacts, connected: Collection
             f'another agent is connected under the name "{facts.name}": set agent_name to another one',
             reason="AGENT_NAME_TAKEN",
         )
-    connection.execute(update(agents).where(agents.c.agent_id == owner).values(name=f"{facts.name}~{short(owner)}"))
+    connection.execute(update(agents).where(agents.c.agent_id == owner).values(name=former_name(facts.name, owner)))
+
+
+def former_name(name: str, agent_id: str) -> str:
+    """Returns the name of an agent that left its own to another one."""
+    return f"{name}~{short(agent_id)}"
 
 
 def is_current(connection: Connection, agent_id: str, session_epoch: int, now: int) -> bool:

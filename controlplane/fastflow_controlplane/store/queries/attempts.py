@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from fastflow_controlplane.errors import Aborted
-from fastflow_controlplane.runs.model import AttemptKey, OutOfMemory, Provenance, Usage
+from fastflow_controlplane.runs.model import AttemptKey, Held, OutOfMemory, Provenance, Usage
 from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, Reason, RunState, sources
 from fastflow_controlplane.store.models import attempts, runs
 from fastflow_controlplane.store.queries.agents import raise_revision
@@ -53,17 +53,6 @@ class AttemptRow:
     log_bytes: int
     log_sealed: bool
     released: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Capacity that an attempt holds until its container is gone."""
-
-    run_id: str
-    attempt: int
-    agent_id: str
-    cpu_milli_cores: int
-    memory_bytes: int
 
 
 def assign(
@@ -240,8 +229,11 @@ def note_provenance(connection: Connection, key: AttemptKey, provenance: Provena
     connection.execute(update(attempts).where(*_is(key)).values(provenance=known))
 
 
-def settle(connection: Connection, key: AttemptKey) -> bool:
-    """Makes the attempt one to forget, once it ended, its log is whole and its container gone; False = not yet."""
+def settle(connection: Connection, key: AttemptKey) -> str:
+    """Makes the attempt one to forget, once it ended, its log is whole and its container gone.
+
+    Returns the id of the agent that is to forget it; "" = not yet, or done before.
+    """
     settled = (
         *_is(key),
         attempts.c.state.in_(TERMINAL),
@@ -249,11 +241,11 @@ def settle(connection: Connection, key: AttemptKey) -> bool:
         attempts.c.released,
         attempts.c.desired != "FORGET",
     )
-    agent_id = connection.execute(select(attempts.c.agent_id).where(*settled)).scalar_one_or_none()
+    agent_id: str | None = connection.execute(select(attempts.c.agent_id).where(*settled)).scalar_one_or_none()
     if agent_id is None:
-        return False
+        return ""
     forgotten = update(attempts).where(*settled).values(desired="FORGET", revision=raise_revision(connection, agent_id))
-    return bool(connection.execute(forgotten).rowcount)
+    return agent_id if connection.execute(forgotten).rowcount else ""
 
 
 def touch_run(connection: Connection, run_id: str) -> None:

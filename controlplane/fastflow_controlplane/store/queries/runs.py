@@ -9,7 +9,7 @@ from fastflow.pipelines.metadata import Limits
 from sqlalchemy import Connection, Select, func, insert, select, update
 
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFound
-from fastflow_controlplane.runs.model import RunView
+from fastflow_controlplane.runs.model import FailedPlacements, RunView, WaitingRun
 from fastflow_controlplane.runs.states import LIVE, Actor, Reason, RunState, sources
 from fastflow_controlplane.store.models import attempts, pipelines, run_parameters, runs
 from fastflow_controlplane.store.queries.agents import raise_revision
@@ -41,19 +41,6 @@ class StoredRun:
     parameters: bytes | None
     log_limit_bytes: int
     on_log_backlog: str
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingRun:
-    """What placement needs to know of a run that waits. `failed_on` = agent id → end of the last failed placement."""
-
-    run_id: str
-    pipeline: str
-    priority: int
-    queue_time: int
-    limits: Limits
-    python_version: str
-    failed_on: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +171,13 @@ def read_waiting(connection: Connection, run_id: str = "") -> list[WaitingRun]:
     ]
 
 
-def _failed_on(connection: Connection, run_id: str) -> dict[str, int]:
+def _failed_on(connection: Connection, run_id: str) -> dict[str, FailedPlacements]:
     query = (
-        select(attempts.c.agent_id, func.max(attempts.c.end_time).label("end_time"))
-        .where(attempts.c.run_id == run_id, attempts.c.end_time.is_not(None))
+        select(attempts.c.agent_id, func.count().label("failures"), func.max(attempts.c.end_time).label("last_time"))
+        .where(attempts.c.run_id == run_id, attempts.c.end_time.is_not(None), attempts.c.start_time.is_(None))
         .group_by(attempts.c.agent_id)
     )
-    return {row.agent_id: row.end_time for row in connection.execute(query)}
+    return {row.agent_id: FailedPlacements(row.failures, row.last_time) for row in connection.execute(query)}
 
 
 def cancel(connection: Connection, run_id: str, now: int) -> Cancelled:

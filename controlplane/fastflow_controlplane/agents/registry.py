@@ -1,0 +1,330 @@
+"""All agents: who has a stream, who is alive, what each said last. Belongs to the event loop.
+
+Liveness is decided by the control plane's monotonic clock alone; what agents call the time is a label.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import structlog
+from sqlalchemy import Connection
+
+from fastflow_controlplane import pages
+from fastflow_controlplane.agents.model import (
+    AgentFacts,
+    AgentPage,
+    AgentState,
+    AgentView,
+    Condition,
+    RuntimeFacts,
+)
+from fastflow_controlplane.clock import Clock
+from fastflow_controlplane.errors import Unavailable, not_found
+from fastflow_controlplane.runs.model import AttemptKey, Usage
+from fastflow_controlplane.scheduler.placement import Offer
+from fastflow_controlplane.settings import ControlPlaneSettings
+from fastflow_controlplane.store.engine import Store
+from fastflow_controlplane.store.queries import agents
+from fastflow_controlplane.store.queries.agents import AgentRow
+
+log = structlog.get_logger(__name__)
+
+CHECK_SECONDS = 1.0
+"""How often liveness is looked at: fine enough beside heartbeats of seconds, and next to no work."""
+
+
+class AgentStream(Protocol):
+    """A session as the registry sees it."""
+
+    epoch: int
+
+    def supersede(self) -> None:
+        """A newer stream of this agent took over."""
+
+    def cut(self) -> None:
+        """The agent is silent: break the stream, so that it dials anew."""
+
+    def desired_changed(self) -> None:
+        """Something the agent shall do changed."""
+
+
+class Placing(Protocol):
+    """What the registry tells the scheduler."""
+
+    def agent_changed(self, offer: Offer) -> None:
+        """An agent appeared or changed."""
+
+
+@dataclass
+class LiveAgent:
+    """One agent in memory. Moments are monotonic seconds; `silent_since` = when it became OFFLINE."""
+
+    row: AgentRow
+    stream: AgentStream | None = None
+    heard: float = 0.0
+    broke: float = 0.0
+    last_seen_time: int = 0
+    state: AgentState = AgentState.OFFLINE
+    offline_since: float | None = None
+    conditions: tuple[Condition, ...] = ()
+    environments: tuple[str, ...] = ()
+    usage: dict[tuple[str, int], Usage] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> AgentFacts:
+        """What the agent said of itself."""
+        return self.row.facts
+
+
+class AgentRegistry:
+    """Knows every agent that ever dialled in, and which of them live."""
+
+    def __init__(self, store: Store, clock: Clock, settings: ControlPlaneSettings, placing: Placing) -> None:
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+        self._placing = placing
+        self._agents: dict[str, LiveAgent] = {}
+        self._started = clock.monotonic()
+
+    async def restore(self) -> None:
+        """Reads all agents; until they dial in they count as OFFLINE since now."""
+        self._started = self._clock.monotonic()
+        for row in await self._store.read(agents.read_agents):
+            agent = LiveAgent(
+                row,
+                broke=self._started,
+                last_seen_time=row.last_seen_time,
+                offline_since=self._started,
+                conditions=row.conditions,
+            )
+            self._agents[row.facts.agent_id] = agent
+            self._offer(agent)
+
+    def connected(self) -> frozenset[str]:
+        """Returns the ids of agents that have a stream."""
+        return frozenset(agent_id for agent_id, agent in self._agents.items() if agent.stream is not None)
+
+    def attach(self, row: AgentRow, stream: AgentStream) -> None:
+        """A session begins; an older one of the same agent is told that it is superseded."""
+        agent_id = row.facts.agent_id
+        former = self._agents.get(agent_id)
+        if former is not None and former.stream is not None:
+            former.stream.supersede()
+        agent = LiveAgent(row, stream=stream, conditions=row.conditions)
+        if former is not None:
+            agent.environments = former.environments
+        self._agents[agent_id] = agent
+        self._hear(agent)
+        for other in self._agents.values():
+            if other is not agent and other.facts.name == row.facts.name:
+                # It left its name to this one, see `register`.
+                name = agents.former_name(row.facts.name, other.facts.agent_id)
+                other.row = replace(other.row, facts=replace(other.facts, name=name))
+                self._offer(other)
+        self._judge(agent)
+        self._offer(agent)
+
+    def detach(self, agent_id: str, stream: AgentStream) -> None:
+        """A session ended; nothing if a newer one took over."""
+        agent = self._agents[agent_id]
+        if agent.stream is stream:
+            agent.stream = None
+            agent.broke = self._clock.monotonic()
+            self._judge(agent)
+
+    def heard(self, agent_id: str, stream: AgentStream) -> None:
+        """A message came in on this stream."""
+        agent = self._agents[agent_id]
+        if agent.stream is stream:
+            self._hear(agent)
+            if agent.state is not AgentState.ACTIVE:
+                self._judge(agent)
+
+    async def report(
+        self,
+        agent_id: str,
+        stream: AgentStream,
+        conditions: Sequence[Condition],
+        runtime: RuntimeFacts | None,
+        environments: Sequence[str],
+    ) -> None:
+        """A heartbeat brought conditions, environments and perhaps runtime facts."""
+        agent = self._agents[agent_id]
+        if agent.stream is not stream:
+            return
+        agent.environments = tuple(environments)
+        facts = replace(agent.facts, runtime=runtime or agent.facts.runtime)
+        reported = _keep_since(conditions, agent.conditions, self._clock.now())
+        if facts == agent.facts and reported == agent.conditions:
+            return
+        for condition in reported:
+            if condition not in agent.conditions:
+                log.warning("agent reports", agent=facts.name, condition=condition.type, why=condition.message)
+        agent.row = replace(agent.row, facts=facts)
+        agent.conditions = reported
+        self._offer(agent)
+
+        def note(connection: Connection) -> None:
+            agents.note_report(connection, agent_id, stream.epoch, reported, facts.runtime)
+
+        try:
+            await self._store.write(note)
+        except Unavailable:
+            log.warning("an agent's conditions could not be stored", agent=facts.name)
+
+    def telemetry(self, agent_id: str, stream: AgentStream, usage: Mapping[AttemptKey, Usage]) -> None:
+        """Measured use came in; only the newest counts."""
+        agent = self._agents[agent_id]
+        if agent.stream is stream:
+            agent.usage = {(key.run_id, key.attempt): used for key, used in usage.items()}
+
+    def usage(self, agent_id: str, run_id: str, attempt: int) -> Usage | None:
+        """Returns what an attempt used when last measured; None = unknown."""
+        agent = self._agents.get(agent_id)
+        return None if agent is None else agent.usage.get((run_id, attempt))
+
+    def desired_changed(self, agent_id: str) -> None:
+        """Something the agent shall do changed; call it after the commit."""
+        agent = self._agents.get(agent_id)
+        if agent is not None and agent.stream is not None:
+            agent.stream.desired_changed()
+
+    def lost(self) -> list[AgentRow]:
+        """Returns agents that are OFFLINE for so long that their runs are LOST."""
+        now = self._clock.monotonic()
+        if now - self._started < self._settings.recovery_window:
+            return []
+        return [
+            agent.row
+            for agent in self._agents.values()
+            if agent.offline_since is not None and now - agent.offline_since >= self._settings.lost_after
+        ]
+
+    async def watch(self) -> None:
+        """Judges who lives, until cancelled."""
+        while True:
+            await self._clock.sleep(CHECK_SECONDS)
+            self.check()
+
+    def check(self) -> None:
+        """Judges who lives; a silent agent's stream is cut."""
+        for agent in self._agents.values():
+            self._judge(agent)
+            if agent.stream is not None and agent.state is AgentState.OFFLINE:
+                log.warning("agent is silent, its stream is cut", agent=agent.facts.name)
+                agent.stream.cut()
+
+    def close(self) -> None:
+        """Ends all streams, at shutdown; agents dial in again later."""
+        for agent in self._agents.values():
+            if agent.stream is not None:
+                agent.stream.cut()
+
+    async def get(self, name: str) -> AgentView:
+        """Returns one agent by name; raises NotFound with the nearest names."""
+        rows = await self._store.read(lambda connection: agents.read_agents(connection, name=name))
+        if not rows:
+            raise not_found("agent", name, await self._store.read(agents.read_names))
+        return (await self._views(rows))[0]
+
+    async def list(self, page_size: int = 100, page_token: str = "") -> AgentPage:
+        """Returns a page of agents by name; raises InvalidArgument for a page token that is none of ours."""
+        after = pages.key_of(page_token)
+        rows = await self._store.read(
+            lambda connection: agents.read_agents(connection, after=after, limit=page_size + 1)
+        )
+        page = rows[:page_size]
+        token = pages.token_after(page[-1].facts.name) if len(rows) > page_size else ""
+        return AgentPage(tuple(await self._views(page)), token)
+
+    async def _views(self, rows: Sequence[AgentRow]) -> Sequence[AgentView]:
+        ids = [row.facts.agent_id for row in rows]
+        holds = await self._store.read(lambda connection: agents.read_holds(connection, ids))
+        views = []
+        for row in rows:
+            agent = self._agents[row.facts.agent_id]
+            hold = holds.get(row.facts.agent_id, agents.NOTHING_HELD)
+            views.append(
+                AgentView(
+                    facts=row.facts,
+                    state=_shown_state(agent),
+                    reserved=hold.reserved,
+                    conditions=agent.conditions,
+                    attempts=hold.attempts,
+                    last_seen_time=max(agent.last_seen_time, row.last_seen_time),
+                    connect_time=row.connect_time,
+                    session_epoch=row.session_epoch,
+                    message=self._why(agent),
+                    environments=agent.environments,
+                )
+            )
+        return views
+
+    def _hear(self, agent: LiveAgent) -> None:
+        agent.heard = self._clock.monotonic()
+        agent.last_seen_time = self._clock.now()
+
+    def _judge(self, agent: LiveAgent) -> None:
+        now, settings = self._clock.monotonic(), self._settings
+        if agent.stream is None:
+            offline = agent.offline_since is not None or now - agent.broke >= settings.offline_after
+            state = AgentState.OFFLINE if offline else AgentState.SUSPECT
+        else:
+            missed = (now - agent.heard) / settings.heartbeat_interval
+            state = (
+                AgentState.OFFLINE
+                if missed >= settings.silent_after
+                else AgentState.SUSPECT
+                if missed >= settings.suspect_after
+                else AgentState.ACTIVE
+            )
+        if state is AgentState.OFFLINE:
+            agent.offline_since = now if agent.offline_since is None else agent.offline_since
+        else:
+            agent.offline_since = None
+        if state is not agent.state:
+            log.info("agent is " + state.lower(), agent=agent.facts.name)
+            agent.state = state
+            self._offer(agent)
+
+    def _offer(self, agent: LiveAgent) -> None:
+        self._placing.agent_changed(
+            Offer(
+                agent_id=agent.facts.agent_id,
+                name=agent.facts.name,
+                capacity=agent.facts.capacity,
+                python_versions=agent.facts.runtime.python_versions,
+                blocked=self._why(agent),
+                connected=agent.stream is not None,
+            )
+        )
+
+    def _why(self, agent: LiveAgent) -> str:
+        """Why the agent takes no runs; "" = it does."""
+        if agent.state is AgentState.OFFLINE:
+            return "is offline"
+        if agent.state is AgentState.SUSPECT:
+            return "has not been heard of for some seconds" if agent.stream else "lost its connection a moment ago"
+        if agent.row.quarantine_reason:
+            return f"is in quarantine: {agent.row.quarantine_reason}"
+        if agent.row.draining:
+            return "is draining: it takes no new runs"
+        return "; ".join(
+            f"{condition.type}: {condition.message}" for condition in agent.conditions if condition.blocks_placement
+        )
+
+
+def _shown_state(agent: LiveAgent) -> AgentState:
+    if agent.state is AgentState.ACTIVE and agent.row.quarantine_reason:
+        return AgentState.QUARANTINED
+    if agent.state is AgentState.ACTIVE and agent.row.draining:
+        return AgentState.DRAINING
+    return agent.state
+
+
+def _keep_since(reported: Sequence[Condition], known: Sequence[Condition], now: int) -> tuple[Condition, ...]:
+    """A condition that goes on keeps the moment it was first reported."""
+    since = {condition.type: condition.since for condition in known}
+    return tuple(replace(condition, since=since.get(condition.type, condition.since or now)) for condition in reported)
