@@ -21,11 +21,7 @@ class Setup:
     def __init__(self, folder: Path) -> None:
         self.state = folder / "state"
         self.socket = folder / "docker.sock"
-        self._options = [
-            *(f"--{name}={folder / name}" for name in ("data-root", "exec-root", "pidfile")),
-            # The network of this machine belongs to its own engine.
-            *("--bridge=none", "--iptables=false", "--ip6tables=false"),
-        ]
+        self._options = [f"--{name}={folder / name}" for name in ("data-root", "exec-root", "pidfile")]
 
     def ensure(self, *options: str) -> subprocess.CompletedProcess[str]:
         return self.run("ensure", str(self.state), "--socket", str(self.socket), "--", *self._options, *options)
@@ -35,7 +31,8 @@ class Setup:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(ENGINE), *arguments],
+            # A daemon takes the machine's docker0 for its own and even removes it (--bridge=none): keep them apart.
+            ["unshare", "--net", str(ENGINE), *arguments],
             capture_output=True,
             text=True,
             check=False,
