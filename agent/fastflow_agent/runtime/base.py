@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,6 +116,7 @@ class Observation:
 
     `oom_flag` is the engine's own guess and `error` its message when it could not start the container.
     `wrapper_failed` is the start wrapper's own word that it, not the program, ended with WRAPPER_FAILED.
+    `finished_at` (UTC, this host's clock) is the end itself, not when it was noticed.
     """
 
     state: SlotState
@@ -122,6 +124,7 @@ class Observation:
     oom_flag: bool = False
     error: str = ""
     wrapper_failed: bool = False
+    finished_at: datetime | None = None
 
 
 @dataclass(frozen=True)

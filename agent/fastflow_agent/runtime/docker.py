@@ -1,0 +1,207 @@
+"""Slots as Docker containers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from fastflow_agent.cgroups.paths import CgroupFault, CgroupHost, SlotGroup
+from fastflow_agent.model import SlotId, parse_slot_id
+from fastflow_agent.runtime import folders, release
+from fastflow_agent.runtime.base import (
+    Facts,
+    ImageMissing,
+    Observation,
+    PreparerResult,
+    PreparerSpec,
+    Runtime,
+    RuntimeFault,
+    SlotSpec,
+    SlotState,
+)
+from fastflow_agent.runtime.container_spec import (
+    LABEL_AGENT,
+    LABEL_SLOT,
+    container_name,
+    egress_environment,
+    slot_container,
+)
+from fastflow_agent.runtime.docker_containers import Containers
+from fastflow_agent.runtime.docker_engine import Client, Engine
+from fastflow_agent.runtime.docker_image import Images, image_id
+from fastflow_agent.runtime.docker_options import DockerOptions
+from fastflow_agent.runtime.docker_preparer import Preparers
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+REMOVAL_TRIES = 40
+REMOVAL_PAUSE_SECONDS = 0.05
+"""A killed container's processes leave its control group within milliseconds, those in disk wait within seconds."""
+
+
+class DockerRuntime(Runtime):
+    """Runs slots as containers of one Docker engine on this host. Keeps nothing in memory that a restart would miss."""
+
+    def __init__(self, options: DockerOptions) -> None:
+        self._options = options
+        self._times = options.times
+        self._engine = Engine(options.docker_host, options.threads)
+        # Folders of ours, apart from the engine's calls: neither can hold up the other.
+        self._disk = ThreadPoolExecutor(2, thread_name_prefix="slot-folders")
+        self._containers = Containers(options, self._engine)
+        self._images = Images(options, self._engine)
+        self._preparers = Preparers(options, self._containers, self._on_disk)
+        self._template: Path | None = None
+        self._cgroups: CgroupHost | None = None
+        self._probed = False
+
+    async def probe(self) -> Facts:
+        """See `Runtime.probe`."""
+        info, found = await self._engine.probe(self._ask, self._times.probe)
+        self._cgroups = CgroupHost.detect(
+            str(info.get("CgroupVersion", "1")), str(info.get("CgroupDriver", "")), self._options.cgroup_base
+        )
+        self._probed = True
+        problem, image = "", None
+        try:
+            image = await self._images.known(found)
+        except (ImageMissing, RuntimeFault) as error:
+            problem = str(error)
+        return Facts(
+            runtime="docker",
+            runtime_version=str(info.get("ServerVersion", "")),
+            cgroup=self._cgroups.version if self._cgroups else "none",
+            image=self._options.image,
+            image_digest=image.id if image else "",
+            python_versions=image.python_versions if image else (),
+            uv_version=image.uv_version if image else "",
+            problem=problem,
+            unconfined="" if self._cgroups else "No control groups can be seen here, so use and OOM can not be told.",
+        )
+
+    async def prepare_folders(self, spec: SlotSpec) -> None:
+        """See `Runtime.prepare_folders`."""
+        await self._on_disk(lambda: folders.make_slot_folders(spec.paths, self._options.container_uid))
+
+    async def create(self, spec: SlotSpec) -> None:
+        """See `Runtime.create`."""
+        image = await self._images.current()
+        parent = await self._make_group(spec.slot)
+        template = await self._on_disk(self._make_template)
+        config = slot_container(spec, self._options, image, template, parent)
+        await self._containers.create(container_name(spec.slot), config)
+
+    async def start(self, slot: SlotId) -> None:
+        """See `Runtime.start`."""
+        await self._containers.start(container_name(slot))
+        group = self.group(slot)
+        if group and group.version == "v2" and not await self._on_disk(group.end_together):
+            log.warning("an OOM of one process will not end the whole container", slot=slot)
+
+    async def release(self, slot: SlotId, environment: Mapping[str, str]) -> bool:
+        """See `Runtime.release`."""
+        try:
+            content = release.render({**egress_environment(self._options.egress), **environment})
+        except ValueError as error:
+            raise RuntimeFault(str(error)) from error
+
+        async def lives() -> bool:
+            return (await self.observe(slot)).state in (SlotState.CREATED, SlotState.RUNNING)
+
+        return await release.release(self._env(slot), content, self._options.container_uid, lives)
+
+    async def was_released(self, slot: SlotId) -> bool:
+        """See `Runtime.was_released`."""
+        taken = release.was_released(self._env(slot))
+        if taken is not None:
+            return taken
+        # The folder was lost with a reboot. A container that ran may have been released: never start a run twice.
+        return (await self.observe(slot)).state in (SlotState.RUNNING, SlotState.EXITED)
+
+    async def observe(self, slot: SlotId) -> Observation:
+        """See `Runtime.observe`."""
+        return await self._containers.observe(container_name(slot), self._env(slot))
+
+    async def wait(self, slot: SlotId) -> Observation:
+        """See `Runtime.wait`."""
+        return await self._containers.wait(container_name(slot), self._env(slot))
+
+    async def signal(self, slot: SlotId, signal: int) -> bool:
+        """See `Runtime.signal`."""
+        return await self._containers.signal(container_name(slot), signal)
+
+    async def remove(self, slot: SlotId) -> None:
+        """See `Runtime.remove`."""
+        await self._containers.remove(container_name(slot))
+        await self._on_disk(lambda: release.remove(self._env(slot)))
+        cgroups = await self._cgroup_host()
+        if cgroups is None:
+            return
+        for _ in range(REMOVAL_TRIES):
+            if await self._on_disk(lambda: cgroups.remove(slot)):
+                return
+            await asyncio.sleep(REMOVAL_PAUSE_SECONDS)
+        log.warning("the slot's control group could not be removed", slot=slot)
+
+    async def slots(self) -> dict[SlotId, Observation]:
+        """See `Runtime.slots`."""
+        filters = {"label": [f"{LABEL_AGENT}={self._options.agent_id}", LABEL_SLOT]}
+        listed = await self._engine.call(
+            lambda client: client.containers(all=True, filters=filters), self._times.question
+        )
+        slots = [parse_slot_id(container["Labels"][LABEL_SLOT]) for container in listed]
+        return {slot: await self.observe(slot) for slot in slots}
+
+    def group(self, slot: SlotId) -> SlotGroup | None:
+        """See `Runtime.group`. None before the first `probe` or `create`, too."""
+        return self._cgroups.group(slot) if self._cgroups else None
+
+    async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
+        """See `Runtime.run_preparer`."""
+        image = await self._images.current()
+        return await self._preparers.run(spec, image, await self._on_disk(self._make_template))
+
+    async def aclose(self) -> None:
+        """See `Runtime.aclose`."""
+        await self._containers.aclose()
+        self._engine.close()
+        self._disk.shutdown(wait=False, cancel_futures=True)
+
+    def _env(self, slot: SlotId) -> Path:
+        return self._options.env_dir / slot
+
+    def _make_template(self) -> Path:
+        if self._template is None:
+            self._template = folders.make_template(self._options.data_dir)
+        return self._template
+
+    async def _on_disk(self, operation: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._disk, operation)
+        except OSError as error:
+            raise RuntimeFault(f"A folder of the slot could not be made or removed: {error}.") from error
+
+    async def _cgroup_host(self) -> CgroupHost | None:
+        if not self._probed:
+            await self.probe()
+        return self._cgroups
+
+    async def _make_group(self, slot: SlotId) -> str | None:
+        cgroups = await self._cgroup_host()
+        if cgroups is None:
+            return None
+        try:
+            await self._on_disk(lambda: cgroups.make(slot))
+        except CgroupFault as error:
+            raise RuntimeFault(str(error)) from error
+        return cgroups.parent(slot)
+
+    def _ask(self, client: Client) -> tuple[dict[str, Any], str]:
+        return client.info(), image_id(client, self._options.image)

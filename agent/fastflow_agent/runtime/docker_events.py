@@ -1,0 +1,134 @@
+"""Ends of containers: one events stream for all of them, and a look at all of them now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import requests
+import structlog
+from docker.errors import DockerException
+
+from fastflow_agent.runtime.base import RuntimeUnavailable
+from fastflow_agent.runtime.docker_engine import Engine
+from fastflow_agent.runtime.docker_options import DockerTimes
+
+log = structlog.get_logger(__name__)
+
+LOOK_BACK_SECONDS = 5.0
+"""The first stream asks for events from this long ago: the engine answers before it listens. Old ones do no harm."""
+
+
+class Ends:
+    """Wakes those who wait for a container to end or to go; they look for themselves what has happened."""
+
+    def __init__(self, engine: Engine, label: str, times: DockerTimes) -> None:
+        """`label` ("key=value") is on every container that is waited for."""
+        self._engine = engine
+        self._label = label
+        self._times = times
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._stream: _Stream | None = None
+        self._looking: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def watch(self, container: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the container named so may have ended or gone."""
+        self._begin()
+        wake = asyncio.Event()
+        self._waiting.setdefault(container, set()).add(wake)
+        try:
+            yield wake
+        finally:
+            self._waiting[container].discard(wake)
+            if not self._waiting[container]:
+                del self._waiting[container]
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        if self._stream:
+            self._stream.close()
+        if self._looking:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+
+    def _begin(self) -> None:
+        if self._stream is not None:
+            return
+        loop = asyncio.get_running_loop()
+
+        def told(container: str) -> None:
+            # The loop may be closed already when the last event arrives.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._wake, container)
+
+        self._stream = _Stream(self._engine, self._label, self._times.event_retry, told)
+        self._looking = loop.create_task(self._look_again(), name="docker-reinspection")
+
+    def _wake(self, container: str) -> None:
+        for wake in self._waiting.get(container, ()):
+            wake.set()
+
+    async def _look_again(self) -> None:
+        while True:
+            await asyncio.sleep(self._times.reinspect)
+            if not self._waiting:
+                continue
+            try:
+                running = await self._engine.call(self._list_running, self._times.question)
+            except RuntimeUnavailable:
+                continue
+            except DockerException as error:
+                log.warning("containers could not be listed", error=str(error))
+                continue
+            for container in [name for name in self._waiting if name not in running]:
+                self._wake(container)
+
+    def _list_running(self, client: Any) -> set[str]:
+        found = client.containers(filters={"label": self._label, "status": ["running", "paused"]})
+        return {name.removeprefix("/") for container in found for name in container["Names"]}
+
+
+class _Stream:
+    """The thread that reads the engine's events, opens them again when they break off, and resumes where it was."""
+
+    def __init__(self, engine: Engine, label: str, retry: float, told: Callable[[str], None]) -> None:
+        self._engine = engine
+        self._label = label
+        self._retry = retry
+        self._told = told
+        self._closing = threading.Event()
+        self._events: Any = None
+        self._since_ns = time.time_ns() - int(LOOK_BACK_SECONDS * 1e9)
+        self._thread = threading.Thread(target=self._run, name="docker-events", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Have the thread end. A hung engine may keep it in its read; being a daemon, it harms nobody there."""
+        self._closing.set()
+        if self._events is not None:
+            with suppress(Exception):
+                self._events.close()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._listen()
+            except (RuntimeUnavailable, DockerException, requests.RequestException, ValueError) as error:
+                log.debug("the events stream broke off", error=str(error))
+            self._closing.wait(self._retry)
+
+    def _listen(self) -> None:
+        filters = {"type": "container", "event": ["die", "destroy"], "label": self._label}
+        with self._engine.connect(None) as client:
+            since = f"{self._since_ns // 10**9}.{self._since_ns % 10**9:09}"
+            self._events = client.events(since=since, filters=filters, decode=True)
+            for event in self._events:
+                if self._closing.is_set():
+                    return
+                self._since_ns = event.get("timeNano") or self._since_ns
+                self._told(event["Actor"]["Attributes"].get("name", ""))

@@ -1,0 +1,112 @@
+"""Preparers as Docker containers: they fill a uv cache, and see whether it then serves without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from fastflow.pipelines.sizes import format_size
+
+from fastflow_agent.runtime import folders, release
+from fastflow_agent.runtime.base import Observation, PreparerResult, PreparerSpec, SlotPaths, SlotState
+from fastflow_agent.runtime.container_spec import Folders, egress_environment, preparer_container, preparer_name
+from fastflow_agent.runtime.docker_containers import Containers
+from fastflow_agent.runtime.docker_image import RunnerImage
+from fastflow_agent.runtime.docker_options import DockerOptions
+
+T = TypeVar("T")
+
+OUTPUT_BYTES = 1 << 20
+"""How much of uv's output is kept: its end, where the refusal stands."""
+
+
+class _OnDisk(Protocol):
+    async def __call__(self, operation: Callable[[], T]) -> T: ...
+
+
+class Preparers:
+    """Runs preparers of one agent."""
+
+    def __init__(self, options: DockerOptions, containers: Containers, on_disk: _OnDisk) -> None:
+        self._options = options
+        self._containers = containers
+        self._on_disk = on_disk
+
+    async def run(self, spec: PreparerSpec, image: RunnerImage, template: Path) -> PreparerResult:
+        """See `Runtime.run_preparer`."""
+        name = preparer_name(self._options.agent_id, spec.name)
+        paths = SlotPaths(
+            root=self._options.data_dir / "preparers" / spec.name, env=self._options.env_dir / f"prepare-{spec.name}"
+        )
+        await self._clear(name, paths)
+        try:
+            await self._on_disk(lambda: self._make_folders(spec, paths))
+            mounted = Folders(template, spec.code, paths.log, paths.out, paths.tmp, paths.env)
+            await self._containers.create(name, preparer_container(spec, self._options, image, mounted))
+            await self._containers.start(name)
+            return await self._finish(name, paths)
+        finally:
+            await asyncio.shield(self._clear(name, paths))
+
+    async def _clear(self, name: str, paths: SlotPaths) -> None:
+        await self._containers.remove(name)
+        await self._on_disk(lambda: _remove_folders(paths))
+
+    def _make_folders(self, spec: PreparerSpec, paths: SlotPaths) -> None:
+        owner = self._options.container_uid
+        folders.make_slot_folders(paths, owner)
+        settings = paths.env / "settings"
+        settings.write_bytes(release.render(spec.environment))
+        os.chown(settings, owner, owner)
+
+    async def _finish(self, name: str, paths: SlotPaths) -> PreparerResult:
+        ended = asyncio.ensure_future(self._containers.wait(name, paths.env))
+        try:
+            content = release.render(egress_environment(self._options.egress))
+
+            async def lives() -> bool:
+                return not ended.done()
+
+            await release.release(paths.env, content, self._options.container_uid, lives)
+            seen, late = await self._wait_or_kill(name, ended)
+        finally:
+            ended.cancel()
+        output = await self._on_disk(lambda: _tail(paths.log))
+        note = self._note(seen, late)
+        code = seen.exit_code if seen.exit_code is not None else 1
+        offline = code == 0 and release.has_mark(paths.env, "offline")
+        return PreparerResult(code, output + note.encode(), offline)
+
+    async def _wait_or_kill(self, name: str, ended: asyncio.Future[Observation]) -> tuple[Observation, bool]:
+        done, _ = await asyncio.wait([ended], timeout=self._options.times.preparer)
+        if not done:
+            await self._containers.signal(name, signal.SIGKILL)
+        return await ended, not done
+
+    def _note(self, seen: Observation, late: bool) -> str:
+        """What uv could not say itself."""
+        if late:
+            return f"fastflow: preparing was stopped after {self._options.times.preparer:g} s\n"
+        if seen.oom_flag:
+            limit = format_size(self._options.preparer_memory_bytes)
+            return f"fastflow: preparing needed more than its {limit} of memory\n"
+        if seen.state is SlotState.ABSENT:
+            return "fastflow: the preparing container was removed by someone else\n"
+        return ""
+
+
+def _remove_folders(paths: SlotPaths) -> None:
+    release.remove(paths.env)
+    shutil.rmtree(paths.root, ignore_errors=True)
+
+
+def _tail(path: Path) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        file.seek(max(0, os.fstat(descriptor).st_size - OUTPUT_BYTES))
+        return file.read()
