@@ -158,7 +158,11 @@ def explain(error: grpc.aio.AioRpcError, address: str) -> Failure:
         if packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
             bad_request = error_details_pb2.BadRequest()
             packed.Unpack(bad_request)
-            details += [f"{violation.field}: {violation.description}" for violation in bad_request.field_violations]
+            details += [
+                f"{violation.field}: {violation.description}"
+                for violation in bad_request.field_violations
+                if violation.description not in status.message
+            ]
         elif packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             information = error_details_pb2.ErrorInfo()
             packed.Unpack(information)

@@ -168,12 +168,14 @@ class Follower:
             self._sealed = False
             answers = self._connection.stream(
                 lambda: self._connection.logs.ReadLog(self._position.request(self._run_id, follow=True)),
-                complete=lambda: self._sealed,
+                complete=lambda: True,
                 on_lost=self._on_lost,
             )
             async for message in answers:
                 await self._take(message)
             if self._pinned or not await self._later_attempt():
+                if not self._sealed:
+                    self._give_up_on_log()
                 return
             self._position = Position(attempt=self._position.attempt + 1)
 

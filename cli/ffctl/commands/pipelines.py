@@ -1,12 +1,18 @@
 """`ffctl pipelines`: lists and shows what the server discovered, and validates a folder before it gets there."""
 
+from pathlib import Path
+
 import click
+from fastflow.pipelines.discovery import Pipeline as FoundPipeline
+from fastflow.pipelines.folder import FolderFault
+from fastflow.pipelines.validation import validate
 from fastflow.v1 import pipelines_pb2
 from rich.console import RenderableType
 from rich.table import Table
 
-from ffctl import output, wording
+from ffctl import failures, output, wording
 from ffctl.connection import Connection
+from ffctl.failures import Failure
 from ffctl.options import complete_pipeline, output_option, server_option
 from ffctl.output import cell, facts, fit, table
 from ffctl.session import ask, connected, pages
@@ -45,8 +51,8 @@ def _show_list(pipelines: list[pipelines_pb2.Pipeline], *, as_json: bool) -> Non
         output.say("No pipelines yet: put a folder with a main.py into the control plane's pipelines folder.")
 
 
-def pipelines_table(pipelines: list[pipelines_pb2.Pipeline]) -> Table:
-    """Returns one row per pipeline; of an invalid one the first problem."""
+def pipelines_table(pipelines: list[pipelines_pb2.Pipeline], *, first_problem: bool = True) -> Table:
+    """Returns one row per pipeline; of an invalid one its first problem, if that is not told elsewhere."""
     grid = table("PIPELINE", "STATE", "CPU", "MEMORY", "DESCRIPTION")
     for pipeline in pipelines:
         name = wording.pipeline_state(pipeline.state)
@@ -56,7 +62,7 @@ def pipelines_table(pipelines: list[pipelines_pb2.Pipeline]) -> Table:
             cell(name, wording.STYLES.get(name, "")),
             f"{pipeline.limits.cpu_hard_milli_cores / 1000:g}" if known else wording.UNKNOWN,
             wording.size(pipeline.limits.memory_hard_bytes) if known else wording.UNKNOWN,
-            cell(_note(pipeline)),
+            cell(_note(pipeline) if first_problem else pipeline.description),
         )
     return fit(grid, PIPELINE=16, DESCRIPTION=24)
 
@@ -125,3 +131,72 @@ def _rows(pipeline: pipelines_pb2.Pipeline) -> list[tuple[str, RenderableType]]:
     if pipeline.bundle_digest:
         rows.append(("Code", cell(pipeline.bundle_digest)))
     return rows
+
+
+@group.command("validate")
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@output_option
+def validate_path(path: Path, as_json: bool) -> int:
+    """Checks the pipeline in the folder PATH, or all pipelines below it. Needs no server.
+
+    Exits with 1 if one is invalid or there is none.
+
+    \b
+    Example: ffctl pipelines validate ./pipelines
+    """
+    try:
+        report = validate(path)
+    except FolderFault as fault:
+        raise Failure(f"{path}: {fault}") from None
+    pipelines = [_as_message(pipeline) for pipeline in report.pipelines]
+    if as_json:
+        output.listing("pipelines", pipelines)
+    elif pipelines:
+        output.show(pipelines_table(pipelines, first_problem=False), *_problem_lines(pipelines))
+    for note in report.notes:
+        output.say(f"note: {note}")
+    if not pipelines:
+        output.say(f"There is no pipeline in {path}: a pipeline is a folder with a main.py.")
+    return failures.SUCCEEDED if report.valid else failures.RUN_FAILED
+
+
+def _problem_lines(pipelines: list[pipelines_pb2.Pipeline]) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for pipeline in pipelines:
+        for problem in pipeline.problems:
+            warning = problem.severity == pipelines_pb2.PROBLEM_SEVERITY_WARNING
+            lines.append(
+                cell("warning: " if warning else "error: ", "yellow" if warning else "red").append(
+                    output.clean(f"{pipeline.path or pipeline.name}/{problem_line(problem)}"), style="default"
+                )
+            )
+    return ["", *lines] if lines else []
+
+
+def _as_message(pipeline: FoundPipeline) -> pipelines_pb2.Pipeline:
+    message = pipelines_pb2.Pipeline(
+        name=pipeline.name,
+        state=f"PIPELINE_STATE_{pipeline.state.value}",
+        metadata_file=pipeline.metadata_file,
+        has_requirements=pipeline.has_requirements,
+        path=pipeline.path,
+    )
+    for problem in pipeline.problems:
+        message.problems.add(
+            severity=f"PROBLEM_SEVERITY_{problem.severity.value}",
+            file=problem.file,
+            field=problem.field,
+            message=problem.message,
+        )
+    metadata = pipeline.metadata
+    if metadata is not None:
+        message.description = metadata.description
+        message.tags.extend(metadata.tags)
+        message.limits.cpu_hard_milli_cores = metadata.limits.cpu_hard_milli_cores
+        message.limits.memory_hard_bytes = metadata.limits.memory_hard_bytes
+        message.limits.cpu_soft_milli_cores = metadata.limits.cpu_soft_milli_cores
+        message.limits.memory_soft_bytes = metadata.limits.memory_soft_bytes
+        message.timeout.FromNanoseconds(round(metadata.timeout_seconds * 1e9))
+        message.python_version = metadata.python_version
+        message.default_environment.update(metadata.default_environment)
+    return message

@@ -1,0 +1,29 @@
+"""AgentService: translates and delegates to `agents.registry`."""
+
+from typing import Any
+
+from fastflow.v1 import agents_pb2, agents_pb2_grpc
+
+from fastflow_controlplane import pages
+from fastflow_controlplane.agents.registry import AgentRegistry
+from fastflow_controlplane.api.translate import agent_message
+
+DEFAULT_PAGE = 100
+
+
+class AgentServicer(agents_pb2_grpc.AgentServiceServicer):
+    """Worker hosts for clients."""
+
+    def __init__(self, registry: AgentRegistry) -> None:
+        self._registry = registry
+
+    async def GetAgent(self, request: agents_pb2.GetAgentRequest, context: Any) -> agents_pb2.GetAgentResponse:
+        """Reads one agent."""
+        return agents_pb2.GetAgentResponse(agent=agent_message(await self._registry.get(request.name)))
+
+    async def ListAgents(self, request: agents_pb2.ListAgentsRequest, context: Any) -> agents_pb2.ListAgentsResponse:
+        """Lists agents by name."""
+        page = await self._registry.list(pages.check_size(request.page_size, DEFAULT_PAGE), request.page_token)
+        return agents_pb2.ListAgentsResponse(
+            agents=[agent_message(agent) for agent in page.agents], next_page_token=page.next_page_token
+        )

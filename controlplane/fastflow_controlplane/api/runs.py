@@ -1,0 +1,78 @@
+"""RunService: translates and delegates to `runs.service`."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastflow.v1 import runs_pb2, runs_pb2_grpc
+
+from fastflow_controlplane import pages
+from fastflow_controlplane.api.translate import run_message
+from fastflow_controlplane.errors import FieldViolation, InvalidArgument
+from fastflow_controlplane.runs.model import NewRun
+from fastflow_controlplane.runs.service import RunService
+from fastflow_controlplane.runs.states import RunState
+
+DEFAULT_PAGE = 50
+
+
+class RunServicer(runs_pb2_grpc.RunServiceServicer):
+    """Runs for clients."""
+
+    def __init__(self, runs: RunService) -> None:
+        self._runs = runs
+
+    async def CreateRun(self, request: runs_pb2.CreateRunRequest, context: Any) -> runs_pb2.CreateRunResponse:
+        """Queues a run."""
+        if not request.pipeline:
+            raise _required("pipeline", "name the pipeline to run")
+        run = await self._runs.create(
+            NewRun(
+                pipeline=request.pipeline,
+                environment=dict(request.environment),
+                request_id=request.request_id,
+                priority=request.priority,
+                ref=request.ref,
+            )
+        )
+        return runs_pb2.CreateRunResponse(run=run_message(run))
+
+    async def GetRun(self, request: runs_pb2.GetRunRequest, context: Any) -> runs_pb2.GetRunResponse:
+        """Reads one run."""
+        return runs_pb2.GetRunResponse(run=run_message(await self._runs.get(request.id)))
+
+    async def ListRuns(self, request: runs_pb2.ListRunsRequest, context: Any) -> runs_pb2.ListRunsResponse:
+        """Lists runs, newest first."""
+        page = await self._runs.list(
+            page_size=pages.check_size(request.page_size, DEFAULT_PAGE),
+            page_token=request.page_token,
+            pipeline=request.pipeline,
+            states=[_state(value) for value in request.states],
+        )
+        return runs_pb2.ListRunsResponse(
+            runs=[run_message(run) for run in page.runs], next_page_token=page.next_page_token
+        )
+
+    async def CancelRun(self, request: runs_pb2.CancelRunRequest, context: Any) -> runs_pb2.CancelRunResponse:
+        """Asks a run to stop. A repeat changes nothing, with or without request id."""
+        return runs_pb2.CancelRunResponse(run=run_message(await self._runs.cancel(request.id)))
+
+    async def WatchRun(
+        self, request: runs_pb2.WatchRunRequest, context: Any
+    ) -> AsyncIterator[runs_pb2.WatchRunResponse]:
+        """Sends the run now and after each change."""
+        async for run in self._runs.watch(request.id):
+            yield runs_pb2.WatchRunResponse(run=run_message(run))
+
+
+def _state(value: int) -> RunState:
+    name = runs_pb2.RunState.Name(value) if value in runs_pb2.RunState.values() else ""
+    state = name.removeprefix("RUN_STATE_")
+    if state not in RunState.__members__:
+        message = f"{name or value} is no state to look for; there are: {', '.join(RunState)}"
+        raise InvalidArgument(message, violations=[FieldViolation("states", message)])
+    return RunState(state)
+
+
+def _required(field: str, what: str) -> InvalidArgument:
+    message = f"{field} is empty: {what}"
+    return InvalidArgument(message, violations=[FieldViolation(field, message)])
