@@ -3,6 +3,8 @@
 Generated code is never committed, so that it can not differ from the protocol it was made from.
 """
 
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,14 @@ def generate(root: Path) -> None:
     target = root / "clients" / "python"
     files = sorted(str(path.relative_to(proto)) for path in proto.rglob("*.proto"))
     bundled = Path(grpc_tools.__file__).parent / "_proto"
-    plugins = Path(sys.executable).parent
+    # In an isolated build the plugin is not beside the interpreter, but on the PATH that the installer made for it.
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    plugin = shutil.which("protoc-gen-mypy_grpc", path=places)
     arguments = [
         "protoc",
         f"--proto_path={proto}",
         f"--proto_path={bundled}",
-        f"--plugin=protoc-gen-mypy_grpc={plugins / 'protoc-gen-mypy_grpc'}",
+        f"--plugin=protoc-gen-mypy_grpc={plugin}",
         f"--python_out={target}",
         f"--pyi_out={target}",
         f"--grpc_python_out={target}",
