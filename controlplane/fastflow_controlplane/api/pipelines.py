@@ -1,0 +1,42 @@
+"""PipelineService: translates and delegates to `sources.catalog`."""
+
+from bisect import bisect_right
+from typing import Any
+
+from fastflow.v1 import pipelines_pb2, pipelines_pb2_grpc
+
+from fastflow_controlplane import pages
+from fastflow_controlplane.api.translate import pipeline_message
+from fastflow_controlplane.sources.catalog import Catalog
+
+DEFAULT_PAGE = 100
+
+
+class PipelineServicer(pipelines_pb2_grpc.PipelineServiceServicer):
+    """Pipelines for clients, as they are in the folder now."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    async def GetPipeline(
+        self, request: pipelines_pb2.GetPipelineRequest, context: Any
+    ) -> pipelines_pb2.GetPipelineResponse:
+        """Reads one pipeline."""
+        await self._catalog.refresh()
+        return pipelines_pb2.GetPipelineResponse(pipeline=pipeline_message(self._catalog.get(request.name)))
+
+    async def ListPipelines(
+        self, request: pipelines_pb2.ListPipelinesRequest, context: Any
+    ) -> pipelines_pb2.ListPipelinesResponse:
+        """Lists pipelines by name."""
+        size = pages.check_size(request.page_size, DEFAULT_PAGE)
+        after = pages.key_of(request.page_token)
+        await self._catalog.refresh()
+        found = self._catalog.list()
+        first = bisect_right(found, after, key=lambda pipeline: pipeline.name)
+        page = found[first : first + size]
+        more = first + size < len(found)
+        return pipelines_pb2.ListPipelinesResponse(
+            pipelines=[pipeline_message(pipeline) for pipeline in page],
+            next_page_token=pages.token_after(page[-1].name) if more else "",
+        )
