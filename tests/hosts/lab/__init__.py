@@ -1,0 +1,1 @@
+"""The host lab (docstring to come)."""

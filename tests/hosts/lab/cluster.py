@@ -1,0 +1,123 @@
+"""Fast-Flow on the lab: the control plane in the lab's network, agents on guests."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from tests.cluster import Cluster
+from tests.hosts.lab.guest import Guest, shell_assignments
+from tests.hosts.lab.lab import Lab
+from tests.hosts.lab.network import CONTROL_PLANE_ADDRESS
+from tests.hosts.lab.scope import Completed
+
+AGENT_READY_TIMEOUT = 120.0
+"""Seconds from the start of a host until its agent takes runs: about half a minute, most of it Docker's engine."""
+
+AGENT_STOP_TIMEOUT = 30.0
+"""Seconds for an agent in a guest to end on SIGTERM, or to be gone when killed."""
+
+AGENT_DATA = "/var/lib/fastflow/agent"
+"""An agent's data folder in its guest, on the guest's own disk."""
+
+
+class HostCluster(Cluster):
+    """A control plane in the lab's network, and `ffctl` beside it. Hosts are added to it; it has no local agent."""
+
+    def __init__(self, lab: Lab, folder: Path, **settings: str) -> None:
+        self.token = secrets.token_hex(16)
+        self._lab = lab
+        remote = {"FASTFLOW_ALLOW_REMOTE": "true", "FASTFLOW_TOKEN": self.token}
+        super().__init__(
+            folder,
+            "docker",
+            host=CONTROL_PLANE_ADDRESS,
+            entrance=lab.scope.network_entrance(),
+            **{**remote, **settings},
+        )
+
+    def ffctl_environment(self) -> dict[str, str]:
+        return {**super().ffctl_environment(), "FASTFLOW_TOKEN": self.token}
+
+    def add_host(self, name: str, **settings: str) -> HostAgent:
+        """Make a host with an agent of this cluster, both off; `settings` are the agent's. See `HostAgent.boot`."""
+        guest = self._lab.add_guest(name)
+        defaults = {
+            "FASTFLOW_CONTROLPLANE": self.server,
+            "FASTFLOW_TOKEN": self.token,
+            "FASTFLOW_DATA_DIR": AGENT_DATA,
+            "FASTFLOW_AGENT_NAME": name,
+            "FASTFLOW_IMAGE": self._lab.image.runner_image,
+            # A guest has no way out of the lab, and Docker starts a container without a network fastest.
+            "FASTFLOW_NETWORK": "none",
+        }
+        guest.write("/lab/agent.env", shell_assignments({**defaults, **settings}))
+        return HostAgent(guest, self)
+
+
+class HostAgent:
+    """A worker host: one guest whose agent starts with it."""
+
+    def __init__(self, guest: Guest, cluster: HostCluster) -> None:
+        self.guest = guest
+        self._cluster = cluster
+
+    @property
+    def name(self) -> str:
+        """Name of the agent and of its host."""
+        return self.guest.name
+
+    def boot(self) -> None:
+        """Power on and wait until the control plane has the agent as ACTIVE; again after a power cut."""
+        self.guest.boot()
+        self.wait_until_active()
+
+    def wait_until_active(self) -> None:
+        """Wait until the control plane has the agent as ACTIVE; fails with the logs of both sides."""
+        try:
+            self._cluster.wait_for_agent(self.name, timeout=AGENT_READY_TIMEOUT)
+        except AssertionError as error:
+            error.add_note(f"--- agent.log of {self.name}\n{self.log()}")
+            raise
+
+    def run(self, command: str, *, timeout: float = 60.0, check: bool = True) -> Completed:
+        """Run a shell command on the host; see `Guest.run`."""
+        return self.guest.run(command, timeout=timeout, check=check)
+
+    def log(self) -> str:
+        """Return all that the agent has printed, over all its starts; also when the host is off."""
+        return self.guest.read("/lab/agent.log")
+
+    def stop_agent(self) -> None:
+        """Send SIGTERM to the agent alone and wait for its end; its containers live on."""
+        self._end_agent("TERM")
+
+    def kill_agent(self) -> None:
+        """Kill -9 the agent alone and wait until it is gone; its containers live on."""
+        self._end_agent("KILL")
+
+    def start_agent(self) -> None:
+        """Start the agent again, after `stop_agent` or `kill_agent`; see `wait_until_active`."""
+        self.guest.run("setsid --fork /lab/start-agent </dev/null >/dev/console 2>&1")
+
+    def power_cut(self) -> None:
+        """Pull the host's plug; `boot` starts it again with what was on its disks."""
+        self.guest.power_cut()
+
+    def power_off(self) -> None:
+        """Shut the host down in order."""
+        self.guest.power_off()
+
+    def partition(self) -> None:
+        """Cut the host off the control plane: packets vanish both ways. `run` still works."""
+        self.guest.partition()
+
+    def heal(self) -> None:
+        """End a partition."""
+        self.guest.heal()
+
+    def _end_agent(self, signal: str) -> None:
+        # Not a single command that waits: `tail --pid` would not see the difference between a zombie and a process,
+        # but the guest's first process reaps the agent, which was started by it or fell to it.
+        command = f'pid=$(cat /run/fastflow-agent.pid); kill -{signal} "$pid"; while kill -0 "$pid"; do sleep 0.1; done'
+        self.guest.run(f"{{ {command}; }} 2>/dev/null; true", timeout=AGENT_STOP_TIMEOUT)
