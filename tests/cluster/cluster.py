@@ -9,7 +9,7 @@ import socket
 import subprocess
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -47,14 +47,19 @@ class Cluster:
     """A control plane and its agents in one folder; a context manager that stops what it started.
 
     `runtime` is what agents run containers with: "docker" or "process". `settings` are those of the control plane.
+    `host` is the address it listens on; `entrance` is a command line that runs the command after it in another
+    network, where that address is.
     """
 
-    def __init__(self, folder: Path, runtime: str, **settings: str) -> None:
+    def __init__(
+        self, folder: Path, runtime: str, *, host: str = "127.0.0.1", entrance: Sequence[str] = (), **settings: str
+    ) -> None:
         self.folder = folder
         self.runtime = runtime
         self.pipelines = folder / "pipelines"
         self.pipelines.mkdir(parents=True)
-        self.server = f"127.0.0.1:{_free_port()}"
+        self.server = f"{host}:{_free_port()}"
+        self._entrance = entrance
         self.agents: dict[str, Program] = {}
         self.controlplane = Program(
             ["fastflow-controlplane", "serve"],
@@ -65,6 +70,7 @@ class Cluster:
                 "FASTFLOW_PIPELINES_DIR": str(self.pipelines),
                 **settings,
             },
+            entrance,
         )
 
     def __enter__(self) -> Self:
@@ -112,7 +118,7 @@ class Cluster:
     def ffctl(self, *arguments: str, value: str | None = None, timeout: float = COMMAND_SECONDS) -> Completed:
         """Runs one ffctl command to its end; `value` is its standard input."""
         done = subprocess.run(
-            [str(BIN / "ffctl"), *arguments],
+            [*self._entrance, str(BIN / "ffctl"), *arguments],
             env=self.ffctl_environment(),
             input=value.encode() if value is not None else b"",
             capture_output=True,
@@ -124,7 +130,7 @@ class Cluster:
     def spawn_ffctl(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Starts one ffctl command that the test reads from, signals or waits for itself."""
         return subprocess.Popen(
-            [str(BIN / "ffctl"), *arguments],
+            [*self._entrance, str(BIN / "ffctl"), *arguments],
             env=self.ffctl_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

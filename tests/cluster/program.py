@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
@@ -17,10 +18,14 @@ class ProgramDied(AssertionError):
 
 
 class Program:
-    """A console script of the project with its settings (environment variables) and its log file."""
+    """A console script of the project with its settings (environment variables) and its log file.
 
-    def __init__(self, command: list[str], log: Path, settings: dict[str, str]) -> None:
-        self.command = [str(BIN / command[0]), *command[1:]]
+    `entrance` is a command line that executes the command after it elsewhere, as the same process.
+    """
+
+    def __init__(self, command: list[str], log: Path, settings: dict[str, str], entrance: Sequence[str] = ()) -> None:
+        self.name = command[0]
+        self.command = [*entrance, str(BIN / command[0]), *command[1:]]
         self.log = log
         self.settings = settings
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,7 +59,7 @@ class Program:
     def check(self) -> None:
         """Raises ProgramDied when the program has ended."""
         if not self.alive:
-            raise ProgramDied(f"{self.command[0]} is not running; its log ends:\n{self.tail()}")
+            raise ProgramDied(f"{self.name} is not running; its log ends:\n{self.tail()}")
 
     def tail(self) -> str:
         """The last lines of the program's log."""
@@ -69,7 +74,7 @@ class Program:
             return self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"{self.command[0]} did not end on SIGTERM:\n{self.tail()}") from None
+            raise AssertionError(f"{self.name} did not end on SIGTERM:\n{self.tail()}") from None
 
     def kill(self) -> None:
         """Kills the program with SIGKILL, as a crash or a power cut would."""
