@@ -122,9 +122,10 @@ class DiskFolder:
             # Not blocking, for a pipe that was put in the place of a file would hold up the reader for ever.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(name, flags, dir_fd=parent)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FolderFault(self._path(name), "is no file")
         with io.BufferedReader(_File(descriptor, self._path(name))) as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FolderFault(self._path(name), "is no file")
             yield file
 
     def target(self, name: str) -> str:

@@ -1,0 +1,85 @@
+"""What callers see of pipelines: plain values, no files and no protobuf."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from fastflow.pipelines.bundle import Bundle
+from fastflow.pipelines.discovery import Pipeline, PipelineState, state_of
+from fastflow.pipelines.metadata import Metadata, matches_python
+from fastflow.pipelines.problems import Problem, error
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedCode:
+    """The exact code of a pipeline at one moment, and what its metadata said then.
+
+    `tree` is the Git tree id of the code, `commit` the Git commit it comes from, "" for a plain folder.
+    `bundle_digest` is "sha256:…", `bundle_size` in bytes; the bundle is on disk.
+    """
+
+    pipeline: str
+    tree: str
+    commit: str
+    bundle_digest: str
+    bundle_size: int
+    metadata: Metadata
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineView:
+    """A pipeline as it is now. `metadata` is None where its file is wrong; `metadata_file` "" = defaults.
+
+    `path` is relative to the folder `source`. `tree` and `bundle_digest` are "" while the code can not be read.
+    """
+
+    name: str
+    state: PipelineState
+    problems: tuple[Problem, ...]
+    metadata: Metadata | None
+    metadata_file: str
+    has_requirements: bool
+    source: str
+    path: str
+    tree: str
+    commit: str
+    bundle_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A pipeline as discovered, with its code in the object database; `bundle` None = the code can not be read."""
+
+    pipeline: Pipeline
+    tree: str
+    bundle: Bundle | None
+
+    def view(self, source: str, python_versions: Collection[str]) -> PipelineView:
+        """Returns the pipeline as callers see it, where agents have these `python_versions` (none = not known yet)."""
+        found = self.pipeline
+        problems = (*found.problems, *_missing_python(found, python_versions))
+        return PipelineView(
+            name=found.name,
+            state=state_of(found.metadata, problems),
+            problems=problems,
+            metadata=found.metadata,
+            metadata_file=found.metadata_file,
+            has_requirements=found.has_requirements,
+            source=source,
+            path=found.path,
+            tree=self.tree,
+            commit="",
+            bundle_digest=self.bundle.digest if self.bundle else "",
+        )
+
+
+def _missing_python(pipeline: Pipeline, versions: Collection[str]) -> list[Problem]:
+    wanted = pipeline.metadata.python_version if pipeline.metadata else ""
+    if not wanted or not versions or any(matches_python(wanted, version) for version in versions):
+        return []
+    there_are = ", ".join(sorted(versions, key=_version_key))
+    message = f'"{wanted}" is in the runner image of no agent; there are: {there_are}'
+    return [error(pipeline.metadata_file, message, "python_version")]
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdecimal() else 0 for part in version.split("."))

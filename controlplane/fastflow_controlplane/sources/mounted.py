@@ -1,0 +1,202 @@
+"""A mounted folder as the source of pipelines: watched by what `stat` says, read only where that has changed.
+
+People edit the folder while it is read. So what was read is taken only if every file is, after the reading, what it was
+before; and a file that changed a moment ago is read again next time, as its times could not tell a second change in
+the same tick of the file system's clock (Git's "racily clean" entries: Documentation/technical/racy-git).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastflow.pipelines.bundle import Bundle, Sink, pack
+from fastflow.pipelines.code import Code, read_code
+from fastflow.pipelines.discovery import MAIN, Note, Pipeline, Place, clashes, find_pipelines, inspect
+from fastflow.pipelines.folder import DiskFolder, Folder, FolderFault, Signature
+from fastflow.pipelines.metadata import Limits
+from fastflow.pipelines.problems import Problem, error
+
+from fastflow_controlplane.sources.model import Snapshot
+from fastflow_controlplane.sources.repository import SnapshotRepository
+
+READ_ATTEMPTS = 5
+"""How often a pipeline that changes while it is read is read before that is given up."""
+
+SETTLE_SECONDS = 0.1
+"""A file that changed this short a time ago may be half written: editors and copies take milliseconds."""
+
+RACY_SECONDS = 2.0
+"""The coarsest clock of a file system (FAT): a change within it may leave no trace in the times."""
+
+NANOSECONDS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class WallClock:
+    """Time as files have it: `now_ns` is nanoseconds since 1970, `sleep` blocks for seconds."""
+
+    now_ns: Callable[[], int] = time.time_ns
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a source holds: pipelines by name, and what was passed over."""
+
+    snapshots: Mapping[str, Snapshot]
+    notes: tuple[Note, ...]
+
+
+class KeepsChanging(Exception):
+    """A pipeline was changed each time it was read; the message names the file."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A pipeline as it was read. `state` is what `stat` said of its code; `racy` = it may have changed unnoticed."""
+
+    state: object
+    racy: bool
+    code_problems: tuple[Problem, ...]
+    snapshot: Snapshot
+
+
+class MountedFolder:
+    """The source `root`. All methods block and belong to one thread, so a stuck mount holds up nothing else.
+
+    `defaults` are the hard limits of pipelines that name none. Methods raise DamagedRepository where snapshots can not
+    be read back; `repair` helps, and then everything is read anew.
+    """
+
+    def __init__(
+        self, root: Path, repository: SnapshotRepository, defaults: Limits, clock: WallClock | None = None
+    ) -> None:
+        self._root = root
+        self._repository = repository
+        self._defaults = defaults
+        self._clock = clock or WallClock()
+        self._known: dict[str, _Read] = {}
+
+    def scan(self) -> Contents:
+        """Finds all pipelines and reads those that changed. Raises FolderFault where the root can not be read.
+
+        A pipeline that keeps changing stays as it was last time; one that was never read is INVALID until it is.
+        """
+        found = find_pipelines(DiskFolder(self._root))
+        clashing = clashes(found.places)
+        known: dict[str, _Read] = {}
+        snapshots: dict[str, Snapshot] = {}
+        for place in found.places:
+            if place.path in clashing:
+                snapshots.setdefault(place.name, _invalid(place, clashing[place.path]))
+                continue
+            try:
+                known[place.path] = self._read(place)
+                snapshot = known[place.path].snapshot
+            except KeepsChanging as fault:
+                if place.path in self._known:
+                    known[place.path] = self._known[place.path]
+                    snapshot = known[place.path].snapshot
+                else:
+                    snapshot = _invalid(place, error("", str(fault)))
+            snapshots[snapshot.pipeline.name] = snapshot
+        self._known = known
+        return Contents(snapshots, found.notes)
+
+    def rescan(self, snapshot: Snapshot) -> Snapshot | None:
+        """Reads one pipeline again if it changed. None = only `scan` can tell what became of it.
+
+        Raises KeepsChanging.
+        """
+        path = snapshot.pipeline.path
+        if path not in self._known:
+            return None
+        folder = DiskFolder(self._root, tuple(path.split("/")))
+        try:
+            if all(entry.name != MAIN for entry in folder.entries()):
+                return None
+        except FolderFault:
+            return None
+        self._known[path] = self._read(Place(path.rpartition("/")[2], path, folder))
+        return self._known[path].snapshot
+
+    def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:
+        """Writes the bundle of a snapshot whose code could be read."""
+        return pack(read_code(self._repository.folder(snapshot.tree)), sink)
+
+    def repair(self) -> None:
+        """Makes the object database anew and forgets what was read."""
+        self._repository.reset()
+        self._known = {}
+
+    def _read(self, place: Place) -> _Read:
+        known = self._known.get(place.path)
+        code = _list(place.folder)
+        changed = ""
+        for _ in range(READ_ATTEMPTS):
+            state = _state(code)
+            if known and not known.racy and known.state == state:
+                return known
+            started_ns = self._clock.now_ns()
+            age = (started_ns - _last_change_ns(code)) / NANOSECONDS
+            settled = not 0 <= age < SETTLE_SECONDS
+            if settled:
+                snapshot = self._snapshot(place, code, known)
+            else:
+                self._clock.sleep(SETTLE_SECONDS - age)
+            before, code = code, _list(place.folder)
+            if settled and _state(code) == state:
+                return _Read(state, age < RACY_SECONDS, code.problems, snapshot)
+            changed = _difference(before, code) or changed
+        raise KeepsChanging(f'the pipeline "{place.name}" keeps changing while it is read: {changed or "main.py"}')
+
+    def _snapshot(self, place: Place, code: Code, known: _Read | None) -> Snapshot:
+        if not code.files and code.problems:
+            return _invalid(place, *code.problems)
+        try:
+            tree = self._repository.write(code)
+        except FolderFault as fault:
+            return _invalid(place, error(fault.path, fault.message))
+        if known and known.snapshot.tree == tree and known.code_problems == code.problems:
+            return known.snapshot
+        folder = self._repository.folder(tree)
+        pipeline = inspect(place.name, place.path, folder, code, self._defaults)
+        if code.problems:
+            return Snapshot(pipeline, "", None)
+        return Snapshot(pipeline, tree, pack(read_code(folder), _Nowhere()))
+
+
+class _Nowhere:
+    """Takes a bundle of which only the digest is wanted."""
+
+    def write(self, data: bytes, /) -> None:
+        pass
+
+
+def _list(folder: Folder) -> Code:
+    try:
+        return read_code(folder)
+    except FolderFault as fault:
+        return Code((), (error("", fault.message),))
+
+
+def _invalid(place: Place, *problems: Problem) -> Snapshot:
+    return Snapshot(Pipeline(place.name, place.path, problems, None, "", False), "", None)
+
+
+def _state(code: Code) -> object:
+    return _signatures(code), code.problems
+
+
+def _signatures(code: Code) -> dict[str, tuple[Signature | None, str]]:
+    return {file.path: (file.entry.signature, file.target) for file in code.files}
+
+
+def _last_change_ns(code: Code) -> int:
+    return max((file.entry.signature.changed_ns for file in code.files if file.entry.signature), default=0)
+
+
+def _difference(before: Code, after: Code) -> str:
+    one, other = _signatures(before), _signatures(after)
+    return ", ".join(sorted(path for path in one.keys() | other.keys() if one.get(path) != other.get(path))[:3])

@@ -1,0 +1,200 @@
+"""Snapshots: the exact files of a pipeline in a Git object database, named by their tree id.
+
+A bare repository without references. Its objects are a cache of what was read: the bundles made of them are kept apart
+and durable, so after damage (a power cut can leave empty objects) it is simply made anew.
+"""
+
+import io
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import pygit2
+import structlog
+from fastflow.pipelines.code import Code, CodeFile, open_exactly
+from fastflow.pipelines.folder import Entry, FolderFault, Kind
+from pygit2.enums import FileMode
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+log = structlog.get_logger(__name__)
+
+STREAMED_BYTES = 1024 * 1024
+"""Files from this size on are streamed into the database; smaller ones are quicker in one piece."""
+
+
+class DamagedRepository(Exception):
+    """An object that was written is not there, or not as it was written."""
+
+
+class StorageFault(Exception):
+    """An object can not be written, for example because the disk is full; the message says why."""
+
+
+class SnapshotRepository:
+    """The object database in the folder `path`. All methods block and belong to one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._repository = self._open()
+
+    def write(self, code: Code) -> str:
+        """Stores all files of `code` and returns the id of their tree.
+
+        Raises FolderFault for a file that can not be read, has changed since it was listed, or has a name that Git does
+        not allow, and StorageFault.
+        """
+        root = _Level()
+        for file in code.files:
+            *above, name = file.path.split("/")
+            level = root
+            for part in above:
+                level = level.folders.setdefault(part, _Level())
+            level.files[name] = file
+        try:
+            return str(self._write_level(root, ""))
+        except (pygit2.GitError, OSError) as fault:
+            raise StorageFault(str(fault)) from fault
+
+    def folder(self, tree: str) -> "TreeFolder":
+        """Returns the files of a tree. Raises DamagedRepository where it is missing."""
+        return TreeFolder(self._repository, pygit2.Oid(hex=tree))
+
+    def reset(self) -> None:
+        """Makes the database anew, empty."""
+        log.warning("the object database of snapshots is damaged and made anew", path=str(self._path))
+        self._repository.free()
+        shutil.rmtree(self._path)
+        self._repository = self._open()
+
+    def close(self) -> None:
+        """Releases the files."""
+        self._repository.free()
+
+    def _open(self) -> pygit2.Repository:
+        # Whoever may read the data folder may use its repository: it has neither hooks nor settings of its own.
+        pygit2.settings.owner_validation = False
+        if self._path.exists():
+            try:
+                return pygit2.Repository(str(self._path))
+            except pygit2.GitError:
+                shutil.rmtree(self._path)
+        return pygit2.init_repository(str(self._path), bare=True)
+
+    def _write_level(self, level: "_Level", prefix: str) -> pygit2.Oid:
+        builder = self._repository.TreeBuilder()
+        items = {
+            name: (self._write_level(below, f"{prefix}{name}/"), FileMode.TREE) for name, below in level.folders.items()
+        }
+        items.update({name: (self._write_file(file), _mode(file)) for name, file in level.files.items()})
+        for name, (oid, mode) in items.items():
+            try:
+                builder.insert(name, oid, mode)
+            except pygit2.GitError as fault:
+                message = "the name can not stand in a Git tree, as some systems take it for .git; rename it"
+                raise FolderFault(prefix + name, message) from fault
+        return builder.write()
+
+    def _write_file(self, file: CodeFile) -> pygit2.Oid:
+        if file.entry.kind is Kind.LINK:
+            return self._repository.create_blob(file.target.encode())
+        with open_exactly(file) as content:
+            if file.entry.size < STREAMED_BYTES:
+                return self._repository.create_blob(content.read())
+            return self._repository.create_blob_fromiobase(content)
+
+
+@dataclass
+class _Level:
+    """The code of one folder, while its tree is built."""
+
+    files: dict[str, CodeFile] = field(default_factory=dict)
+    folders: dict[str, "_Level"] = field(default_factory=dict)
+
+
+class TreeFolder:
+    """A folder in a Git tree; see `fastflow.pipelines.folder.Folder`. Damage of the database is a DamagedRepository."""
+
+    def __init__(self, repository: pygit2.Repository, oid: pygit2.Oid) -> None:
+        self._repository = repository
+        with _damage():
+            self._tree = repository[oid].peel(pygit2.Tree)
+
+    def entries(self) -> list[Entry]:
+        """See `Folder.entries`."""
+        return sorted((self._entry(item) for item in self._tree), key=lambda entry: entry.name)
+
+    def folder(self, name: str) -> "TreeFolder":
+        """See `Folder.folder`."""
+        return TreeFolder(self._repository, self._find(name, FileMode.TREE).id)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """See `Folder.open`."""
+        with io.BufferedReader(_BlobFile(self._blob(name, FileMode.BLOB, FileMode.BLOB_EXECUTABLE))) as file:
+            yield file
+
+    def target(self, name: str) -> str:
+        """See `Folder.target`."""
+        return self._blob(name, FileMode.LINK).data.decode()
+
+    def _entry(self, item: pygit2.Object) -> Entry:
+        name, mode = item.name or "", item.filemode
+        if mode == FileMode.TREE:
+            return Entry(name, Kind.FOLDER)
+        kind = {FileMode.LINK: Kind.LINK, FileMode.COMMIT: Kind.OTHER}.get(FileMode(mode), Kind.FILE)
+        if kind is Kind.OTHER:
+            return Entry(name, kind)
+        with _damage():
+            _, size = self._repository.odb.read_header(item.id)
+        return Entry(name, kind, size, executable=mode == FileMode.BLOB_EXECUTABLE)
+
+    def _find(self, name: str, *modes: FileMode) -> pygit2.Object:
+        try:
+            item = self._tree[name]
+        except KeyError:
+            raise FolderFault(name, "can not be read: No such file or directory") from None
+        if item.filemode not in modes:
+            raise FolderFault(name, f"is no {'folder' if FileMode.TREE in modes else 'file'}")
+        return item
+
+    def _blob(self, name: str, *modes: FileMode) -> pygit2.Blob:
+        item = self._find(name, *modes)
+        with _damage():
+            return self._repository[item.id].peel(pygit2.Blob)
+
+
+class _BlobFile(io.RawIOBase):
+    """Reads a blob in place: only one copy of a large file is in memory."""
+
+    def __init__(self, blob: pygit2.Blob) -> None:
+        self._data = memoryview(blob)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        view = memoryview(buffer)
+        data = self._data[self._position : self._position + len(view)]
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _mode(file: CodeFile) -> FileMode:
+    if file.entry.kind is Kind.LINK:
+        return FileMode.LINK
+    return FileMode.BLOB_EXECUTABLE if file.entry.executable else FileMode.BLOB
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, pygit2.GitError) as fault:
+        raise DamagedRepository(str(fault)) from fault
