@@ -100,6 +100,8 @@ def _limits(run: runs_pb2.Run) -> str:
 
 def _attempt_rows(attempt: runs_pb2.Attempt) -> list[Row]:
     rows: list[Row] = [("Usage", cell(usage(attempt.usage)))]
+    if attempt.state == runs_pb2.RUN_STATE_RUNNING and attempt.usage.HasField("working_set_bytes"):
+        rows.append(("Now", cell(usage_now(attempt.usage))))
     if attempt.HasField("out_of_memory"):
         rows.append(("Out of memory", cell(out_of_memory(attempt.out_of_memory))))
         if attempt.out_of_memory.evidence:
@@ -119,6 +121,14 @@ def usage(value: limits_pb2.Usage) -> str:
     cpu = f"{value.cpu_usec / 1e6:.2f} s" if value.HasField("cpu_usec") else "unavailable"
     throttled = f"{value.throttled_usec / 1e6:.2f} s" if value.HasField("throttled_usec") else "unavailable"
     return f"peak memory {peak}, CPU time {cpu}, throttled {throttled}"
+
+
+def usage_now(value: limits_pb2.Usage) -> str:
+    """Returns what the last sample saw: memory that can not be taken back, CPU, processes."""
+    parts = [f"memory {wording.size(value.working_set_bytes)} without page cache"]
+    parts += [wording.cores(value.cpu_milli_cores)] if value.HasField("cpu_milli_cores") else []
+    parts += [f"{value.pids} processes and threads"] if value.HasField("pids") else []
+    return ", ".join(parts)
 
 
 def out_of_memory(verdict: runs_pb2.OutOfMemory) -> str:

@@ -160,7 +160,7 @@ class Follower:
         if self._sink and run.state in (runs_pb2.RUN_STATE_RUNNING, runs_pb2.RUN_STATE_STOPPING):
             self._progress.settle(text)
         else:
-            self._progress.update(text, live_usage(run))
+            self._progress.update(text)
 
     async def _read(self) -> None:
         assert self._sink is not None
@@ -266,16 +266,6 @@ def doing(run: runs_pb2.Run) -> str:
     attempt = f" (attempt {run.attempt})" if run.attempt > 1 else ""
     state = "starting" if run.state == runs_pb2.RUN_STATE_ASSIGNED else wording.run_state(run.state).lower()
     return f"{state}{where}{attempt}"
-
-
-def live_usage(run: runs_pb2.Run) -> str:
-    """Returns what a running run uses at the moment, or nothing where that is not known."""
-    if run.state != runs_pb2.RUN_STATE_RUNNING or not run.attempts:
-        return ""
-    usage = run.attempts[-1].usage
-    parts = [wording.size(usage.working_set_bytes)] if usage.HasField("working_set_bytes") else []
-    parts += [wording.cores(usage.cpu_milli_cores)] if usage.HasField("cpu_milli_cores") else []
-    return f", using {', '.join(parts)}" if parts else ""
 
 
 def verdict(run: runs_pb2.Run, now: float) -> str:

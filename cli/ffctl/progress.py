@@ -19,15 +19,15 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._line_open = False
 
-    def update(self, text: str, live: str = "") -> None:
-        """Says what is waited for now; `live` is added where it can be replaced, since it changes all the time."""
+    def update(self, text: str) -> None:
+        """Says what is waited for now."""
         if not self._terminal:
             if text != self._text:
                 say(f"run {self._name}: {text}")
         elif self._moving is None:
-            self._start(text + live)
+            self._start(text)
         else:
-            self._moving.update(self._task, description=self._described(text + live))
+            self._moving.update(self._task, description=self._described(text))
         self._text = text
 
     def settle(self, text: str) -> None:

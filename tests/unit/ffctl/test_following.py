@@ -182,6 +182,26 @@ def test_ctrl_c_without_a_terminal_detaches_and_says_how_to_come_back(
     assert server.asked(runs_pb2.CancelRunRequest) == []
 
 
+def test_ctrl_c_before_the_run_is_known_says_how_to_repeat_safely(server: ScriptedServer, spawn: Spawn) -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def create(_request: Any, context: Any) -> runs_pb2.CreateRunResponse:
+        context.add_callback(over.set)
+        asked.set()
+        over.wait(20)
+        return runs_pb2.CreateRunResponse()
+
+    server.answers["CreateRun"] = create
+    process = spawn("run", "etl")
+    assert asked.wait(20)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    (request,) = server.asked(runs_pb2.CreateRunRequest)
+    assert (process.returncode, out) == (130, b"")
+    assert f"repeat with --request-id {request.request_id}" in err.decode()
+    assert "Traceback" not in err.decode()
+
+
 def test_ctrl_c_detaches_although_nobody_takes_the_output(
     server: ScriptedServer, spawn: Spawn, following: Gate
 ) -> None:
