@@ -55,7 +55,7 @@ def slot_container(
     spec: SlotSpec, options: DockerOptions, image: RunnerImage, template: Path, cgroup_parent: str | None
 ) -> dict[str, Any]:
     """The container of a slot. Raises RuntimeFault for a Python the image has not, and for paths no mount can take."""
-    python = image.interpreter(spec.python_version)
+    python = image.interpreters.path(spec.python_version)
     paths = spec.paths
     folders = Folders(template, spec.code, paths.log, paths.out, paths.tmp, paths.env)
     config = _container(
@@ -81,7 +81,7 @@ def preparer_container(
     config = _container(
         options,
         image,
-        command=["/fastflow/prepare", image.interpreter(spec.python_version)],
+        command=["/fastflow/prepare", image.interpreters.path(spec.python_version)],
         labels={LABEL_AGENT: options.agent_id, LABEL_PREPARER: spec.name},
         mounts=[*_mounts(folders, options.egress), _bind(spec.cache, UV_CACHE)],
     )
@@ -89,11 +89,14 @@ def preparer_container(
     return config
 
 
-def egress_environment(egress: Egress) -> dict[str, str]:
-    """The variables by which programs find certificates, proxies and the package index. May hold credentials."""
+def egress_environment(egress: Egress, ca_bundle: str = CA_BUNDLE) -> dict[str, str]:
+    """The variables by which programs find certificates, proxies and the package index. May hold credentials.
+
+    `ca_bundle` is where the program finds the bundle, if there is one.
+    """
     values: dict[str, str] = {}
     if egress.ca_bundle:
-        values |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"), CA_BUNDLE)
+        values |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"), ca_bundle)
     # Programs differ in which spelling they read: curl only the lower one for http.
     for name in ("http_proxy", "https_proxy", "no_proxy"):
         if value := getattr(egress, name):

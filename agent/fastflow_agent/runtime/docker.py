@@ -80,8 +80,8 @@ class DockerRuntime(Runtime):
             cgroup=self._cgroups.version if self._cgroups else "none",
             image=self._options.image,
             image_digest=image.id if image else "",
-            python_versions=image.python_versions if image else (),
-            uv_version=image.uv_version if image else "",
+            python_versions=image.interpreters.versions if image else (),
+            uv_version=image.interpreters.uv_version if image else "",
             problem=problem,
             unconfined="" if self._cgroups else "No control groups can be seen here, so use and OOM can not be told.",
         )

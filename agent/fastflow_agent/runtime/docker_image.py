@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,38 +12,15 @@ from docker.errors import APIError, ImageNotFound
 from fastflow_agent.runtime.base import ImageMissing, RuntimeFault
 from fastflow_agent.runtime.docker_engine import Client, Engine
 from fastflow_agent.runtime.docker_options import DockerOptions
-
-# uv itself says which interpreters it finds, so that what is promised here is what a run will get.
-_LOOK = """
-export HOME=/tmp UV_CACHE_DIR=/tmp/uv UV_NO_CONFIG=1 UV_NO_PROJECT=1 UV_PYTHON_DOWNLOADS=never
-/usr/local/bin/uv --version && /usr/local/bin/uv python find && \
-/usr/local/bin/uv python list --only-installed --output-format json
-"""
+from fastflow_agent.runtime.interpreters import Interpreters, look_script, parse
 
 
 @dataclass(frozen=True)
 class RunnerImage:
-    """A runner image. `interpreters` maps "3.11" and "3.11.2" alike to paths in it; `default` is one of these paths."""
+    """A runner image: its id ("sha256:…") and what is in it."""
 
     id: str
-    uv_version: str
-    default: str
-    interpreters: dict[str, str]
-
-    @property
-    def python_versions(self) -> tuple[str, ...]:
-        """The minor versions, ascending."""
-        minors = {version for version in self.interpreters if version.count(".") == 1}
-        return tuple(sorted(minors, key=lambda version: [int(part) for part in version.split(".")]))
-
-    def interpreter(self, version: str) -> str:
-        """Path of the interpreter for "3.11" or "3.11.2", or the image's own for ""; RuntimeFault if there is none."""
-        if not version:
-            return self.default
-        if version not in self.interpreters:
-            there = ", ".join(self.python_versions)
-            raise RuntimeFault(f"The runner image has no Python {version}; it has {there}.")
-        return self.interpreters[version]
+    interpreters: Interpreters
 
 
 def missing(image: str) -> ImageMissing:
@@ -53,19 +29,6 @@ def missing(image: str) -> ImageMissing:
         f"The runner image {image} is not on this worker host. Build it with deploy/runner/build, pull it with "
         f"`docker pull {image}`, or set FASTFLOW_IMAGE to one that is there."
     )
-
-
-def parse(image_id: str, output: str) -> RunnerImage:
-    """What the look reported: uv's version, its own choice, and uv's JSON list of interpreters."""
-    version, default, listing = output.split("\n", 2)
-    interpreters: dict[str, str] = {}
-    for found in json.loads(listing):
-        # First come, first served: uv lists them in the order in which it would choose them.
-        if found["implementation"] == "cpython" and found.get("variant", "default") == "default":
-            parts = found["version_parts"]
-            interpreters.setdefault(f"{parts['major']}.{parts['minor']}", found["path"])
-            interpreters.setdefault(found["version"], found["path"])
-    return RunnerImage(image_id, version.split()[1], default.strip(), interpreters)
 
 
 def image_id(client: Client, image: str) -> str:
@@ -131,14 +94,14 @@ class Images:
                 f"The image {self._options.image} is no runner image: it needs /usr/local/bin/uv and a Python "
                 f"({complaint or 'no word of why'})."
             )
-        image = parse(found, output)
+        image = RunnerImage(found, parse(output))
         self._keep(image)
         return image
 
     def _kept(self, found: str) -> RunnerImage | None:
         try:
-            kept: Mapping[str, Any] = json.loads(self._path(found).read_text())
-            return RunnerImage(**kept)
+            kept: dict[str, Any] = json.loads(self._path(found).read_text())
+            return RunnerImage(found, Interpreters(**kept))
         except (OSError, ValueError, TypeError):
             return None
 
@@ -146,7 +109,7 @@ class Images:
         path = self._path(image.id)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(image)))
+        draft.write_text(json.dumps(asdict(image.interpreters)))
         draft.replace(path)
 
     def _path(self, found: str) -> Path:
@@ -157,7 +120,7 @@ def _looking_container(found: str, user: int) -> dict[str, Any]:
     return {
         "Image": found,
         "Entrypoint": ["/bin/sh", "-c"],
-        "Cmd": [_LOOK],
+        "Cmd": ["export HOME=/tmp UV_CACHE_DIR=/tmp/uv; " + look_script("/usr/local/bin/uv")],
         "User": f"{user}:{user}",
         "HostConfig": {
             "ReadonlyRootfs": True,

@@ -1,0 +1,269 @@
+"""Slots as plain processes of this host, for machines without Docker: the same life, no isolation, no limits."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import platform
+import shutil
+import signal as signals
+import subprocess
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from uv import find_uv_bin
+
+from fastflow_agent.cgroups.paths import SlotGroup
+from fastflow_agent.model import SlotId, parse_slot_id
+from fastflow_agent.runtime import folders, release
+from fastflow_agent.runtime.base import (
+    Egress,
+    Facts,
+    Observation,
+    PreparerResult,
+    PreparerSpec,
+    Runtime,
+    RuntimeFault,
+    SlotPaths,
+    SlotSpec,
+    SlotState,
+)
+from fastflow_agent.runtime.container_spec import egress_environment
+from fastflow_agent.runtime.interpreters import Interpreters, look_script, parse
+from fastflow_agent.runtime.process_box import BOX, Box
+
+T = TypeVar("T")
+
+UNCONFINED = (
+    "The process runtime isolates and limits nothing: runs see this host's files and network, and their memory and "
+    "CPU limits have no effect."
+)
+
+LOOK_SECONDS = 30.0
+"""uv asks each interpreter it finds; on a slow disk with many of them that takes seconds."""
+
+PREPARER_SECONDS = 3600.0
+"""The longest preparation: large wheels over a slow line, or one that compiles."""
+
+PREPARER_OUTPUT_BYTES = 1 << 20
+"""How much of uv's output is kept: its end, where the refusal stands."""
+
+POLL_SECONDS = 0.05
+"""Pause between two looks at a slot that is not started yet; of one that is, the kernel tells the end."""
+
+
+@dataclass(frozen=True)
+class ProcessOptions:
+    """How processes are run on this host. `env_dir` comes from `release.environments_folder`."""
+
+    data_dir: Path
+    env_dir: Path
+    egress: Egress = field(default_factory=Egress)
+
+
+class ProcessRuntime(Runtime):
+    """Runs slots as processes of the agent's own user."""
+
+    def __init__(self, options: ProcessOptions) -> None:
+        self._options = options
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="slot-processes")
+        self._interpreters: Interpreters | None = None
+
+    async def probe(self) -> Facts:
+        """See `Runtime.probe`."""
+        here = await self._look()
+        identity = hashlib.sha256(repr((here, platform.platform())).encode()).hexdigest()
+        return Facts(
+            runtime="process",
+            runtime_version=platform.release(),
+            cgroup="none",
+            image_digest=f"host:{identity}",
+            python_versions=here.versions,
+            uv_version=here.uv_version,
+            unconfined=UNCONFINED,
+        )
+
+    async def prepare_folders(self, spec: SlotSpec) -> None:
+        """See `Runtime.prepare_folders`."""
+        await self._run(lambda: folders.make_slot_folders(spec.paths, os.geteuid()))
+
+    async def create(self, spec: SlotSpec) -> None:
+        """See `Runtime.create`."""
+        python = (await self._look()).path(spec.python_version)
+        command = ["start", python, *(["--offline"] if spec.offline else [])]
+
+        def make() -> None:
+            box, cache = Box(spec.paths), spec.paths.upper
+            if not box.exists():
+                # uv would write into the generation, which must stay as it is: links cost little and keep it whole.
+                shutil.rmtree(cache, ignore_errors=True)
+                shutil.copytree(spec.cache, cache, symlinks=True, copy_function=os.link)
+                box.make(spec.code, cache, _uv(), command)
+
+        await self._run(make)
+
+    async def start(self, slot: SlotId) -> None:
+        """See `Runtime.start`."""
+        await self._run(self._box(slot).start)
+
+    async def release(self, slot: SlotId, environment: Mapping[str, str]) -> bool:
+        """See `Runtime.release`."""
+        return await self._release(self._box(slot), environment)
+
+    async def was_released(self, slot: SlotId) -> bool:
+        """See `Runtime.was_released`."""
+        box = self._box(slot)
+        taken = release.was_released(box.paths.env)
+        # Without its folder nobody knows. What was started may have been released: never start a run twice.
+        return await self._run(box.was_started) if taken is None else taken
+
+    async def observe(self, slot: SlotId) -> Observation:
+        """See `Runtime.observe`."""
+        return await self._run(self._box(slot).observe)
+
+    async def wait(self, slot: SlotId) -> Observation:
+        """See `Runtime.wait`."""
+        return await self._wait(self._box(slot))
+
+    async def signal(self, slot: SlotId, signal: int) -> bool:
+        """See `Runtime.signal`."""
+        box = self._box(slot)
+        return await self._run(lambda: box.signal(signal))
+
+    async def remove(self, slot: SlotId) -> None:
+        """See `Runtime.remove`."""
+        await self._remove(self._box(slot))
+
+    async def slots(self) -> dict[SlotId, Observation]:
+        """See `Runtime.slots`."""
+
+        def find() -> list[SlotId]:
+            commands = (self._options.data_dir / "slots").glob(f"*/{BOX}/command")
+            return [parse_slot_id(command.parent.parent.name) for command in commands]
+
+        return {slot: await self.observe(slot) for slot in await self._run(find)}
+
+    def group(self, slot: SlotId) -> SlotGroup | None:
+        """See `Runtime.group`."""
+        return None
+
+    async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
+        """See `Runtime.run_preparer`."""
+        python = (await self._look()).path(spec.python_version)
+        root = self._options.data_dir / "preparers" / spec.name
+        box = Box(SlotPaths(root, self._options.env_dir / f"prepare-{spec.name}"))
+        await self._remove(box)
+
+        def make() -> None:
+            shutil.rmtree(root, ignore_errors=True)
+            folders.make_slot_folders(box.paths, os.geteuid())
+            (box.paths.env / "settings").write_bytes(release.render(spec.environment))
+            box.make(spec.code, spec.cache, _uv(), ["prepare", python])
+
+        try:
+            await self._run(make)
+            return await self._prepare(box)
+        finally:
+            await asyncio.shield(self._remove(box))
+            await asyncio.shield(self._run(lambda: shutil.rmtree(root, ignore_errors=True)))
+
+    async def aclose(self) -> None:
+        """See `Runtime.aclose`."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _box(self, slot: SlotId) -> Box:
+        return Box(SlotPaths.of(self._options.data_dir, self._options.env_dir, slot))
+
+    async def _run(self, operation: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, operation)
+        except OSError as error:
+            raise RuntimeFault(f"A folder or process of the slot could not be had: {error}.") from error
+
+    async def _look(self) -> Interpreters:
+        if self._interpreters is None:
+            self._interpreters = await self._run(_look)
+        return self._interpreters
+
+    async def _release(self, box: Box, environment: Mapping[str, str]) -> bool:
+        ca_bundle = str(self._options.egress.ca_bundle or "")
+        try:
+            content = release.render({**egress_environment(self._options.egress, ca_bundle), **environment})
+        except ValueError as error:
+            raise RuntimeFault(str(error)) from error
+
+        async def lives() -> bool:
+            return (await self._run(box.observe)).state is SlotState.RUNNING
+
+        return await release.release(box.paths.env, content, os.geteuid(), lives)
+
+    async def _wait(self, box: Box) -> Observation:
+        while True:
+            seen = await self._run(box.observe)
+            if seen.state in (SlotState.EXITED, SlotState.ABSENT):
+                return seen
+            shim = await self._run(box.open_shim)
+            if shim is None:
+                # Not started yet, or ended this moment.
+                await asyncio.sleep(POLL_SECONDS)
+            else:
+                await _ended(shim)
+
+    async def _remove(self, box: Box) -> None:
+        await self._run(lambda: box.signal(signals.SIGKILL))
+        shim = await self._run(box.open_shim)
+        if shim is not None:
+            await _ended(shim)
+        await self._run(box.delete)
+
+    async def _prepare(self, box: Box) -> PreparerResult:
+        await self._run(box.start)
+        await self._release(box, {})
+        note = b""
+        try:
+            async with asyncio.timeout(PREPARER_SECONDS):
+                seen = await self._wait(box)
+        except TimeoutError:
+            await self._run(lambda: box.signal(signals.SIGKILL))
+            seen, note = await self._wait(box), b"fastflow: preparing took too long and was stopped\n"
+        output = await self._run(box.paths.log.read_bytes)
+        code = seen.exit_code if seen.exit_code is not None else 1
+        offline = code == 0 and release.has_mark(box.paths.env, "offline")
+        return PreparerResult(code, output[-PREPARER_OUTPUT_BYTES:] + note, offline)
+
+
+async def _ended(descriptor: int) -> None:
+    """Wait until the process of a pid descriptor has ended, and close the descriptor."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _uv() -> str:
+    return shutil.which("uv") or find_uv_bin()
+
+
+def _look() -> Interpreters:
+    try:
+        found = subprocess.run(
+            ["/bin/sh", "-c", look_script(_uv())],
+            env={"PATH": os.environ.get("PATH", os.defpath), "HOME": os.environ.get("HOME", "/")},
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=LOOK_SECONDS,
+            check=True,
+        )
+        return parse(found.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        said = getattr(error, "stderr", None) or error
+        raise RuntimeFault(f"uv did not tell which Pythons this host has; install uv and Python ({said}).") from error

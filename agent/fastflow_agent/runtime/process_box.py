@@ -1,0 +1,164 @@
+"""One slot of the process runtime: what stands in its `process` folder, and the processes it names. All of it blocks.
+
+What is a mount in a container is a link here, so that the start wrapper is the same. `command` says how the slot is
+to be started, `identity` and `exit` are the shim's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal as signals
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fastflow_agent.runtime import folders, release
+from fastflow_agent.runtime.base import WRAPPER_FAILED, Observation, RuntimeFault, SlotPaths, SlotState
+
+SHIM_START_SECONDS = 20.0
+"""The shim starts within milliseconds; a host on which it takes this long is out of memory or processes."""
+
+INHERITED = (
+    *("PATH", "LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+)
+"""What a program gets of the agent's environment: how this host reaches the world, and nothing else."""
+
+BOX = "process"
+"""Name of the folder, under `SlotPaths.root`."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """One slot's processes. Kept as files, so that another agent process finds them again."""
+
+    paths: SlotPaths
+
+    @property
+    def folder(self) -> Path:
+        """What /fastflow is in a container."""
+        return self.paths.root / BOX
+
+    def make(self, code: Path, cache: Path, uv: str, command: Sequence[str]) -> None:
+        """Lay out the folder; `command` is a wrapper script's name and arguments. `command` is written last."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(mode=0o700, parents=True)
+        mounts = {"code": code, "log": self.paths.log, "out": self.paths.out, "env": self.paths.env}
+        scripts = {script.name: script for script in folders.WRAPPER.iterdir()}
+        for name, target in (mounts | scripts).items():
+            (self.folder / name).symlink_to(target.absolute())
+        tmp = str(self.paths.tmp.absolute())
+        program = {
+            "arguments": ["/bin/sh", str(self.folder.absolute() / command[0]), *command[1:]],
+            # Not the agent's own environment, which may hold its token.
+            "environment": {
+                **{name: value for name in INHERITED if (value := os.environ.get(name))},
+                "TMPDIR": tmp,
+                "FASTFLOW_HOME": tmp,
+                "FASTFLOW_CACHE": str(cache.absolute()),
+                "FASTFLOW_UV": uv,
+            },
+        }
+        draft = self.folder / "command.draft"
+        draft.write_text(json.dumps(program))
+        draft.rename(self.folder / "command")
+
+    def exists(self) -> bool:
+        """Whether the slot was made."""
+        return (self.folder / "command").exists()
+
+    def start(self) -> None:
+        """Start the slot's program; no error if it was. Raises RuntimeFault."""
+        try:
+            program = json.loads((self.folder / "command").read_text())
+            shim = Path(__file__).with_name("shim.py")
+            subprocess.run(
+                [sys.executable, "-I", "-S", str(shim), str(self.folder.absolute()), *program["arguments"]],
+                env=program["environment"],
+                cwd=self.paths.root,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=SHIM_START_SECONDS,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise RuntimeFault(f"The slot's process could not be started: {error}.") from error
+
+    def was_started(self) -> bool:
+        """Whether the program was started, whatever became of it."""
+        return (self.folder / "identity").exists()
+
+    def observe(self) -> Observation:
+        """The slot's state now. ABSENT, too, if its processes are gone without a word, after a reboot say."""
+        if not self.exists():
+            return Observation(SlotState.ABSENT)
+        if not self.was_started():
+            return Observation(SlotState.CREATED)
+        # In this order: the shim writes its last word before it ends.
+        shim = self.open_shim()
+        if shim is not None:
+            os.close(shim)
+        try:
+            code = int((self.folder / "exit").read_text())
+            finished = datetime.fromtimestamp((self.folder / "exit").stat().st_mtime, UTC)
+        except FileNotFoundError:
+            return Observation(SlotState.ABSENT if shim is None else SlotState.RUNNING)
+        failed = code == WRAPPER_FAILED and release.wrapper_failed(self.paths.env)
+        return Observation(SlotState.EXITED, exit_code=code, wrapper_failed=failed, finished_at=finished)
+
+    def signal(self, signal: int) -> bool:
+        """Signal the program; SIGKILL goes to all it started, as in a container. False if it had ended."""
+        found = self._open(1)
+        if found is None:
+            return False
+        pid, descriptor = found
+        try:
+            if signal == signals.SIGKILL:
+                # It has no group of its own yet in its first moment.
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal)
+            signals.pidfd_send_signal(descriptor, signal)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def open_shim(self) -> int | None:
+        """A pid descriptor of the shim, readable once it has ended; None if it has."""
+        found = self._open(0)
+        return found[1] if found else None
+
+    def delete(self) -> None:
+        """Delete the folder and the environment; the processes are to be gone."""
+        # First of all what makes it a slot, so that half a removal is finished by the next one.
+        (self.folder / "command").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        release.remove(self.paths.env)
+
+    def _open(self, which: int) -> tuple[int, int] | None:
+        """Pid and descriptor of the shim (0) or the program (1), if it lives and its pid went to no other process."""
+        try:
+            word = (self.folder / "identity").read_text().split()[which]
+        except FileNotFoundError:
+            return None
+        pid, _, start = word.partition(":")
+        try:
+            descriptor = os.pidfd_open(int(pid))
+        except ProcessLookupError:
+            return None
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            fields = ["X"]
+        if fields[0] in "ZX" or fields[19] != start:
+            os.close(descriptor)
+            return None
+        return int(pid), descriptor
