@@ -102,10 +102,13 @@ def place(url: URL) -> str:
 
 
 def _engine(url: URL, *, immediate: bool, size: int) -> Engine:
-    engine = create_engine(url, pool_size=size, max_overflow=0)
-    if engine.dialect.name == "sqlite":
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url, pool_size=size, max_overflow=0)
         _tune_sqlite(engine, immediate=immediate)
-    return engine
+        return engine
+    # Each read sees one snapshot, as it does on SQLite.
+    level = "READ COMMITTED" if immediate else "REPEATABLE READ"
+    return create_engine(url, pool_size=size, max_overflow=0, isolation_level=level)
 
 
 def _tune_sqlite(engine: Engine, *, immediate: bool) -> None:

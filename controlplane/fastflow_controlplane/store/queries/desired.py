@@ -1,6 +1,6 @@
 """What one agent shall do: the whole set for a new session, then what changed since a revision."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ class DesiredRow:
     python_version: str
     log_limit_bytes: int
     on_log_backlog: str
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class DesiredState:
     rows: tuple[DesiredRow, ...]
 
 
-def read_all(connection: Connection, agent_id: str, reported: Sequence[AttemptKey]) -> DesiredState:
+def read_all(connection: Connection, agent_id: str, reported: Collection[AttemptKey]) -> DesiredState:
     """Returns everything unsettled of an agent, and of the attempts it `reported` those that are its own."""
     unsettled = _query(agent_id).where(attempts.c.desired != "FORGET")
     rows = {row.key: row for row in map(_row, connection.execute(unsettled))}
@@ -64,14 +65,13 @@ def read_since(connection: Connection, agent_id: str, revision: int) -> DesiredS
     return _state(connection, agent_id, [_row(row) for row in connection.execute(changed)])
 
 
-def read_abandoned(connection: Connection, agent_id: str, reported: Sequence[AttemptKey]) -> list[DesiredRow]:
+def read_abandoned(connection: Connection, agent_id: str, reported: Collection[AttemptKey]) -> list[DesiredRow]:
     """Returns ended attempts that wait for something from their agent, which no longer knows of them."""
     ended = _query(agent_id).where(attempts.c.desired != "FORGET", attempts.c.state.in_(TERMINAL))
-    known = set(reported)
-    return [row for row in map(_row, connection.execute(ended)) if row.key not in known]
+    return [row for row in map(_row, connection.execute(ended)) if row.key not in reported]
 
 
-def _state(connection: Connection, agent_id: str, rows: Any) -> DesiredState:
+def _state(connection: Connection, agent_id: str, rows: Iterable[DesiredRow]) -> DesiredState:
     agent = connection.execute(
         select(agents.c.revision, agents.c.session_epoch, agents.c.draining, agents.c.drain_deadline_time).where(
             agents.c.agent_id == agent_id
@@ -93,6 +93,7 @@ def _query(agent_id: str) -> Select[Any]:
             attempts.c.log_bytes,
             attempts.c.log_sealed,
             attempts.c.secret_versions,
+            attempts.c.revision,
             runs.c.pipeline,
             runs.c.bundle_digest,
             runs.c.bundle_size,
@@ -133,4 +134,5 @@ def _row(row: Row[Any]) -> DesiredRow:
         python_version=row.python_version,
         log_limit_bytes=row.log_limit_bytes,
         on_log_backlog=row.on_log_backlog,
+        revision=row.revision,
     )

@@ -1,0 +1,221 @@
+"""Assignments: written when placed, and delivered as what each agent shall do.
+
+Secret values are fetched for each delivery, in the versions pinned when the attempt was made; they stand in no row of
+runs or attempts and in no log of ours.
+"""
+
+import json
+import secrets as randomness
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+from sqlalchemy import Connection
+
+from fastflow_controlplane.agents.registry import AgentRegistry
+from fastflow_controlplane.clock import MICROSECONDS, Clock
+from fastflow_controlplane.errors import FastFlowError
+from fastflow_controlplane.logs.store import LogKey, LogStore, StoreUnavailable
+from fastflow_controlplane.runs.changes import Changes
+from fastflow_controlplane.runs.model import AttemptKey, LogLoss, WaitingRun
+from fastflow_controlplane.scheduler.loop import Scheduler
+from fastflow_controlplane.store.engine import Store
+from fastflow_controlplane.store.queries import attempts, desired, events
+from fastflow_controlplane.store.queries.attempts import Epochs
+from fastflow_controlplane.store.queries.desired import DesiredRow, DesiredState
+
+log = structlog.get_logger(__name__)
+
+CLAIM_TOKEN_BYTES = 16
+
+
+class SecretValue(Protocol):
+    """One secret in one version."""
+
+    @property
+    def name(self) -> str:
+        """Name of the environment variable."""
+
+    @property
+    def value(self) -> bytes:
+        """What is to be kept secret."""
+
+    @property
+    def version(self) -> int:
+        """Number of this value."""
+
+
+class Secrets(Protocol):
+    """Where secret values come from, and how the values of --env are opened."""
+
+    async def for_run(self, pipeline: str) -> Sequence[SecretValue]:
+        """Returns the newest values that runs of the pipeline get."""
+
+    async def values(self, versions: Mapping[str, int], pipeline: str) -> Sequence[SecretValue]:
+        """Returns the values of these versions again."""
+
+    def open(self, sealed: bytes) -> bytes:
+        """Decrypts the values of --env."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What an agent shall do with one attempt: RUN, STOP, FORGET, or ORPHAN for one that is not known here."""
+
+    key: AttemptKey
+    action: str
+    known_seq: int = 0
+    durable_log_offset: int = 0
+    stop_cause: str = ""
+    stop_grace_usec: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Sequence[SecretValue] = ()
+    row: DesiredRow | None = None
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Deliveries:
+    """What an agent shall do as of `revision`."""
+
+    revision: int
+    session_epoch: int
+    draining: bool
+    drain_deadline_time: int | None
+    attempts: tuple[Delivery, ...]
+
+
+class Assignments:
+    """Writes assignments and composes what agents are told. `stop_grace` is seconds."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        secrets: Secrets,
+        logs: LogStore,
+        changes: Changes,
+        scheduler: Scheduler,
+        registry: AgentRegistry,
+        leader_epoch: int,
+        stop_grace: float,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._secrets = secrets
+        self._logs = logs
+        self._changes = changes
+        self._leader_epoch = leader_epoch
+        self._stop_grace_usec = round(stop_grace * MICROSECONDS)
+        self._scheduler = scheduler
+        self._registry = registry
+
+    async def assign(self, run: WaitingRun, agent_id: str) -> AttemptKey | None:
+        """Makes the next attempt of a run; None = it no longer waits. Raises FastFlowError."""
+        secrets = await self._secrets.for_run(run.pipeline)
+        versions = {secret.name: secret.version for secret in secrets}
+        token = randomness.token_hex(CLAIM_TOKEN_BYTES)
+        epochs = Epochs(session=0, leader=self._leader_epoch)
+
+        def assign(connection: Connection) -> AttemptKey | None:
+            return attempts.assign(connection, run.run_id, agent_id, token, versions, epochs, self._clock.now())
+
+        def assigned(key: AttemptKey | None) -> None:
+            if key is not None:
+                self._registry.desired_changed(agent_id)
+                self._changes.notify(key.run_id)
+
+        return await self._store.write(assign, assigned)
+
+    async def all(self, agent_id: str, reported: Collection[AttemptKey]) -> Deliveries:
+        """Returns the full set for a new session, with an answer to each attempt the agent `reported`."""
+        await self._close_abandoned(agent_id, reported)
+        state = await self._store.read(lambda connection: desired.read_all(connection, agent_id, reported))
+        known = {row.key for row in state.rows}
+        orphans = [Delivery(key, "ORPHAN") for key in reported if key not in known]
+        return await self._compose(state, orphans)
+
+    async def since(self, agent_id: str, revision: int) -> Deliveries:
+        """Returns what changed after `revision`, in order of change."""
+        state = await self._store.read(lambda connection: desired.read_since(connection, agent_id, revision))
+        return await self._compose(state, [])
+
+    async def _compose(self, state: DesiredState, orphans: Sequence[Delivery]) -> Deliveries:
+        deliveries = []
+        for row in state.rows:
+            try:
+                deliveries.append(await self._deliver(row))
+            except (FastFlowError, StoreUnavailable) as error:
+                # Absence kills nothing: the agent keeps what it has, and hears of this attempt with the next stream.
+                log.error("attempt can not be delivered", run=row.key.run_id, attempt=row.key.attempt, why=str(error))
+        return Deliveries(
+            state.revision,
+            state.session_epoch,
+            state.draining,
+            state.drain_deadline_time,
+            (*deliveries, *orphans),
+        )
+
+    async def _deliver(self, row: DesiredRow) -> Delivery:
+        secrets: Sequence[SecretValue] = ()
+        environment: dict[str, str] = {}
+        if row.action in ("RUN", "STOP") and not row.log_sealed:
+            given = {} if row.parameters is None else json.loads(self._secrets.open(row.parameters))
+            values = await self._secrets.values(row.secret_versions, row.pipeline) if row.secret_versions else ()
+            # Precedence: default_env < secrets < --env.
+            secrets = [secret for secret in values if secret.name not in given]
+            hidden = {secret.name for secret in secrets}
+            environment = {name: value for name, value in row.default_environment.items() if name not in hidden}
+            environment.update(given)
+        return Delivery(
+            key=row.key,
+            action=row.action,
+            known_seq=row.known_seq,
+            durable_log_offset=await self._durable_offset(row),
+            stop_cause=row.stop_cause,
+            stop_grace_usec=self._stop_grace_usec,
+            environment=environment,
+            secrets=secrets,
+            row=row,
+            revision=row.revision,
+        )
+
+    async def _durable_offset(self, row: DesiredRow) -> int:
+        if row.log_sealed:
+            return row.log_bytes
+        if not row.known_seq:
+            return 0
+        async with self._logs.open(LogKey(row.key.run_id, row.key.attempt)) as opened:
+            return opened.durable
+
+    async def _close_abandoned(self, agent_id: str, reported: Collection[AttemptKey]) -> None:
+        """Ended attempts of which the agent no longer knows: nothing more will come of them."""
+        rows = await self._store.read(
+            lambda connection: desired.read_abandoned(connection, agent_id, frozenset(reported))
+        )
+        for row in rows:
+            await self._close(row.key, row.log_sealed)
+
+    async def _close(self, key: AttemptKey, log_sealed: bool) -> None:
+        end = 0
+        if not log_sealed:
+            async with self._logs.open(LogKey(key.run_id, key.attempt)) as opened:
+                end = opened.durable
+                await opened.seal(end)
+
+        def close(connection: Connection) -> None:
+            if not log_sealed:
+                message = "the agent no longer has the attempt; output that was not delivered before is lost"
+                loss = LogLoss("DISK", end, None, self._clock.now(), message)
+                events.add_own_loss(connection, key, loss)
+                attempts.note(connection, key, {"log_sealed": True, "log_bytes": end})
+            attempts.note(connection, key, {"released": True})
+            attempts.touch_run(connection, key.run_id)
+            attempts.settle(connection, key)
+
+        def closed(_: None) -> None:
+            self._scheduler.released(key)
+            self._changes.notify(key.run_id)
+
+        await self._store.write(close, closed)

@@ -1,0 +1,50 @@
+"""Cuts what an agent shall do into pages that fit a message."""
+
+from collections.abc import Iterable, Iterator
+
+from fastflow.agent.v1 import desired_pb2
+
+from fastflow_controlplane.agents import wire
+from fastflow_controlplane.agents.assignments import Deliveries, Delivery
+
+PAGE_ATTEMPTS = 200
+PAGE_BYTES = 1024 * 1024
+"""A page ends behind either, well below the largest message."""
+
+
+def full_pages(deliveries: Deliveries) -> Iterator[desired_pb2.DesiredPage]:
+    """Gives the pages of a full set; there is always a last one."""
+    pages = list(_paged(deliveries.attempts)) or [[]]
+    for number, attempts in enumerate(pages, start=1):
+        page = desired_pb2.DesiredPage(
+            revision=deliveries.revision, full=True, last_page=number == len(pages), attempts=attempts
+        )
+        if number == len(pages):
+            page.agent.draining = deliveries.draining
+            if deliveries.drain_deadline_time is not None:
+                page.agent.drain_deadline.FromMicroseconds(deliveries.drain_deadline_time)
+        yield page
+
+
+def delta_pages(deliveries: Deliveries, sent: int) -> Iterator[desired_pb2.DesiredPage]:
+    """Gives differences as pages whose revisions form a chain that begins at `sent`."""
+    revisions = {(delivery.key.run_id, delivery.key.attempt): delivery.revision for delivery in deliveries.attempts}
+    for attempts in _paged(deliveries.attempts):
+        last = attempts[-1].key
+        revision = revisions[last.run_id, last.attempt]
+        yield desired_pb2.DesiredPage(revision=revision, previous_revision=sent, last_page=True, attempts=attempts)
+        sent = revision
+
+
+def _paged(deliveries: Iterable[Delivery]) -> Iterator[list[desired_pb2.DesiredAttempt]]:
+    page: list[desired_pb2.DesiredAttempt] = []
+    size = 0
+    for delivery in deliveries:
+        message = wire.desired_attempt(delivery)
+        if page and (len(page) >= PAGE_ATTEMPTS or size + message.ByteSize() > PAGE_BYTES):
+            yield page
+            page, size = [], 0
+        page.append(message)
+        size += message.ByteSize()
+    if page:
+        yield page

@@ -1,0 +1,51 @@
+"""Hello and Welcome: who may have a stream, and what it is told first."""
+
+from fastflow.agent.v1 import gateway_pb2
+
+from fastflow_controlplane.agents.model import AgentFacts
+from fastflow_controlplane.clock import MICROSECONDS
+from fastflow_controlplane.settings import ControlPlaneSettings
+from fastflow_controlplane.store.queries.agents import AgentRow
+from fastflow_controlplane.store.queries.cluster import Leadership
+
+PROTOCOL = 1
+"""The version of the agent protocol that is spoken here."""
+
+
+def protocol_fault(hello: gateway_pb2.Hello) -> str:
+    """Returns why the two can not talk; "" = they can."""
+    if hello.protocol_min <= PROTOCOL <= hello.protocol_max:
+        return ""
+    return (
+        f"this control plane speaks protocol {PROTOCOL}, the agent {hello.protocol_min} to {hello.protocol_max}: "
+        "use versions of Fast-Flow that fit together"
+    )
+
+
+def fault(facts: AgentFacts) -> str:
+    """Returns what is wrong with what an agent says of itself; "" = nothing."""
+    if not 1 <= len(facts.agent_id) <= 36:
+        return "agent_id must have 1 to 36 characters"
+    if not 1 <= len(facts.name) <= 200 or not facts.name.isprintable() or "~" in facts.name:
+        return "agent_name must have 1 to 200 printable characters, and no ~"
+    if facts.capacity.cpu_milli_cores <= 0 or facts.capacity.memory_bytes <= 0 or facts.capacity.slots < 0:
+        return "capacity must have cpu_milli_cores and memory_bytes above 0"
+    return ""
+
+
+def welcome(
+    row: AgentRow, settings: ControlPlaneSettings, leadership: Leadership, version: str
+) -> gateway_pb2.ConnectResponse:
+    """Makes the first answer of a stream."""
+    message = gateway_pb2.Welcome(
+        protocol=PROTOCOL,
+        cluster_id=leadership.cluster_id,
+        session_epoch=row.session_epoch,
+        agent_id=row.facts.agent_id,
+        leader_epoch=leadership.leader_epoch,
+        controlplane_version=version,
+        quarantine_reason=row.quarantine_reason,
+    )
+    message.heartbeat_interval.FromMicroseconds(round(settings.heartbeat_interval * MICROSECONDS))
+    message.orphan_grace.FromMicroseconds(round(settings.orphan_grace * MICROSECONDS))
+    return gateway_pb2.ConnectResponse(welcome=message)

@@ -1,0 +1,315 @@
+"""One accepted agent stream: Hello, Welcome, inventory, the full desired set, then differences.
+
+Per stream one task reads, one writes, one applies events and one sends what is desired. What a stream did not finish
+when it broke is in rows: the next one begins with the full set and needs no replay.
+"""
+
+import asyncio
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+from fastflow.agent.v1 import gateway_pb2
+from sqlalchemy import Connection
+
+from fastflow_controlplane.agents import greeting, wire
+from fastflow_controlplane.agents.assignments import Assignments
+from fastflow_controlplane.agents.desired_pages import delta_pages, full_pages
+from fastflow_controlplane.agents.events import AttemptEvent, Effects, SessionSuperseded, apply_events
+from fastflow_controlplane.agents.model import AgentFacts
+from fastflow_controlplane.agents.outgoing import Outgoing
+from fastflow_controlplane.agents.registry import AgentRegistry
+from fastflow_controlplane.clock import Clock
+from fastflow_controlplane.errors import AlreadyExists, FastFlowError, Unavailable
+from fastflow_controlplane.runs.changes import Changes
+from fastflow_controlplane.runs.model import AttemptKey
+from fastflow_controlplane.scheduler.loop import Scheduler
+from fastflow_controlplane.settings import ControlPlaneSettings
+from fastflow_controlplane.store.engine import Store
+from fastflow_controlplane.store.queries import agents
+from fastflow_controlplane.store.queries.agents import AgentRow
+from fastflow_controlplane.store.queries.attempts import Epochs
+from fastflow_controlplane.store.queries.cluster import Leadership
+
+log = structlog.get_logger(__name__)
+
+HELLO_SECONDS = 10.0
+"""A stream without Hello for this long is no agent's."""
+FAREWELL_SECONDS = 5.0
+"""How long the last message of a stream may take: a peer that reads nothing must not keep it open."""
+RETRY_SECONDS = 1.0
+"""Events that could not be written (the disk is full) are tried again after this long."""
+QUEUED_ANSWERS = 64
+"""Answers that wait for a slow agent; behind them its events wait, and behind those its stream."""
+QUEUED_EVENTS = 10_000
+"""Events that wait for the database; a stream that brings more is ended, and its agent sends them again later."""
+MAX_INVENTORY = 100_000
+"""Attempts one agent may report."""
+Send = Callable[[gateway_pb2.ConnectResponse], Awaitable[None]]
+
+
+class _StreamOver(Exception):
+    """Ends the tasks of a stream."""
+
+
+@dataclass(frozen=True)
+class SessionParts:
+    """What sessions work with."""
+
+    store: Store
+    clock: Clock
+    settings: ControlPlaneSettings
+    leadership: Leadership
+    registry: AgentRegistry
+    assignments: Assignments
+    scheduler: Scheduler
+    changes: Changes
+    version: str
+
+
+class AgentSessions:
+    """Serves the streams of all agents."""
+
+    def __init__(self, parts: SessionParts) -> None:
+        self._parts = parts
+
+    async def serve(self, requests: AsyncIterable[gateway_pb2.ConnectRequest], send: Send) -> None:
+        """Serves one stream until either side ends it. Raises FastFlowError where the control plane can not serve."""
+        await AgentSession(self._parts, requests, send).run()
+
+
+class AgentSession:
+    """One stream; fulfils `registry.AgentStream`."""
+
+    def __init__(self, parts: SessionParts, requests: AsyncIterable[gateway_pb2.ConnectRequest], send: Send) -> None:
+        self._parts = parts
+        self._requests = requests
+        self._send = send
+        self._row: AgentRow | None = None
+        self._outgoing: Outgoing[gateway_pb2.ConnectResponse] = Outgoing(QUEUED_ANSWERS)
+        self._inventory: list[AttemptKey] = []
+        self._inventory_complete = asyncio.Event()
+        self._events: list[AttemptEvent] = []
+        self._events_came = asyncio.Event()
+        self._desired_changed = asyncio.Event()
+        self._cut = asyncio.Event()
+        self.epoch = 0
+
+    async def run(self) -> None:
+        """Serves the stream until it ends. Raises FastFlowError."""
+        failure: FastFlowError | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for task in (
+                    self._read,
+                    self._write,
+                    self._apply_events,
+                    self._push_desired,
+                    self._await_hello,
+                    self._await_farewell,
+                    self._await_cut,
+                ):
+                    tasks.create_task(task(), name=f"agent stream {task.__name__}")
+        except* _StreamOver:
+            pass
+        except* FastFlowError as failures:
+            failure = _first(failures)
+        finally:
+            if self._row is not None:
+                self._parts.registry.detach(self._row.facts.agent_id, self)
+                log.info("agent stream ended", agent=self._row.facts.name, session_epoch=self.epoch)
+        if failure is not None:
+            raise failure
+
+    def supersede(self) -> None:
+        """See `AgentStream.supersede`."""
+        self._outgoing.finish(wire.rejection("SUPERSEDED", "a newer stream of this agent took over"))
+
+    def cut(self) -> None:
+        """See `AgentStream.cut`."""
+        self._cut.set()
+
+    def desired_changed(self) -> None:
+        """See `AgentStream.desired_changed`."""
+        self._desired_changed.set()
+
+    async def _read(self) -> None:
+        async for request in self._requests:
+            kind = request.WhichOneof("message")
+            if self._outgoing.finished.is_set():
+                continue
+            if self._row is None:
+                await self._greet(request.hello if kind == "hello" else None)
+                continue
+            agent_id = self._row.facts.agent_id
+            self._parts.registry.heard(agent_id, self)
+            match kind:
+                case "inventory":
+                    self._note_inventory(request.inventory)
+                case "heartbeat":
+                    heartbeat = request.heartbeat
+                    await self._parts.registry.report(
+                        agent_id,
+                        self,
+                        wire.read_conditions(heartbeat),
+                        wire.read_runtime(heartbeat),
+                        heartbeat.environments,
+                    )
+                case "telemetry":
+                    self._parts.registry.telemetry(agent_id, self, wire.read_telemetry(request.telemetry))
+                case "events":
+                    self._take_in(wire.read_events(request.events))
+                case "goodbye":
+                    log.info("agent says goodbye", agent=self._row.facts.name, why=request.goodbye.message)
+                case _:
+                    pass  # a member of a later protocol, or a second Hello
+        raise _StreamOver
+
+    async def _write(self) -> None:
+        while True:
+            message, last = await self._outgoing.take()
+            if message is not None:
+                await self._send(message)
+            if last:
+                raise _StreamOver
+
+    async def _await_hello(self) -> None:
+        await self._parts.clock.sleep(HELLO_SECONDS)
+        if self._row is None:
+            self._refuse("BAD_REQUEST", f"the stream brought no Hello within {HELLO_SECONDS:g} s")
+
+    async def _await_farewell(self) -> None:
+        await self._outgoing.finished.wait()
+        await self._parts.clock.sleep(FAREWELL_SECONDS)
+        raise _StreamOver
+
+    async def _await_cut(self) -> None:
+        await self._cut.wait()
+        raise _StreamOver
+
+    async def _greet(self, hello: gateway_pb2.Hello | None) -> None:
+        """Registers the agent and answers Welcome, or refuses it."""
+        if hello is None:
+            self._refuse("BAD_REQUEST", "the first message of a stream must be Hello")
+        elif fault := greeting.protocol_fault(hello):
+            self._refuse("PROTOCOL", fault)
+        elif fault := greeting.fault(facts := wire.read_hello(hello)):
+            self._refuse("BAD_REQUEST", fault)
+        else:
+            try:
+                await self._begin(await self._register(facts, self._seen_revision(hello)))
+            except AlreadyExists as error:
+                self._refuse("BAD_REQUEST", error.message)
+
+    def _seen_revision(self, hello: gateway_pb2.Hello) -> int:
+        """The highest revision the agent knows of this cluster."""
+        cluster = self._parts.leadership.cluster_id
+        if hello.cluster_id in ("", cluster):
+            return hello.last_revision
+        log.warning("agent comes from another cluster", agent=hello.agent_name, cluster=hello.cluster_id)
+        return 0
+
+    async def _register(self, facts: AgentFacts, seen_revision: int) -> AgentRow:
+        connected = self._parts.registry.connected()
+        now = self._parts.clock.now()
+
+        def register(connection: Connection) -> AgentRow:
+            return agents.register(connection, facts, connected, seen_revision, now)
+
+        return await self._parts.store.write(register)
+
+    async def _begin(self, row: AgentRow) -> None:
+        parts = self._parts
+        self._row, self.epoch = row, row.session_epoch
+        parts.registry.attach(row, self)
+        log.info("agent connected", agent=row.facts.name, session_epoch=self.epoch)
+        await self._outgoing.put(greeting.welcome(row, parts.settings, parts.leadership, parts.version))
+
+    def _refuse(self, code: str, message: str) -> None:
+        log.warning("agent stream refused", code=code, why=message)
+        self._outgoing.finish(wire.rejection(code, message))
+
+    def _note_inventory(self, page: gateway_pb2.InventoryPage) -> None:
+        if self._inventory_complete.is_set():
+            return
+        self._inventory.extend(wire.read_key(attempt.key) for attempt in page.attempts)
+        if len(self._inventory) > MAX_INVENTORY:
+            self._refuse("BAD_REQUEST", f"the inventory has more than {MAX_INVENTORY} attempts")
+        elif page.last_page:
+            self._inventory_complete.set()
+
+    def _take_in(self, batch: Sequence[AttemptEvent]) -> None:
+        if len(self._events) + len(batch) > QUEUED_EVENTS:
+            raise Unavailable("too many events wait for the database: send them again later")
+        self._events.extend(batch)
+        self._events_came.set()
+
+    async def _apply_events(self) -> None:
+        while True:
+            await self._events_came.wait()
+            self._events_came.clear()
+            while self._events:
+                batch, self._events = self._events, []
+                try:
+                    effects = await self._apply(batch)
+                except SessionSuperseded:
+                    raise _StreamOver from None
+                except Unavailable:
+                    # Nothing is acknowledged; the agent keeps them, and so do we while the stream lives.
+                    self._events = [*batch, *self._events]
+                    await self._parts.clock.sleep(RETRY_SECONDS)
+                    continue
+                await self._outgoing.put(wire.acknowledgements(effects.acknowledgements))
+
+    async def _apply(self, batch: Sequence[AttemptEvent]) -> Effects:
+        row, parts = self._greeted, self._parts
+        epochs = Epochs(session=self.epoch, leader=parts.leadership.leader_epoch)
+        now = parts.clock.now()
+
+        def apply(connection: Connection) -> Effects:
+            return apply_events(connection, row.facts, batch, epochs, parts.settings.max_placements, now)
+
+        return await parts.store.write(apply, self._act_on)
+
+    def _act_on(self, effects: Effects) -> None:
+        parts = self._parts
+        for key in effects.released:
+            parts.scheduler.released(key)
+        for run in effects.waiting_again:
+            parts.scheduler.add(run)
+        for run_id in effects.changed_runs:
+            parts.changes.notify(run_id)
+        if effects.desired_changed:
+            parts.registry.desired_changed(self._greeted.facts.agent_id)
+
+    async def _push_desired(self) -> None:
+        await self._inventory_complete.wait()
+        agent_id = self._greeted.facts.agent_id
+        deliveries = await self._parts.assignments.all(agent_id, frozenset(self._inventory))
+        self._inventory.clear()
+        sent = read = deliveries.revision
+        for page in full_pages(deliveries):
+            await self._outgoing.put(gateway_pb2.ConnectResponse(desired=page))
+        while True:
+            await self._desired_changed.wait()
+            self._desired_changed.clear()
+            deliveries = await self._parts.assignments.since(agent_id, read)
+            if deliveries.session_epoch != self.epoch:
+                raise _StreamOver
+            read = deliveries.revision
+            for page in delta_pages(deliveries, sent):
+                await self._outgoing.put(gateway_pb2.ConnectResponse(desired=page))
+                sent = page.revision
+
+    @property
+    def _greeted(self) -> AgentRow:
+        if self._row is None:
+            raise _StreamOver
+        return self._row
+
+
+def _first(group: BaseExceptionGroup[FastFlowError]) -> FastFlowError:
+    """One of several failures of the same stream is enough to tell."""
+    for error in group.exceptions:
+        return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    raise AssertionError("an exception group is never empty")
