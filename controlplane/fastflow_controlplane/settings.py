@@ -34,6 +34,12 @@ class ControlPlaneSettings(ServiceSettings):
     pipelines_dir: Path = Field(
         Path("pipelines"), description="Folder whose subfolders with a main.py are the pipelines. Only read."
     )
+    pipelines_interval: float = Field(
+        10.0,
+        gt=0,
+        description="The pipelines folder is looked at this often, besides whenever a run is made or pipelines are "
+        "listed; costs one stat per file.",
+    )
     default_cpu_hard_limit: float = Field(
         1.0,
         ge=MIN_CPU_MILLI_CORES / 1000,

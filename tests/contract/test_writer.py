@@ -6,27 +6,29 @@ from functools import partial
 import pytest
 from fastflow_controlplane.errors import NotFound, Unavailable
 from fastflow_controlplane.store.engine import Store
-from fastflow_controlplane.store.models import bundles
+from fastflow_controlplane.store.models import requests
 from sqlalchemy import Connection, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 
-def add(connection: Connection, digest: str) -> str:
-    connection.execute(insert(bundles).values(digest=digest, size=1, pipeline="p", tree="", create_time=0))
-    return digest
+def add(connection: Connection, name: str) -> str:
+    connection.execute(
+        insert(requests).values(kind="test", request_id=name, fingerprint="", answer_id="", create_time=0)
+    )
+    return name
 
 
 def count(connection: Connection) -> int:
-    return connection.execute(select(func.count()).select_from(bundles)).scalar_one()
+    return connection.execute(select(func.count()).select_from(requests)).scalar_one()
 
 
-def add_and_count(connection: Connection, digest: str) -> int:
-    add(connection, digest)
+def add_and_count(connection: Connection, name: str) -> int:
+    add(connection, name)
     return count(connection)
 
 
 async def test_a_result_comes_back_once_others_can_read_what_was_written(store: Store) -> None:
-    assert await store.write(partial(add, digest="a")) == "a"
+    assert await store.write(partial(add, name="a")) == "a"
     assert await store.read(count) == 1
 
 
@@ -36,10 +38,10 @@ async def test_an_operation_that_fails_changes_nothing_and_harms_no_other_of_its
         raise NotFound("no such thing")
 
     good, failed, duplicate, last = await asyncio.gather(
-        store.write(partial(add, digest="a")),
+        store.write(partial(add, name="a")),
         store.write(add_then_fail),
-        store.write(partial(add, digest="a")),
-        store.write(partial(add, digest="b")),
+        store.write(partial(add, name="a")),
+        store.write(partial(add, name="b")),
         return_exceptions=True,
     )
 
@@ -50,17 +52,17 @@ async def test_an_operation_that_fails_changes_nothing_and_harms_no_other_of_its
 
 
 async def test_operations_take_effect_in_the_order_they_were_given(store: Store) -> None:
-    counts = await asyncio.gather(*(store.write(partial(add_and_count, digest=str(n))) for n in range(250)))
+    counts = await asyncio.gather(*(store.write(partial(add_and_count, name=str(n))) for n in range(250)))
     assert counts == list(range(1, 251))
 
 
 async def test_listeners_hear_of_commits_in_order_even_when_the_caller_has_gone(store: Store) -> None:
     heard: list[str] = []
-    waiting = [asyncio.create_task(store.write(partial(add, digest=name), heard.append)) for name in ("a", "b", "c")]
+    waiting = [asyncio.create_task(store.write(partial(add, name=name), heard.append)) for name in ("a", "b", "c")]
     await asyncio.sleep(0)
     waiting[1].cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    await store.write(partial(add, digest="d"), heard.append)
+    await store.write(partial(add, name="d"), heard.append)
     assert heard == ["a", "b", "c", "d"]
 
 
@@ -68,7 +70,7 @@ async def test_a_closing_store_finishes_what_waits_and_refuses_what_comes_later(
     store = Store(database_url)
     store.open()
     await store.start()
-    waiting = [asyncio.create_task(store.write(partial(add, digest=str(n)))) for n in range(20)]
+    waiting = [asyncio.create_task(store.write(partial(add, name=str(n)))) for n in range(20)]
     await asyncio.sleep(0)
     await store.close()
     assert len(await asyncio.gather(*waiting)) == 20

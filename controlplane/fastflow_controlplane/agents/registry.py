@@ -33,6 +33,9 @@ log = structlog.get_logger(__name__)
 CHECK_SECONDS = 1.0
 """How often liveness is looked at: fine enough beside heartbeats of seconds, and next to no work."""
 
+SEEN_SECONDS = 60.0
+"""How often the moment an agent was last heard of is stored: a label for people, so seldom."""
+
 
 class AgentStream(Protocol):
     """A session as the registry sees it."""
@@ -204,9 +207,22 @@ class AgentRegistry:
 
     async def watch(self) -> None:
         """Judges who lives, until cancelled."""
+        noted = self._clock.monotonic()
         while True:
             await self._clock.sleep(CHECK_SECONDS)
             self.check()
+            if self._clock.monotonic() - noted >= SEEN_SECONDS:
+                noted = self._clock.monotonic()
+                await self._note_seen()
+
+    async def _note_seen(self) -> None:
+        seen = {agent_id: self._agents[agent_id].last_seen_time for agent_id in self.connected()}
+        if not seen:
+            return
+        try:
+            await self._store.write(lambda connection: agents.note_seen(connection, seen))
+        except Unavailable as error:
+            log.warning("agents' times could not be stored", why=error.message)
 
     def check(self) -> None:
         """Judges who lives; a silent agent's stream is cut."""

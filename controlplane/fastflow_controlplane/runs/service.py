@@ -9,7 +9,6 @@ from typing import Protocol
 import structlog
 from fastflow.ids import new_id
 from fastflow.pipelines import environment
-from fastflow.pipelines.metadata import Metadata, matches_python
 from sqlalchemy import Connection
 
 from fastflow_controlplane import pages
@@ -21,6 +20,7 @@ from fastflow_controlplane.runs.model import AttemptView, NewRun, RunPage, RunVi
 from fastflow_controlplane.runs.states import LIVE, RunState
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
+from fastflow_controlplane.sources.model import PinnedCode
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import requests, runs
 from fastflow_controlplane.store.queries.runs import Cancelled, StoredRun
@@ -31,30 +31,6 @@ CREATE_RUN = "CREATE_RUN"
 MAX_PRIORITY = 1000
 """Priorities run from -1000 to 1000; aging adds one step per `priority_aging`."""
 MAX_REQUEST_ID_LENGTH = 255
-
-
-class PinnedCode(Protocol):
-    """The exact code of a pipeline and what its metadata said at that moment."""
-
-    @property
-    def commit(self) -> str:
-        """Git commit; "" = none."""
-
-    @property
-    def tree(self) -> str:
-        """Git tree id."""
-
-    @property
-    def bundle_digest(self) -> str:
-        """Digest of the bundle, "sha256:…"."""
-
-    @property
-    def bundle_size(self) -> int:
-        """Bytes of the bundle."""
-
-    @property
-    def metadata(self) -> Metadata:
-        """Metadata with defaults applied."""
 
 
 class CodeCatalog(Protocol):
@@ -111,7 +87,6 @@ class RunService:
         if known is not None:
             return await self._repeat(new, known)
         code = await self._catalog.snapshot(new.pipeline)
-        self._check_python(new.pipeline, code.metadata.python_version)
         run = self._pin(new, code)
         now = self._clock.now()
 
@@ -221,15 +196,6 @@ class RunService:
             log_limit_bytes=self._settings.log_limit_bytes,
             on_log_backlog="DROP",
         )
-
-    def _check_python(self, pipeline: str, wanted: str) -> None:
-        versions = self._scheduler.python_versions()
-        if wanted and versions and not any(matches_python(wanted, version) for version in versions):
-            message = (
-                f'pipeline "{pipeline}" asks for Python {wanted}; the agents\' images have '
-                f"{', '.join(sorted(versions))}: change python_version, or add an agent whose image has it"
-            )
-            raise InvalidArgument(message, reason="PYTHON_VERSION", violations=[FieldViolation("pipeline", message)])
 
     def _complete(self, run: RunView) -> RunView:
         """Adds what is not in rows: why a run waits, and what a live attempt uses at present."""

@@ -237,39 +237,6 @@ log_losses = Table(
     ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"], ondelete="CASCADE"),
 )
 
-# Pipelines as last discovered; one that is no longer found keeps its row with gone = true.
-pipelines = Table(
-    "pipelines",
-    metadata,
-    Column("name", Name, primary_key=True),
-    Column("source", Name, nullable=False),
-    Column("path", Text, nullable=False),
-    Column("gone", Boolean, nullable=False, server_default=false()),
-    # READY, INVALID or DISABLED.
-    Column("state", Word, nullable=False),
-    # [{severity, file, field, message}]
-    Column("problems", JSON, nullable=False),
-    # The metadata as read, by field name, with defaults filled in.
-    Column("metadata", JSON, nullable=False),
-    Column("metadata_file", Text, nullable=False, default="", server_default=""),
-    Column("has_requirements", Boolean, nullable=False, server_default=false()),
-    Column("bundle_digest", Name, nullable=False, default="", server_default=""),
-    Column("commit", ObjectId, nullable=False, default="", server_default=""),
-    Column("tree", ObjectId, nullable=False, default="", server_default=""),
-    Column("update_time", BigInteger, nullable=False),
-)
-
-# Bundles held in the data folder, addressed by content ("sha256:…").
-bundles = Table(
-    "bundles",
-    metadata,
-    Column("digest", Name, primary_key=True),
-    Column("size", BigInteger, nullable=False),
-    Column("pipeline", Name, nullable=False),
-    Column("tree", ObjectId, nullable=False, default="", server_default=""),
-    Column("create_time", BigInteger, nullable=False),
-)
-
 # One row per scope of a secret; pipeline "" = all pipelines. Deleting removes the row, versions stay while pinned.
 secrets = Table(
     "secrets",

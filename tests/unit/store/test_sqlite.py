@@ -8,7 +8,7 @@ import pytest
 from fastflow_controlplane.errors import FailedPrecondition, InvalidArgument, Unavailable
 from fastflow_controlplane.store import migrations
 from fastflow_controlplane.store.engine import Store, parse_url
-from fastflow_controlplane.store.models import bundles, metadata
+from fastflow_controlplane.store.models import metadata, requests
 from sqlalchemy import Connection, insert, text
 
 
@@ -26,8 +26,10 @@ async def store(file: Path) -> AsyncIterator[Store]:
     await store.close()
 
 
-def add(connection: Connection, digest: str) -> None:
-    connection.execute(insert(bundles).values(digest=digest, size=1, pipeline="p" * 200, tree="", create_time=0))
+def add(connection: Connection, name: str) -> None:
+    connection.execute(
+        insert(requests).values(kind="test", request_id=name, fingerprint="", answer_id="x" * 200, create_time=0)
+    )
 
 
 async def test_what_is_acknowledged_is_synced_to_disk(store: Store) -> None:
@@ -61,7 +63,7 @@ async def test_a_full_disk_is_named_acknowledges_nothing_and_heals_by_itself(sto
     await store.write(fill)  # on a connection without the bound
 
     assert store.writer.condition == ""
-    names = await store.read(lambda connection: connection.execute(text("SELECT count(*) FROM bundles")).scalar())
+    names = await store.read(lambda connection: connection.execute(text("SELECT count(*) FROM requests")).scalar())
     assert names == 1001
 
 

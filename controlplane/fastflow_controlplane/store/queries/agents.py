@@ -107,7 +107,7 @@ def former_name(name: str, agent_id: str) -> str:
 def is_current(connection: Connection, agent_id: str, session_epoch: int, now: int) -> bool:
     """Notes a sign of life and returns whether `session_epoch` is still the agent's newest session.
 
-    On PostgreSQL the row stays locked until the operation ends, so that no newer session comes in between.
+    Being written, the row stays locked until the operation ends: no newer session comes in between.
     """
     current = (
         update(agents)
@@ -115,6 +115,22 @@ def is_current(connection: Connection, agent_id: str, session_epoch: int, now: i
         .values(last_seen_time=now)
     )
     return bool(connection.execute(current).rowcount)
+
+
+def is_current_session(connection: Connection, agent_id: str, session_epoch: int) -> bool:
+    """Returns whether no newer session of the agent began; locks the row where the database has row locks."""
+    query = (
+        select(agents.c.session_epoch)
+        .where(agents.c.agent_id == agent_id, agents.c.session_epoch == session_epoch)
+        .with_for_update()
+    )
+    return connection.execute(query).one_or_none() is not None
+
+
+def note_seen(connection: Connection, seen: Mapping[str, int]) -> None:
+    """Stores when agents were last heard of: agent id → microseconds UTC."""
+    for agent_id, time in seen.items():
+        connection.execute(update(agents).where(agents.c.agent_id == agent_id).values(last_seen_time=time))
 
 
 def note_report(

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Select, func, insert, select, update
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFound
 from fastflow_controlplane.runs.model import FailedPlacements, RunView, WaitingRun
 from fastflow_controlplane.runs.states import LIVE, Actor, Reason, RunState, sources
-from fastflow_controlplane.store.models import attempts, pipelines, run_parameters, runs
+from fastflow_controlplane.store.models import attempts, run_parameters, runs
 from fastflow_controlplane.store.queries.agents import raise_revision
 from fastflow_controlplane.store.queries.views import read_runs
 
@@ -245,21 +245,21 @@ def read_overdue(connection: Connection, queued_before: int, limit: int) -> list
     return list(connection.execute(query).scalars())
 
 
-def read_orphaned(connection: Connection, gone_before: int, limit: int) -> list[tuple[str, str]]:
-    """Returns (run, pipeline) of runs that wait for a pipeline which disappeared before `gone_before`."""
+def read_awaited_pipelines(connection: Connection) -> list[str]:
+    """Returns the names of pipelines that have waiting runs."""
+    query = select(runs.c.pipeline).where(runs.c.state == RunState.QUEUED, runs.c.end_time.is_(None)).distinct()
+    return list(connection.execute(query).scalars())
+
+
+def read_waiting_of(connection: Connection, pipeline: str, limit: int) -> list[str]:
+    """Returns waiting runs of one pipeline."""
     query = (
-        select(runs.c.id, runs.c.pipeline)
-        .join(pipelines, pipelines.c.name == runs.c.pipeline)
-        .where(
-            runs.c.state == RunState.QUEUED,
-            runs.c.end_time.is_(None),
-            pipelines.c.gone,
-            pipelines.c.update_time < gone_before,
-        )
+        select(runs.c.id)
+        .where(runs.c.state == RunState.QUEUED, runs.c.end_time.is_(None), runs.c.pipeline == pipeline)
         .order_by(runs.c.id)
         .limit(limit)
     )
-    return [(row.id, row.pipeline) for row in connection.execute(query)]
+    return list(connection.execute(query).scalars())
 
 
 def _reversed(run_id: str) -> str:

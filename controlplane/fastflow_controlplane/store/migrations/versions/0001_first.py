@@ -38,38 +38,12 @@ def upgrade() -> None:
         sa.UniqueConstraint("name", name=op.f("uq_agents_name")),
     )
     op.create_table(
-        "bundles",
-        sa.Column("digest", sa.String(length=255), nullable=False),
-        sa.Column("size", sa.BigInteger(), nullable=False),
-        sa.Column("pipeline", sa.String(length=255), nullable=False),
-        sa.Column("tree", sa.String(length=64), server_default="", nullable=False),
-        sa.Column("create_time", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("digest", name=op.f("pk_bundles")),
-    )
-    op.create_table(
         "cluster",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("cluster_id", sa.String(length=36), nullable=False),
         sa.Column("leader_epoch", sa.BigInteger(), nullable=False),
         sa.Column("create_time", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_cluster")),
-    )
-    op.create_table(
-        "pipelines",
-        sa.Column("name", sa.String(length=255), nullable=False),
-        sa.Column("source", sa.String(length=255), nullable=False),
-        sa.Column("path", sa.Text(), nullable=False),
-        sa.Column("gone", sa.Boolean(), server_default=sa.false(), nullable=False),
-        sa.Column("state", sa.String(length=40), nullable=False),
-        sa.Column("problems", sa.JSON(), nullable=False),
-        sa.Column("metadata", sa.JSON(), nullable=False),
-        sa.Column("metadata_file", sa.Text(), server_default="", nullable=False),
-        sa.Column("has_requirements", sa.Boolean(), server_default=sa.false(), nullable=False),
-        sa.Column("bundle_digest", sa.String(length=255), server_default="", nullable=False),
-        sa.Column("commit", sa.String(length=64), server_default="", nullable=False),
-        sa.Column("tree", sa.String(length=64), server_default="", nullable=False),
-        sa.Column("update_time", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("name", name=op.f("pk_pipelines")),
     )
     op.create_table(
         "requests",

@@ -1,0 +1,155 @@
+"""Ends runs that nobody else will end: their agent is gone, their pipeline is gone, their queue deadline passed."""
+
+from functools import partial
+from typing import Protocol
+
+import structlog
+from sqlalchemy import Connection
+
+from fastflow_controlplane.agents.registry import AgentRegistry
+from fastflow_controlplane.clock import MICROSECONDS, Clock
+from fastflow_controlplane.errors import NotFound, Unavailable
+from fastflow_controlplane.runs.changes import Changes
+from fastflow_controlplane.runs.model import AttemptKey
+from fastflow_controlplane.runs.states import Reason
+from fastflow_controlplane.scheduler.loop import Scheduler
+from fastflow_controlplane.settings import ControlPlaneSettings
+from fastflow_controlplane.store.engine import Store
+from fastflow_controlplane.store.queries import attempts, runs
+from fastflow_controlplane.store.queries.agents import AgentRow, is_current_session
+from fastflow_controlplane.store.queries.attempts import Epochs
+
+log = structlog.get_logger(__name__)
+
+LOST_CHECK_SECONDS = 1.0
+"""How often agents that are away for too long are looked for; costs nothing while there are none."""
+REPEAT_SECONDS = 60.0
+"""An agent that stays away is looked at again this often, for a run that was placed on it in the last moment."""
+QUEUE_CHECK_SECONDS = 10.0
+"""How often waiting runs are looked at: the deadlines are minutes."""
+BATCH = 500
+"""Runs ended in one operation, so that others get their turn at the writer."""
+
+
+class Pipelines(Protocol):
+    """What is known of pipelines; see `sources.catalog.Catalog`."""
+
+    condition: str
+
+    def get(self, name: str) -> object:
+        """Returns a pipeline as of the last look at the folder. Raises NotFound."""
+
+
+class Reaper:
+    """Writes LOST, and FAILED for runs that wait in vain."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        settings: ControlPlaneSettings,
+        changes: Changes,
+        scheduler: Scheduler,
+        registry: AgentRegistry,
+        leader_epoch: int,
+        pipelines: Pipelines,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+        self._changes = changes
+        self._scheduler = scheduler
+        self._registry = registry
+        self._leader_epoch = leader_epoch
+        self._pipelines = pipelines
+        self._handled: dict[str, float] = {}
+        self._gone_since: dict[str, float] = {}
+        self._queue_checked = float("-inf")
+
+    async def run(self) -> None:
+        """Works until cancelled; what the database refuses is tried again."""
+        while True:
+            await self._clock.sleep(LOST_CHECK_SECONDS)
+            try:
+                await self.tick()
+            except Unavailable as error:
+                log.warning("runs could not be looked after", why=error.message)
+
+    async def tick(self) -> None:
+        """Looks once. Raises Unavailable."""
+        now = self._clock.monotonic()
+        lost = self._registry.lost()
+        away = {row.facts.agent_id for row in lost}
+        self._handled = {agent_id: when for agent_id, when in self._handled.items() if agent_id in away}
+        for row in lost:
+            if now - self._handled.get(row.facts.agent_id, float("-inf")) >= REPEAT_SECONDS:
+                await self._lose(row)
+                self._handled[row.facts.agent_id] = now
+        if now - self._queue_checked >= QUEUE_CHECK_SECONDS:
+            self._queue_checked = now
+            await self._end_overdue()
+            await self._end_orphaned(now)
+
+    async def _lose(self, row: AgentRow) -> None:
+        message = (
+            f'agent "{row.facts.name}" was out of reach for more than {self._settings.lost_after:g} s; '
+            "the program may still run there, it is stopped when the agent returns"
+        )
+        epochs = Epochs(session=0, leader=self._leader_epoch)
+
+        def lose(connection: Connection) -> list[AttemptKey]:
+            # An agent that came back in between has a newer session: nothing of it is lost.
+            if not is_current_session(connection, row.facts.agent_id, row.session_epoch):
+                return []
+            return attempts.lose_all(connection, row.facts.agent_id, message, epochs, self._clock.now())
+
+        def told(lost: list[AttemptKey]) -> None:
+            for key in lost:
+                log.warning("run is lost", run=key.run_id, attempt=key.attempt, agent=row.facts.name)
+                self._changes.notify(key.run_id)
+            self._registry.desired_changed(row.facts.agent_id)
+
+        await self._store.write(lose, told)
+
+    async def _end_overdue(self) -> None:
+        deadline = self._settings.queue_deadline
+        if not deadline:
+            return
+        before = self._clock.now() - round(deadline * MICROSECONDS)
+        overdue = await self._store.read(lambda connection: runs.read_overdue(connection, before, BATCH))
+        message = f"waited in the queue for more than {deadline:g} s (setting queue_deadline)"
+        await self._fail(overdue, Reason.QUEUE_DEADLINE, message)
+
+    async def _end_orphaned(self, now: float) -> None:
+        awaited = await self._store.read(runs.read_awaited_pipelines)
+        gone = [name for name in awaited if self._is_gone(name)]
+        self._gone_since = {name: self._gone_since.get(name, now) for name in gone}
+        for name, since in self._gone_since.items():
+            if now - since >= self._settings.gone_grace:
+                waiting = await self._store.read(partial(runs.read_waiting_of, pipeline=name, limit=BATCH))
+                await self._fail(waiting, Reason.PIPELINE_GONE, f'pipeline "{name}" no longer exists')
+
+    def _is_gone(self, name: str) -> bool:
+        if self._pipelines.condition:
+            return False  # a folder that can not be read says nothing about its pipelines
+        try:
+            self._pipelines.get(name)
+        except NotFound:
+            return True
+        return False
+
+    async def _fail(self, run_ids: list[str], reason: Reason, message: str) -> None:
+        if not run_ids:
+            return
+
+        def fail(connection: Connection) -> list[str]:
+            now = self._clock.now()
+            return [run_id for run_id in run_ids if runs.fail_waiting(connection, run_id, reason, message, now)]
+
+        def told(failed: list[str]) -> None:
+            for run_id in failed:
+                log.warning("waiting run failed", run=run_id, why=message)
+                self._scheduler.remove(run_id)
+                self._changes.notify(run_id)
+
+        await self._store.write(fail, told)
