@@ -6,8 +6,8 @@ from typing import Any
 from fastflow.agent.v1 import gateway_pb2, gateway_pb2_grpc
 
 from fastflow_controlplane.agents.session import AgentSessions
-from fastflow_controlplane.logs.ingest import Answer, LogIngest
-from fastflow_controlplane.logs.wire import answer_message, uploads
+from fastflow_controlplane.logs.ingest import LogIngest
+from fastflow_controlplane.logs.wire import answering, uploads
 from fastflow_controlplane.sources.catalog import Catalog
 
 BUNDLE_PIECE_BYTES = 256 * 1024
@@ -35,11 +35,7 @@ class AgentGatewayServicer(gateway_pb2_grpc.AgentGatewayServiceServicer):
         self, request_iterator: AsyncIterable[gateway_pb2.UploadLogsRequest], context: Any
     ) -> None:
         """Log bytes of one agent."""
-
-        async def send(answer: Answer) -> None:
-            await context.write(answer_message(answer))
-
-        await self._ingest.serve(uploads(request_iterator), send)
+        await self._ingest.serve(uploads(request_iterator), answering(context.write))
 
     async def FetchBundle(
         self, request: gateway_pb2.FetchBundleRequest, context: Any

@@ -102,6 +102,10 @@ class Answer:
     rejection: Rejection
 
 
+class PeerGone(Exception):
+    """An answer can not be sent any more: the stream is broken."""
+
+
 class AttemptLogs(Protocol):
     """What is known of attempts elsewhere."""
 
@@ -121,22 +125,25 @@ class LogIngest:
         self._settings = settings or IngestSettings()
 
     async def serve(self, uploads: AsyncIterable[Upload], send: Callable[[Answer], Awaitable[None]]) -> None:
-        """Serves one stream until `uploads` ends and all that came is durable and answered.
+        """Serves one stream until `uploads` ends and all that came is durable and answered, or the peer is gone.
 
-        When cancelled, what was not acknowledged is the agent's to send again.
+        `send` raises PeerGone once the stream is broken. What was not acknowledged is the agent's to send again.
         """
         async with AsyncExitStack() as logs:
-            await _Stream(self._store, self._attempts, self._settings, logs).serve(uploads, send)
+            try:
+                await _Stream(self._store, self._attempts, self._settings, logs).serve(uploads, send)
+            except* PeerGone:
+                log.debug("log stream broke")
 
 
 @dataclass
 class _Attempt:
-    """One attempt as this stream knows it."""
+    """One attempt as this stream knows it. `final` is why no more of its bytes are taken, told with each answer."""
 
     key: AttemptKey
     log: Log
     awaits_resend: bool = False
-    stopped: bool = False
+    final: Rejection = Rejection.NONE
 
 
 class _Stream:
@@ -239,7 +246,7 @@ class _Stream:
         await self._change(attempt, lambda: attempt.log.skip(skip.offset, skip.end))
 
     async def _change(self, attempt: _Attempt, change: Callable[[], Awaitable[None]]) -> None:
-        if attempt.stopped:
+        if attempt.final is not Rejection.NONE:
             return
         before = attempt.log.end
         try:
@@ -251,13 +258,13 @@ class _Stream:
                 self._tell(attempt, Rejection.CORRUPT)
         except LogMismatch as error:
             log.warning("log differs from what is stored", run=attempt.key.run_id, detail=str(error))
-            attempt.stopped = True
             # The agent ends the log at the offset it is told, so that has to be where the stored one ends.
             await self._until_available(attempt.log.sync)
-            self._tell(attempt, Rejection.MISMATCH)
+            attempt.final = Rejection.MISMATCH
+            self._tell(attempt)
         except LogIsSealed:
-            attempt.stopped = True
-            self._tell(attempt, Rejection.ALREADY_SEALED)
+            attempt.final = Rejection.ALREADY_SEALED
+            self._tell(attempt)
         else:
             attempt.awaits_resend = False
             self._unsynced += attempt.log.end - before
@@ -305,6 +312,7 @@ class _Stream:
         except StoreUnavailable as error:
             log.error("logs can not be made durable", detail=str(error))
             attempt.awaits_resend = True
+            await asyncio.sleep(self._settings.retry_interval)
             self._tell(attempt, Rejection.CORRUPT)
         else:
             self._tell(attempt)
@@ -313,7 +321,9 @@ class _Stream:
         key, stored = attempt.key, attempt.log
         name = LogKey(key.run_id, key.attempt)
         unsent = self._answers.get(name)
-        if unsent is not None and rejection is Rejection.NONE:
+        if attempt.final is not Rejection.NONE:
+            rejection = attempt.final
+        elif unsent is not None and rejection is Rejection.NONE:
             rejection = unsent.rejection
         self._answers[name] = Answer(
             key.run_id,

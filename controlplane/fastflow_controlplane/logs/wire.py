@@ -1,12 +1,13 @@
 """The border between messages of the protocol and the plain values of this package."""
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 
+import grpc.aio
 from fastflow.agent.v1 import attempts_pb2, gateway_pb2
 from fastflow.v1 import logs_pb2, runs_pb2
 
 from fastflow_controlplane.logs.follow import Piece
-from fastflow_controlplane.logs.ingest import Answer, Chunk, Seal, Skip, Upload
+from fastflow_controlplane.logs.ingest import Answer, Chunk, PeerGone, Seal, Skip, Upload
 from fastflow_controlplane.runs.model import AttemptKey, LogLoss
 
 
@@ -22,6 +23,20 @@ async def uploads(requests: AsyncIterable[gateway_pb2.UploadLogsRequest]) -> Asy
                 yield Skip(_key(gap.key), gap.offset, gap.offset + gap.bytes)
             case "seal":
                 yield Seal(_key(request.seal.key), request.seal.end_offset)
+
+
+def answering(
+    write: Callable[[gateway_pb2.UploadLogsResponse], Awaitable[None]],
+) -> Callable[[Answer], Awaitable[None]]:
+    """Returns how `LogIngest.serve` sends answers over a stream that is written to with `write`."""
+
+    async def send(answer: Answer) -> None:
+        try:
+            await write(answer_message(answer))
+        except grpc.aio.InternalError as error:
+            raise PeerGone from error
+
+    return send
 
 
 def answer_message(answer: Answer) -> gateway_pb2.UploadLogsResponse:

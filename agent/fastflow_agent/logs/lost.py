@@ -1,0 +1,128 @@
+"""What is lost of a log, written down durably before it is gone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from fastflow_agent.logs.losses import LogLoss, LossKind
+
+
+@dataclass
+class LostBytes:
+    """The bytes from `offset` up to `end` are lost. `told` once a reader was told so."""
+
+    offset: int
+    end: int
+    kind: LossKind
+    message: str
+    told: bool = field(default=False, compare=False)
+
+    @property
+    def loss(self) -> LogLoss:
+        """The loss as a fact."""
+        return LogLoss(self.kind, self.offset, self.end - self.offset, self.message)
+
+    @property
+    def tampered(self) -> bool:
+        """Whether the loss is a consequence of tampering."""
+        return self.kind == "TAMPERED"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The log ends at `end`, since it was found shortened to `size`."""
+
+    end: int
+    size: int
+
+    @property
+    def loss(self) -> LogLoss:
+        """The loss as a fact."""
+        message = "the log was shortened or replaced on the worker; it ends here, and later output was not kept"
+        return LogLoss("TAMPERED", self.end, None, message)
+
+
+class Lost:
+    """The lost ranges of one log, ascending, and its early end if it has one.
+
+    The file holds a line for each, "KIND OFFSET END MESSAGE" or "cut END SIZE"; it is made with the first. A line that
+    a crash cut off counts as not written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.ranges: list[LostBytes] = []
+        self.cut: Cut | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> Lost:
+        """Reads what is written at `path`, if anything is."""
+        lost = cls(path)
+        try:
+            lines = path.read_text("utf-8").splitlines(keepends=True)
+        except FileNotFoundError:
+            return lost
+        for line in lines:
+            match line.split(maxsplit=3):
+                case ["cut", end, size] if line.endswith("\n"):
+                    lost.cut = Cut(int(end), int(size))
+                case [kind, offset, end, message] if line.endswith("\n"):
+                    lost._insert(LostBytes(int(offset), int(end), cast(LossKind, kind), message.rstrip("\n")))
+        return lost
+
+    def add(self, lost: LostBytes) -> None:
+        """Adds a range, durable on return. Raises OSError."""
+        self._write(f"{lost.kind} {lost.offset} {lost.end} {lost.message}\n")
+        self._insert(lost)
+
+    def set_cut(self, cut: Cut) -> None:
+        """Ends the log early, durable on return. Raises OSError."""
+        self._write(f"cut {cut.end} {cut.size}\n")
+        self.cut = cut
+
+    def at(self, offset: int) -> LostBytes | None:
+        """The range that holds `offset`."""
+        return next((each for each in self.ranges if each.offset <= offset < each.end), None)
+
+    def next_start(self, offset: int) -> int:
+        """Where the first range behind `offset` begins; far away if there is none."""
+        return next((each.offset for each in self.ranges if each.offset > offset), 2**62)
+
+    def last_end(self, offset: int) -> int:
+        """Where the last range before `offset` ends; 0 if there is none."""
+        return max((each.end for each in self.ranges if each.end <= offset), default=0)
+
+    def bytes_behind(self, offset: int) -> int:
+        """Lost bytes from `offset` on."""
+        return sum(each.end - max(each.offset, offset) for each in self.ranges if each.end > offset)
+
+    def _insert(self, lost: LostBytes) -> None:
+        for known in self.ranges:
+            # A range nobody was told of grows; another one beside it stays itself, since it was sent as it was.
+            if known.kind == lost.kind and not known.told and known.offset <= lost.offset <= known.end:
+                known.end = max(known.end, lost.end)
+                return
+        self.ranges.append(lost)
+        self.ranges.sort(key=lambda each: each.offset)
+
+    def _write(self, line: str) -> None:
+        new = not self._path.exists()
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            whole = os.pread(descriptor, os.fstat(descriptor).st_size, 0).rfind(b"\n") + 1
+            os.ftruncate(descriptor, whole)
+            data = line.encode("utf-8")
+            if os.pwrite(descriptor, data, whole) < len(data):
+                raise OSError("the disk is full")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if new:
+            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)

@@ -1,0 +1,337 @@
+"""Brings the output of all attempts to the control plane, over one stream on a channel of its own.
+
+One task looks at the spools and keeps them within their bounds, whether there is a connection or not. While there is
+one, a second task sends and a third hears the answers. Nothing is buffered between them: what is to be sent stands in
+the spools, and what was sent can be read there again until it is acknowledged. Bytes go out in turns, so that a loud
+run delays a quiet one by no more than a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import google_crc32c
+import grpc
+import grpc.aio
+import structlog
+from fastflow.agent.v1 import attempts_pb2, gateway_pb2, gateway_pb2_grpc
+from fastflow.backoff import Backoff
+
+from fastflow_agent.logs.losses import LogLoss
+from fastflow_agent.logs.spool import PUNCH_BYTES, Spool
+from fastflow_agent.model import AttemptKey
+
+if TYPE_CHECKING:
+    Call = grpc.aio.StreamStreamCall[gateway_pb2.UploadLogsRequest, gateway_pb2.UploadLogsResponse]
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ShipSettings:
+    """How output is shipped. Bytes and seconds.
+
+    `chunk_bytes` is one message: measured, 64 to 128 KiB carry most bytes a second through gRPC. `batch_chunks` go out
+    before it is the next run's turn. `poll` and `idle_poll` are how often spools are looked at while any of them grows
+    and, `idle_after` seconds later, while none does: a fifth of the time within which a line is to be seen.
+    `acknowledge_interval` is how long a quiet spool keeps what was acknowledged.
+    """
+
+    chunk_bytes: int = 128 * 1024
+    batch_chunks: int = 8
+    poll: float = 0.02
+    idle_poll: float = 0.04
+    idle_after: float = 1.0
+    acknowledge_interval: float = 1.0
+    threads: int = 2
+
+
+@dataclass(eq=False)
+class _Shipment:
+    """One attempt's log on its way. `cursor` is what to send next, `dry` the file size at which there was nothing."""
+
+    key: AttemptKey
+    spool: Spool
+    durable: int
+    on_loss: Callable[[LogLoss], None]
+    cursor: int = 0
+    window_end: int | None = None
+    asked: bool = False
+    size: int = -1
+    dry: int | None = None
+    acknowledged: int = 0
+    sealing: bool = False
+    end: int | None = None
+    seal_sent: bool = False
+    stopped_at: int | None = None
+    sealed: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def start_over(self) -> None:
+        """Forgets what was sent: a new stream begins with asking where the control plane stands."""
+        self.cursor = self.durable
+        self.window_end = self.dry = None
+        self.asked = self.seal_sent = False
+
+
+class Shipper:
+    """Ships the logs of all attempts of this agent. Use from one event loop.
+
+    `metadata` goes with the stream (the cluster's token).
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        metadata: tuple[tuple[str, str], ...] = (),
+        backoff: Backoff | None = None,
+        settings: ShipSettings | None = None,
+    ) -> None:
+        self._stub = gateway_pb2_grpc.AgentGatewayServiceStub(channel)
+        self._metadata = metadata
+        self._backoff = backoff or Backoff(0.2, 5.0)
+        self._settings = settings or ShipSettings()
+        self._shipments: dict[tuple[str, int], _Shipment] = {}
+        self._wake = asyncio.Event()
+        self._added = asyncio.Event()
+        self._threads = ThreadPoolExecutor(self._settings.threads, "spool")
+
+    async def run(self) -> None:
+        """Ships until cancelled. Failures of the connection are its own matter and end nothing."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._tend(), name="look at spools")
+                tasks.create_task(self._stay_connected(), name="ship logs")
+        finally:
+            self._threads.shutdown(wait=False)
+
+    def add(self, key: AttemptKey, spool: Spool, durable_offset: int, on_loss: Callable[[LogLoss], None]) -> None:
+        """Ships `spool` from `durable_offset` on. `on_loss` is called on the event loop for each loss found."""
+        shipment = _Shipment(key, spool, durable_offset, on_loss, cursor=durable_offset)
+        self._shipments[key.run_id, key.attempt] = shipment
+        self._added.set()
+        self._wake.set()
+
+    def durable(self, key: AttemptKey) -> int:
+        """Returns the offset below which the control plane has everything on its disk."""
+        return self._shipments[key.run_id, key.attempt].durable
+
+    async def seal(self, key: AttemptKey) -> int:
+        """Ships what is left and ends the log; call it once nobody writes any more. Returns the end offset.
+
+        Waits as long as it takes. A log the control plane refuses for good, since it does not know the attempt or has
+        sealed its log already, ends where the control plane left it.
+        """
+        shipment = self._shipments[key.run_id, key.attempt]
+        shipment.sealing = True
+        self._wake.set()
+        return await asyncio.shield(shipment.sealed)
+
+    async def remove(self, key: AttemptKey) -> None:
+        """Ships the log no further and closes its spool. The files stay."""
+        shipment = self._shipments.pop((key.run_id, key.attempt), None)
+        if shipment is not None:
+            await asyncio.get_running_loop().run_in_executor(self._threads, shipment.spool.close)
+
+    # Looking at the spools.
+
+    async def _tend(self) -> None:
+        clock = asyncio.get_running_loop().time
+        last_growth = clock()
+        for tick in itertools.count():
+            if not self._shipments:
+                self._added.clear()
+                await self._added.wait()
+            grew = False
+            for name, shipment in tuple(self._shipments.items()):
+                if self._shipments.get(name) is not shipment:
+                    continue
+                size = shipment.spool.size()
+                if size != shipment.size:
+                    shipment.size, grew = size, True
+                await self._keep_within_bounds(shipment, tick)
+            if grew:
+                last_growth = clock()
+                self._wake.set()
+            idle = clock() - last_growth > self._settings.idle_after
+            await asyncio.sleep(self._settings.idle_poll if idle else self._settings.poll)
+
+    async def _keep_within_bounds(self, shipment: _Shipment, tick: int) -> None:
+        every = max(1, round(self._settings.acknowledge_interval / self._settings.poll))
+        try:
+            if shipment.spool.wants_care(shipment.size):
+                await self._in_thread(shipment, shipment.spool.care)
+            if shipment.durable > shipment.acknowledged and tick % every == 0:
+                await self._acknowledge(shipment)
+        except OSError as error:
+            if tick % every == 0:
+                log.error("a log can not be kept within its bounds", run=shipment.key.run_id, error=str(error))
+
+    async def _acknowledge(self, shipment: _Shipment) -> None:
+        shipment.acknowledged = durable = shipment.durable
+        await self._in_thread(shipment, lambda: shipment.spool.acknowledged(durable))
+
+    async def _in_thread(self, shipment: _Shipment, operation: Callable[[], T]) -> T:
+        def work() -> tuple[T, list[LogLoss]]:
+            return operation(), shipment.spool.take_losses()
+
+        result, losses = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        for loss in losses:
+            shipment.on_loss(loss)
+        return result
+
+    # The stream.
+
+    async def _stay_connected(self) -> None:
+        while True:
+            if not self._shipments:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            failure = await self._connection()
+            delay = self._backoff.next()
+            log.info("log stream ended", reason=failure, retry_seconds=round(delay, 2))
+            await asyncio.sleep(delay)
+
+    async def _connection(self) -> str:
+        """Ships over one stream until it breaks; returns why it did."""
+        call: Call = self._stub.UploadLogs(metadata=self._metadata)  # type: ignore[call-arg]  # no iterator: written to
+        for shipment in self._shipments.values():
+            shipment.start_over()
+        tasks = [
+            asyncio.create_task(self._hear(call), name="hear log answers"),
+            asyncio.create_task(self._send(call), name="send logs"),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            call.cancel()
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, _STREAM_ENDED):
+                raise result
+        return next((_describe(each) for each in results if isinstance(each, grpc.aio.AioRpcError)), "closed")
+
+    async def _send(self, call: Call) -> None:
+        while True:
+            self._wake.clear()
+            sent = False
+            for shipment in tuple(self._shipments.values()):
+                for message in await self._next_messages(shipment):
+                    await call.write(message)
+                    sent = True
+            if not sent:
+                await self._wake.wait()
+
+    async def _next_messages(self, shipment: _Shipment) -> list[gateway_pb2.UploadLogsRequest]:
+        """What this attempt may send in its turn."""
+        key = _key_message(shipment.key)
+        if shipment.sealed.done():
+            return []
+        if not shipment.asked:
+            shipment.asked = True
+            chunk = gateway_pb2.LogChunk(key=key, offset=shipment.durable)
+            return [gateway_pb2.UploadLogsRequest(chunk=chunk)]
+        if shipment.window_end is None:
+            return []
+        if shipment.sealing and shipment.end is None:
+            shipment.end = await self._in_thread(shipment, shipment.spool.finish)
+        end = shipment.end if shipment.stopped_at is None else shipment.stopped_at
+        if shipment.sealing and end is not None and shipment.cursor >= end:
+            if shipment.seal_sent:
+                return []
+            shipment.seal_sent = True
+            return [gateway_pb2.UploadLogsRequest(seal=gateway_pb2.LogSeal(key=key, end_offset=end))]
+        room = min(shipment.window_end - shipment.cursor, self._settings.chunk_bytes * self._settings.batch_chunks)
+        if room <= 0 or shipment.stopped_at is not None or (shipment.end is None and shipment.size == shipment.dry):
+            return []
+        return await self._load(shipment, key, room)
+
+    async def _load(
+        self, shipment: _Shipment, key: attempts_pb2.AttemptKey, room: int
+    ) -> list[gateway_pb2.UploadLogsRequest]:
+        size, start = shipment.size, shipment.cursor
+        # No further than was there at the last look: chasing a writer byte for byte would make tiny messages.
+        chasing = shipment.end is None and size > start
+        stop = min(start + room, size) if chasing else start + room
+        messages: list[gateway_pb2.UploadLogsRequest] = []
+
+        def load() -> int:
+            cursor = start
+            while cursor < stop:
+                piece = shipment.spool.read(cursor, min(self._settings.chunk_bytes, stop - cursor))
+                if piece is None:
+                    break
+                if isinstance(piece, bytes):
+                    chunk = gateway_pb2.LogChunk(key=key, offset=cursor, data=piece, crc32c=google_crc32c.value(piece))
+                    messages.append(gateway_pb2.UploadLogsRequest(chunk=chunk))
+                    cursor += len(piece)
+                else:
+                    gap = gateway_pb2.LogGap(key=key, offset=cursor, bytes=piece.end - cursor)
+                    messages.append(gateway_pb2.UploadLogsRequest(gap=gap))
+                    cursor = piece.end
+            return cursor
+
+        try:
+            cursor = await self._in_thread(shipment, load)
+        except OSError as error:
+            log.error("a log can not be read", run=shipment.key.run_id, error=str(error))
+            shipment.dry = size
+            return []
+        # An answer that sends the cursor back while this was read, or while it is sent, must win.
+        if shipment.cursor != start:
+            return []
+        shipment.cursor = cursor
+        if cursor < start + room:
+            shipment.dry = size
+        return messages
+
+    async def _hear(self, call: Call) -> None:
+        async for answer in call:
+            self._backoff.reset()
+            shipment = self._shipments.get((answer.run_id, answer.attempt))
+            if shipment is not None and not shipment.sealed.done():
+                await self._heard(shipment, answer)
+                self._wake.set()
+
+    async def _heard(self, shipment: _Shipment, answer: gateway_pb2.UploadLogsResponse) -> None:
+        rejection = answer.rejection
+        if rejection in (gateway_pb2.LOG_REJECTION_UNKNOWN_ATTEMPT, gateway_pb2.LOG_REJECTION_BAD_TOKEN):
+            name = gateway_pb2.LogRejection.Name(rejection)
+            log.warning("the control plane refuses a log", run=shipment.key.run_id, reason=name)
+            shipment.sealed.set_result(shipment.durable)
+            return
+        first = shipment.window_end is None
+        shipment.durable, shipment.window_end = answer.durable_offset, answer.window_end
+        if first or rejection == gateway_pb2.LOG_REJECTION_CORRUPT:
+            shipment.cursor, shipment.dry, shipment.seal_sent = answer.durable_offset, None, False
+        if rejection == gateway_pb2.LOG_REJECTION_MISMATCH and shipment.stopped_at is None:
+            shipment.stopped_at = shipment.cursor = answer.durable_offset
+            shipment.seal_sent = False
+            message = "the log differs from what was delivered before; it ends here, and later output was not kept"
+            shipment.on_loss(LogLoss("TAMPERED", answer.durable_offset, None, message))
+        if shipment.durable - shipment.acknowledged >= PUNCH_BYTES or answer.sealed:
+            await self._acknowledge(shipment)
+        if answer.sealed:
+            shipment.sealed.set_result(answer.durable_offset)
+
+
+_STREAM_ENDED = (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError)
+"""What grpc.aio raises from a stream that is over, depending on who noticed first."""
+
+
+def _describe(error: grpc.aio.AioRpcError) -> str:
+    return f"{error.code().name}: {error.details()}"
+
+
+def _key_message(key: AttemptKey) -> attempts_pb2.AttemptKey:
+    return attempts_pb2.AttemptKey(run_id=key.run_id, attempt=key.attempt, claim_token=key.claim_token)
