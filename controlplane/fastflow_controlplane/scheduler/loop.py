@@ -35,8 +35,7 @@ Assign = Callable[[WaitingRun, str], Awaitable[AttemptKey | None]]
 class Scheduler:
     """Places waiting runs on agents. `placement_delay` (seconds) and `priority_aging` (seconds) as in the settings."""
 
-    def __init__(self, assign: Assign, clock: Clock, placement_delay: float, priority_aging: float) -> None:
-        self._assign = assign
+    def __init__(self, clock: Clock, placement_delay: float, priority_aging: float) -> None:
         self._clock = clock
         self._placement_delay = placement_delay
         self._queue = WaitingQueue(round(priority_aging * MICROSECONDS))
@@ -109,14 +108,14 @@ class Scheduler:
         """Returns the interpreters of all agents known."""
         return frozenset(version for offer in self._offers.values() for version in offer.python_versions)
 
-    async def run(self) -> None:
+    async def run(self, assign: Assign) -> None:
         """Places runs until cancelled."""
         async with asyncio.TaskGroup() as writes:
             while True:
                 self._wake.clear()
                 self._readmit()
                 for run, offer in self._decide():
-                    writes.create_task(self._write(run, offer), name=f"place {run.run_id}")
+                    writes.create_task(self._write(assign, run, offer), name=f"place {run.run_id}")
                 await self._rest()
 
     def _decide(self) -> list[tuple[WaitingRun, Offer]]:
@@ -134,11 +133,11 @@ class Scheduler:
             decided.append((run, offer))
         return decided
 
-    async def _write(self, run: WaitingRun, offer: Offer) -> None:
+    async def _write(self, assign: Assign, run: WaitingRun, offer: Offer) -> None:
         key: AttemptKey | None = None
         trouble = ""
         try:
-            key = await self._assign(run, offer.agent_id)
+            key = await assign(run, offer.agent_id)
         except FastFlowError as error:
             trouble = error.message
             log.warning("placement could not be written", run=run.run_id, agent=offer.name, why=trouble)
