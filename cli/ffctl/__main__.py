@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ffctl import failures
-from ffctl.failures import Failure, ReaderLeft
+from ffctl.failures import Detached, Failure, ReaderLeft
 from ffctl.options import server_option
 
 COMMANDS = {
@@ -99,6 +99,9 @@ def run(arguments: list[str]) -> int:
     except ReaderLeft as left:
         _discard_stdout()
         return left.exit_code
+    except Detached as detached:
+        _tell([detached.message, *detached.details])
+        return detached.exit_code
     except Failure as failure:
         _complain(failure.message, failure.details, failure.hint)
         return failure.exit_code
@@ -111,6 +114,13 @@ def _complain(message: str, details: list[str] | None = None, hint: str = "") ->
     from ffctl.output import complain  # loads rich
 
     complain(message, details or [], hint)
+
+
+def _tell(lines: list[str]) -> None:
+    from ffctl.output import say  # loads rich
+
+    for line in lines:
+        say(line)
 
 
 def _discard_stdout() -> None:

@@ -44,7 +44,7 @@ def run_details(run: runs_pb2.Run, now: float) -> list[RenderableType]:
 def state_line(run: runs_pb2.Run | runs_pb2.Attempt) -> Text:
     """Returns the coloured state with reason and exit code."""
     name = wording.run_state(run.state)
-    line = cell(name, wording.STYLES.get(name, ""))
+    line = Text().append_text(cell(name, wording.STYLES.get(name, "")))
     if run.reason:
         line.append(f"  {wording.reason(run.reason)}")
     if run.HasField("exit_code"):
@@ -194,12 +194,23 @@ def runs_table(runs: Sequence[runs_pb2.Run], now: float) -> Table:
     return fit(grid, PIPELINE=12, AGENT=8, REASON=10)
 
 
+def waits_lines(runs: Sequence[runs_pb2.Run]) -> list[RenderableType]:
+    """Returns one line per run that waits for a reason; a sentence has no room in the table."""
+    lines: list[RenderableType] = [
+        cell(f"{short(run.id)} waits: {run.message}", "yellow")
+        for run in runs
+        if run.state == runs_pb2.RUN_STATE_QUEUED and run.message
+    ]
+    return ["", *lines] if lines else []
+
+
+_SAID_BY_THE_STATE = frozenset({runs_pb2.REASON_CANCEL_REQUESTED, runs_pb2.REASON_TIMEOUT})
+
+
 def _why(run: runs_pb2.Run) -> str:
-    if run.state == runs_pb2.RUN_STATE_QUEUED:
-        return run.message
     if run.reason == runs_pb2.REASON_EXIT_CODE:
         return f"exit code {run.exit_code}"
-    return wording.reason(run.reason)
+    return "" if run.reason in _SAID_BY_THE_STATE else wording.reason(run.reason)
 
 
 def seconds_now() -> float:

@@ -225,7 +225,7 @@ class Follower:
         if choice is False:
             raise Detached(
                 f"detached from run {short(self._run_id)}, which goes on",
-                hint=f"{self._come_back()} End it with `ffctl runs cancel {short(self._run_id)}`.",
+                details=[self._come_back(), f"End it with: ffctl runs cancel {short(self._run_id)}"],
             )
         if choice:
             request = runs_pb2.CancelRunRequest(id=self._run_id, request_id=new_id())
@@ -240,7 +240,7 @@ class Follower:
         if self._sink and self._position.offset:
             attempt = f" --attempt {self._position.attempt}" if self._position.attempt > 1 else ""
             command += f"{attempt} --from {self._position.offset}"
-        return f"Come back with `{command}`."
+        return f"Come back with: {command}"
 
 
 async def read_once(connection: Connection, run_id: str, position: Position, sink: Sink) -> Position:

@@ -56,7 +56,7 @@ class Progress:
 
     def wrote(self, data: bytes) -> None:
         """Takes note of program output that goes to the same terminal."""
-        if self._terminal and sys.stdout.isatty():
+        if data and self._terminal and sys.stdout.isatty():
             self._line_open = not data.endswith(b"\n")
 
     def _start(self, text: str) -> None:

@@ -49,7 +49,7 @@ def _show_list(runs: list[runs_pb2.Run], *, more: bool, filtered: bool, as_json:
     if as_json:
         output.listing("runs", runs)
     elif runs:
-        output.show(details.runs_table(runs, details.seconds_now()))
+        output.show(details.runs_table(runs, details.seconds_now()), *details.waits_lines(runs))
     elif filtered:
         output.say("No such runs. Leave out --pipeline and --state to see all.")
     else:

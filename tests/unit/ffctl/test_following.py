@@ -221,7 +221,7 @@ def test_ctrl_c_detaches_although_nobody_takes_the_output(
     rest = process.stdout.read()
     assert process.stderr is not None
     # What it wrote and where it says to go on fit together to the byte.
-    assert f"--from {1 + len(rest)}`" in process.stderr.read().decode()
+    assert f"--from {1 + len(rest)}\n" in process.stderr.read().decode()
 
 
 def test_a_reader_that_leaves_is_met_with_silence(spawn: Spawn, following: Gate) -> None:
