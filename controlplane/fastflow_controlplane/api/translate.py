@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Protocol
 
-from fastflow.v1 import agents_pb2, limits_pb2, pipelines_pb2, runs_pb2
+from fastflow.v1 import agents_pb2, limits_pb2, pipelines_pb2, runs_pb2, secrets_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fastflow_controlplane.agents.model import AgentView, Capacity
@@ -20,6 +20,7 @@ from fastflow_controlplane.runs.model import (
 )
 from fastflow_controlplane.runs.states import RunState
 from fastflow_controlplane.sources.model import PipelineView
+from fastflow_controlplane.store.queries.secrets import SecretView
 
 PLACEMENTS_NAMED = 3
 """Agents whose reason stands in a waiting run's sentence; the run's placements name them all."""
@@ -155,6 +156,17 @@ def pipeline_message(pipeline: PipelineView) -> pipelines_pb2.Pipeline:
         message.python_version = metadata.python_version
         message.default_environment.update(metadata.default_environment)
     return message
+
+
+def secret_message(secret: SecretView) -> secrets_pb2.Secret:
+    """Translates what may be shown of a secret."""
+    return secrets_pb2.Secret(
+        name=secret.name,
+        pipeline=secret.pipeline,
+        version=secret.version,
+        update_time=_time(secret.update_time),
+        masked=secret.masked,
+    )
 
 
 def _attempt(attempt: AttemptView) -> runs_pb2.Attempt:
