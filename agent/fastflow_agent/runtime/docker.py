@@ -12,7 +12,7 @@ import structlog
 
 from fastflow_agent.cgroups.paths import CgroupFault, CgroupHost, SlotGroup
 from fastflow_agent.model import SlotId, parse_slot_id
-from fastflow_agent.runtime import folders, release
+from fastflow_agent.runtime import folders
 from fastflow_agent.runtime.base import (
     Facts,
     ImageMissing,
@@ -21,6 +21,7 @@ from fastflow_agent.runtime.base import (
     PreparerSpec,
     Runtime,
     RuntimeFault,
+    SlotPaths,
     SlotSpec,
     SlotState,
 )
@@ -36,6 +37,7 @@ from fastflow_agent.runtime.docker_engine import Client, Engine
 from fastflow_agent.runtime.docker_image import Images, image_id
 from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.runtime.docker_preparer import Preparers
+from fastflow_agent.runtime.release import Gate, render
 
 log = structlog.get_logger(__name__)
 
@@ -107,19 +109,16 @@ class DockerRuntime(Runtime):
 
     async def release(self, slot: SlotId, environment: Mapping[str, str]) -> bool:
         """See `Runtime.release`."""
-        try:
-            content = release.render({**egress_environment(self._options.egress), **environment})
-        except ValueError as error:
-            raise RuntimeFault(str(error)) from error
+        content = render({**egress_environment(self._options.egress), **environment})
 
         async def lives() -> bool:
             return (await self.observe(slot)).state in (SlotState.CREATED, SlotState.RUNNING)
 
-        return await release.release(self._env(slot), content, self._options.container_uid, lives)
+        return await self._gate(slot).release(content, lives)
 
     async def was_released(self, slot: SlotId) -> bool:
         """See `Runtime.was_released`."""
-        taken = release.was_released(self._env(slot))
+        taken = self._gate(slot).was_released()
         if taken is not None:
             return taken
         # The folder was lost with a reboot. A container that ran may have been released: never start a run twice.
@@ -127,11 +126,11 @@ class DockerRuntime(Runtime):
 
     async def observe(self, slot: SlotId) -> Observation:
         """See `Runtime.observe`."""
-        return await self._containers.observe(container_name(slot), self._env(slot))
+        return await self._containers.observe(container_name(slot), self._gate(slot))
 
     async def wait(self, slot: SlotId) -> Observation:
         """See `Runtime.wait`."""
-        return await self._containers.wait(container_name(slot), self._env(slot))
+        return await self._containers.wait(container_name(slot), self._gate(slot))
 
     async def signal(self, slot: SlotId, signal: int) -> bool:
         """See `Runtime.signal`."""
@@ -140,7 +139,7 @@ class DockerRuntime(Runtime):
     async def remove(self, slot: SlotId) -> None:
         """See `Runtime.remove`."""
         await self._containers.remove(container_name(slot))
-        await self._on_disk(lambda: release.remove(self._env(slot)))
+        await self._on_disk(self._gate(slot).remove)
         cgroups = await self._cgroup_host()
         if cgroups is None:
             return
@@ -174,8 +173,9 @@ class DockerRuntime(Runtime):
         self._engine.close()
         self._disk.shutdown(wait=False, cancel_futures=True)
 
-    def _env(self, slot: SlotId) -> Path:
-        return self._options.env_dir / slot
+    def _gate(self, slot: SlotId) -> Gate:
+        paths = SlotPaths.of(self._options.data_dir, self._options.env_dir, slot)
+        return Gate(paths, self._options.container_uid)
 
     def _make_template(self) -> Path:
         if self._template is None:

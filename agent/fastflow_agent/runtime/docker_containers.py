@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from docker.errors import APIError, ImageNotFound, NotFound
 
-from fastflow_agent.runtime import release
 from fastflow_agent.runtime.base import WRAPPER_FAILED, Observation, RuntimeFault, RuntimeUnavailable, SlotState
 from fastflow_agent.runtime.container_spec import LABEL_AGENT
 from fastflow_agent.runtime.docker_engine import Engine
 from fastflow_agent.runtime.docker_events import Ends
 from fastflow_agent.runtime.docker_image import missing
 from fastflow_agent.runtime.docker_options import DockerOptions
+from fastflow_agent.runtime.release import Gate
 
 REMOVAL_TRIES = 100
 REMOVAL_PAUSE_SECONDS = 0.1
@@ -88,47 +87,47 @@ class Containers:
                 return
         raise RuntimeFault(f"The Docker engine could not remove {name}: a removal is under way and does not end.")
 
-    async def observe(self, name: str, env: Path) -> Observation:
-        """Its state now; `env` is its environment folder, where the wrapper leaves word."""
+    async def observe(self, name: str, gate: Gate) -> Observation:
+        """Its state now; at its gate the wrapper leaves word."""
         try:
             found = await self._engine.call(lambda client: client.inspect_container(name), self._times.question)
         except NotFound:
             return Observation(SlotState.ABSENT)
         except APIError as error:
             raise _fault("inspect", name, error) from error
-        return observation(found["State"], env)
+        return observation(found["State"], gate)
 
-    async def wait(self, name: str, env: Path) -> Observation:
+    async def wait(self, name: str, gate: Gate) -> Observation:
         """Its state once it is EXITED or ABSENT, however long the engine is away meanwhile."""
         with self._ends.watch(name) as wake:
             while True:
                 wake.clear()
-                seen = await self._try_observe(name, env)
+                seen = await self._try_observe(name, gate)
                 if seen and seen.state is SlotState.ABSENT:
                     return seen
                 if seen and seen.state is SlotState.EXITED:
-                    return await self._with_oom_flag(seen, name, env)
+                    return await self._with_oom_flag(seen, name, gate)
                 await wake.wait()
 
     async def aclose(self) -> None:
         """Stop listening for ends."""
         await self._ends.aclose()
 
-    async def _try_observe(self, name: str, env: Path) -> Observation | None:
+    async def _try_observe(self, name: str, gate: Gate) -> Observation | None:
         try:
-            return await self.observe(name, env)
+            return await self.observe(name, gate)
         except RuntimeUnavailable:
             # The engine will be back, and so will this container, or its end: both wake whoever waits.
             return None
 
-    async def _with_oom_flag(self, seen: Observation, name: str, env: Path) -> Observation:
+    async def _with_oom_flag(self, seen: Observation, name: str, gate: Gate) -> Observation:
         if seen.exit_code != _KILLED or seen.oom_flag:
             return seen
         await asyncio.sleep(self._times.oom_flag)
-        return await self._try_observe(name, env) or seen
+        return await self._try_observe(name, gate) or seen
 
 
-def observation(state: Mapping[str, Any], env: Path) -> Observation:
+def observation(state: Mapping[str, Any], gate: Gate) -> Observation:
     """The engine's `State` as an observation."""
     where = _STATES.get(state["Status"], SlotState.EXITED)
     ended = where is SlotState.EXITED
@@ -138,7 +137,7 @@ def observation(state: Mapping[str, Any], env: Path) -> Observation:
         exit_code=code,
         oom_flag=bool(state.get("OOMKilled")),
         error=str(state.get("Error", "")),
-        wrapper_failed=code == WRAPPER_FAILED and release.wrapper_failed(env),
+        wrapper_failed=code == WRAPPER_FAILED and gate.wrapper_failed(),
         finished_at=_time(state.get("FinishedAt", "")) if ended else None,
     )
 

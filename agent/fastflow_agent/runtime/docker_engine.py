@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
 
 import requests
@@ -35,6 +36,7 @@ class Engine:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="docker")
         self._probe_pool = ThreadPoolExecutor(1, thread_name_prefix="docker-probe")
         self._clients = threading.local()
+        self._opened: list[Client] = []
 
     async def call(self, operation: Callable[[Client], T], patience: float) -> T:
         """Run `operation` with a client of its thread, within `patience` seconds, waiting for a thread included.
@@ -47,17 +49,21 @@ class Engine:
         """As `call`, but out of the way of all other calls."""
         return await self._run(self._probe_pool, operation, patience)
 
-    def connect(self, patience: float | None) -> Client:
-        """A new connection, for the events stream. Raises RuntimeUnavailable."""
+    @contextmanager
+    def connection(self) -> Iterator[Client]:
+        """A connection of its own without patience, for the thread that reads events. Raises RuntimeUnavailable."""
+        client = self._open(None)
         try:
-            return _connect(self._host, patience)
-        except (requests.RequestException, DockerException) as error:
-            raise self._unavailable(error) from error
+            yield client
+        finally:
+            self._close(client)
 
     def close(self) -> None:
-        """Let go of the threads; a call under way ends at its own patience."""
+        """Let go of threads and connections; a call under way ends at its own patience."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._probe_pool.shutdown(wait=False, cancel_futures=True)
+        for client in list(self._opened):
+            self._close(client)
 
     async def _run(self, pool: ThreadPoolExecutor, operation: Callable[[Client], T], patience: float) -> T:
         loop = asyncio.get_running_loop()
@@ -83,13 +89,14 @@ class Engine:
             raise self._unavailable(error) from error
 
     def _once(self, operation: Callable[[Client], T], patience: float) -> T:
+        client = getattr(self._clients, "client", None)
+        if client is None:
+            client = self._clients.client = self._open(patience)
+        client.timeout = patience
         try:
-            client = getattr(self._clients, "client", None)
-            if client is None:
-                client = self._clients.client = self.connect(patience)
-            client.timeout = patience
             return operation(client)
         except requests.RequestException:
+            self._close(client)
             self._clients.client = None
             raise
         except APIError as error:
@@ -97,13 +104,27 @@ class Engine:
                 raise self._unavailable(error) from error
             raise
 
+    def _open(self, patience: float | None) -> Client:
+        try:
+            client = _connect(self._host, patience)
+        except (requests.RequestException, DockerException) as error:
+            raise self._unavailable(error) from error
+        self._opened.append(client)
+        return client
+
+    def _close(self, client: Client) -> None:
+        client.close()
+        with suppress(ValueError):
+            self._opened.remove(client)
+
     def _unavailable(self, error: Exception) -> RuntimeUnavailable:
-        if isinstance(error, requests.Timeout):
+        causes = list(_causes(error))
+        if any(isinstance(cause, requests.Timeout) for cause in causes):
             problem = "does not answer"
         elif isinstance(error, APIError):
             problem = f"refuses work ({error.explanation})"
         else:
-            problem = f"can not be reached ({_innermost(error)})"
+            problem = f"can not be reached ({getattr(causes[-1], 'strerror', None) or causes[-1]})"
         return RuntimeUnavailable(
             f"The Docker engine at {self._host} {problem}; see that dockerd runs and this user may use it."
         )
@@ -116,19 +137,9 @@ def _connect(host: str, patience: float | None) -> Client:
     return client
 
 
-def _innermost(error: BaseException) -> str:
-    """The system's own word: the SDK and requests wrap a refused connection five times."""
-    seen: Any = error
-    for _ in range(10):
-        inner = next(
-            (
-                value
-                for value in (*getattr(seen, "args", ()), getattr(seen, "reason", None))
-                if isinstance(value, BaseException)
-            ),
-            None,
-        )
-        if inner is None:
-            break
-        seen = inner
-    return getattr(seen, "strerror", None) or str(seen)
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was made from, the system's own word last: SDK and requests wrap it five times over."""
+    while error is not None:
+        yield error
+        wrapped = (error.__cause__, error.__context__, *error.args, getattr(error, "reason", None))
+        error = next((inner for inner in wrapped if isinstance(inner, BaseException)), None)

@@ -124,7 +124,7 @@ class _Stream:
 
     def _listen(self) -> None:
         filters = {"type": "container", "event": ["die", "destroy"], "label": self._label}
-        with self._engine.connect(None) as client:
+        with self._engine.connection() as client:
             since = f"{self._since_ns // 10**9}.{self._since_ns % 10**9:09}"
             self._events = client.events(since=since, filters=filters, decode=True)
             for event in self._events:

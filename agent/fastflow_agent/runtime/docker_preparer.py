@@ -12,12 +12,13 @@ from typing import Protocol, TypeVar
 
 from fastflow.pipelines.sizes import format_size
 
-from fastflow_agent.runtime import folders, release
+from fastflow_agent.runtime import folders
 from fastflow_agent.runtime.base import Observation, PreparerResult, PreparerSpec, SlotPaths, SlotState
 from fastflow_agent.runtime.container_spec import Folders, egress_environment, preparer_container, preparer_name
 from fastflow_agent.runtime.docker_containers import Containers
 from fastflow_agent.runtime.docker_image import RunnerImage
 from fastflow_agent.runtime.docker_options import DockerOptions
+from fastflow_agent.runtime.release import OFFLINE, Gate, render
 
 T = TypeVar("T")
 
@@ -55,31 +56,36 @@ class Preparers:
 
     async def _clear(self, name: str, paths: SlotPaths) -> None:
         await self._containers.remove(name)
-        await self._on_disk(lambda: _remove_folders(paths))
+        await self._on_disk(lambda: self._remove_folders(paths))
 
     def _make_folders(self, spec: PreparerSpec, paths: SlotPaths) -> None:
         owner = self._options.container_uid
         folders.make_slot_folders(paths, owner)
         settings = paths.env / "settings"
-        settings.write_bytes(release.render(spec.environment))
+        settings.write_bytes(render(spec.environment))
         os.chown(settings, owner, owner)
 
+    def _remove_folders(self, paths: SlotPaths) -> None:
+        Gate(paths, self._options.container_uid).remove()
+        shutil.rmtree(paths.root, ignore_errors=True)
+
     async def _finish(self, name: str, paths: SlotPaths) -> PreparerResult:
-        ended = asyncio.ensure_future(self._containers.wait(name, paths.env))
+        gate = Gate(paths, self._options.container_uid)
+        ended = asyncio.ensure_future(self._containers.wait(name, gate))
         try:
-            content = release.render(egress_environment(self._options.egress))
+            content = render(egress_environment(self._options.egress))
 
             async def lives() -> bool:
                 return not ended.done()
 
-            await release.release(paths.env, content, self._options.container_uid, lives)
+            await gate.release(content, lives)
             seen, late = await self._wait_or_kill(name, ended)
         finally:
             ended.cancel()
         output = await self._on_disk(lambda: _tail(paths.log))
         note = self._note(seen, late)
         code = seen.exit_code if seen.exit_code is not None else 1
-        offline = code == 0 and release.has_mark(paths.env, "offline")
+        offline = code == 0 and gate.says(OFFLINE)
         return PreparerResult(code, output + note.encode(), offline)
 
     async def _wait_or_kill(self, name: str, ended: asyncio.Future[Observation]) -> tuple[Observation, bool]:
@@ -98,11 +104,6 @@ class Preparers:
         if seen.state is SlotState.ABSENT:
             return "fastflow: the preparing container was removed by someone else\n"
         return ""
-
-
-def _remove_folders(paths: SlotPaths) -> None:
-    release.remove(paths.env)
-    shutil.rmtree(paths.root, ignore_errors=True)
 
 
 def _tail(path: Path) -> bytes:

@@ -7,8 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
-from fastflow_agent.runtime import release
 from fastflow_agent.runtime.base import SlotPaths
+from fastflow_agent.runtime.release import Gate
 
 WRAPPER = Path(__file__).parent / "wrapper"
 """The start wrapper's scripts, as this agent has them."""
@@ -55,7 +55,7 @@ def make_slot_folders(paths: SlotPaths, owner: int) -> None:
         os.fchown(descriptor, owner, owner)
     finally:
         os.close(descriptor)
-    release.prepare(paths.env, owner)
+    Gate(paths, owner).make()
 
 
 def _make_owned(folder: Path, owner: int) -> None:

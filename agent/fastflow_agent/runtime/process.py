@@ -19,7 +19,7 @@ from uv import find_uv_bin
 
 from fastflow_agent.cgroups.paths import SlotGroup
 from fastflow_agent.model import SlotId, parse_slot_id
-from fastflow_agent.runtime import folders, release
+from fastflow_agent.runtime import folders
 from fastflow_agent.runtime.base import (
     Egress,
     Facts,
@@ -35,6 +35,7 @@ from fastflow_agent.runtime.base import (
 from fastflow_agent.runtime.container_spec import egress_environment
 from fastflow_agent.runtime.interpreters import Interpreters, look_script, parse
 from fastflow_agent.runtime.process_box import BOX, Box
+from fastflow_agent.runtime.release import OFFLINE, render
 
 T = TypeVar("T")
 
@@ -117,7 +118,7 @@ class ProcessRuntime(Runtime):
     async def was_released(self, slot: SlotId) -> bool:
         """See `Runtime.was_released`."""
         box = self._box(slot)
-        taken = release.was_released(box.paths.env)
+        taken = box.gate.was_released()
         # Without its folder nobody knows. What was started may have been released: never start a run twice.
         return await self._run(box.was_started) if taken is None else taken
 
@@ -161,7 +162,7 @@ class ProcessRuntime(Runtime):
         def make() -> None:
             shutil.rmtree(root, ignore_errors=True)
             folders.make_slot_folders(box.paths, os.geteuid())
-            (box.paths.env / "settings").write_bytes(release.render(spec.environment))
+            (box.paths.env / "settings").write_bytes(render(spec.environment))
             box.make(spec.code, spec.cache, _uv(), ["prepare", python])
 
         try:
@@ -191,15 +192,12 @@ class ProcessRuntime(Runtime):
 
     async def _release(self, box: Box, environment: Mapping[str, str]) -> bool:
         ca_bundle = str(self._options.egress.ca_bundle or "")
-        try:
-            content = release.render({**egress_environment(self._options.egress, ca_bundle), **environment})
-        except ValueError as error:
-            raise RuntimeFault(str(error)) from error
+        content = render({**egress_environment(self._options.egress, ca_bundle), **environment})
 
         async def lives() -> bool:
             return (await self._run(box.observe)).state is SlotState.RUNNING
 
-        return await release.release(box.paths.env, content, os.geteuid(), lives)
+        return await box.gate.release(content, lives)
 
     async def _wait(self, box: Box) -> Observation:
         while True:
@@ -232,7 +230,7 @@ class ProcessRuntime(Runtime):
             seen, note = await self._wait(box), b"fastflow: preparing took too long and was stopped\n"
         output = await self._run(box.paths.log.read_bytes)
         code = seen.exit_code if seen.exit_code is not None else 1
-        offline = code == 0 and release.has_mark(box.paths.env, "offline")
+        offline = code == 0 and box.gate.says(OFFLINE)
         return PreparerResult(code, output[-PREPARER_OUTPUT_BYTES:] + note, offline)
 
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fastflow_agent.runtime import folders, release
+from fastflow_agent.runtime import folders
 from fastflow_agent.runtime.base import WRAPPER_FAILED, Observation, RuntimeFault, SlotPaths, SlotState
+from fastflow_agent.runtime.release import Gate
 
 SHIM_START_SECONDS = 20.0
 """The shim starts within milliseconds; a host on which it takes this long is out of memory or processes."""
@@ -44,6 +45,11 @@ class Box:
     def folder(self) -> Path:
         """What /fastflow is in a container."""
         return self.paths.root / BOX
+
+    @property
+    def gate(self) -> Gate:
+        """Where the slot is released."""
+        return Gate(self.paths, os.geteuid())
 
     def make(self, code: Path, cache: Path, uv: str, command: Sequence[str]) -> None:
         """Lay out the folder; `command` is a wrapper script's name and arguments. `command` is written last."""
@@ -110,7 +116,7 @@ class Box:
             finished = datetime.fromtimestamp((self.folder / "exit").stat().st_mtime, UTC)
         except FileNotFoundError:
             return Observation(SlotState.ABSENT if shim is None else SlotState.RUNNING)
-        failed = code == WRAPPER_FAILED and release.wrapper_failed(self.paths.env)
+        failed = code == WRAPPER_FAILED and self.gate.wrapper_failed()
         return Observation(SlotState.EXITED, exit_code=code, wrapper_failed=failed, finished_at=finished)
 
     def signal(self, signal: int) -> bool:
@@ -141,7 +147,7 @@ class Box:
         # First of all what makes it a slot, so that half a removal is finished by the next one.
         (self.folder / "command").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
-        release.remove(self.paths.env)
+        self.gate.remove()
 
     def _open(self, which: int) -> tuple[int, int] | None:
         """Pid and descriptor of the shim (0) or the program (1), if it lives and its pid went to no other process."""

@@ -1,0 +1,86 @@
+"""The runner image, and a Docker runtime with slots of its own."""
+
+import asyncio
+import secrets
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from fastflow_agent.runtime.base import Egress
+from fastflow_agent.runtime.docker import DockerRuntime
+from fastflow_agent.runtime.docker_options import DockerOptions
+from fastflow_agent.runtime.release import environments_folder
+
+from tests.slots import Workshop
+
+UID = 1000
+BUILD = Path(__file__).resolve().parents[2] / "deploy" / "runner" / "build"
+BUILD_SECONDS = 900.0
+
+Runtimes = Callable[..., DockerRuntime]
+
+
+@pytest.fixture(scope="session")
+def runner_image() -> str:
+    """Tag of the runner image, built if it was not there."""
+    command = [sys.executable, str(BUILD)]
+    subprocess.run(command, check=True, timeout=BUILD_SECONDS)
+    return subprocess.run([*command, "--print-tag"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def docker_options(runner_image: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DockerOptions]:
+    """Options of a runtime that shares its folders with the other tests' but has its own agent id."""
+    folder = tmp_path_factory.mktemp("runtime")
+    env_dir = environments_folder(Path("/run/fastflow-tests"), Path("/dev/shm/fastflow-tests"))
+
+    def make(**changes: object) -> DockerOptions:
+        values = {
+            "agent_id": f"test-{secrets.token_hex(8)}",
+            "data_dir": folder,
+            "env_dir": env_dir,
+            "image": runner_image,
+            "egress": Egress(network="none"),
+        }
+        return DockerOptions(**(values | changes))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def empty_cache(docker_options: Callable[..., DockerOptions]) -> Path:
+    """A prepared uv cache without any package: what uv found out about the interpreter."""
+    options = docker_options()
+
+    async def prepare() -> Path:
+        runtime = DockerRuntime(options)
+        try:
+            return await Workshop(runtime, options.data_dir, options.env_dir, Path()).prepare("empty", UID)
+        finally:
+            await runtime.aclose()
+
+    return asyncio.run(prepare())
+
+
+@pytest.fixture
+async def options(docker_options: Callable[..., DockerOptions]) -> DockerOptions:
+    """Options of this test's runtime."""
+    return docker_options()
+
+
+@pytest.fixture
+async def runtime(options: DockerOptions) -> AsyncIterator[DockerRuntime]:
+    """A Docker runtime over the machine's engine."""
+    runtime = DockerRuntime(options)
+    yield runtime
+    await runtime.aclose()
+
+
+@pytest.fixture
+async def workshop(runtime: DockerRuntime, options: DockerOptions, empty_cache: Path) -> AsyncIterator[Workshop]:
+    """Slots of the runtime; all are removed in the end."""
+    workshop = Workshop(runtime, options.data_dir, options.env_dir, empty_cache)
+    yield workshop
+    await workshop.clear()
