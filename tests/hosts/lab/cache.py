@@ -49,7 +49,7 @@ class Cache:
     def entry(self, kind: str, key: str, build: Callable[[Path], None]) -> Path:
         """Return the folder of an entry, after `build` has filled it if it was not there yet."""
         path = self.folder / f"{kind}-{key}"
-        with self._locked():
+        with self.locked():
             if not path.is_dir():
                 self._build(path, build)
                 self._remove_old(kind)
@@ -70,7 +70,8 @@ class Cache:
                 remove_tree(entry)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Keep every other lab from building, starting and cleaning up meanwhile. Raises LabError after a time."""
         deadline = time.monotonic() + LOCK_TIMEOUT
         with (self.folder / "lock").open("w") as lock:
             while not try_lock(lock.fileno()):

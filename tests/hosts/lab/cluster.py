@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from pathlib import Path
 
 from tests.cluster import Cluster
+from tests.hosts.lab.errors import tail
 from tests.hosts.lab.guest import Guest, shell_assignments
 from tests.hosts.lab.lab import Lab
 from tests.hosts.lab.network import CONTROL_PLANE_ADDRESS
@@ -68,17 +70,13 @@ class HostAgent:
         return self.guest.name
 
     def boot(self) -> None:
-        """Power on and wait until the control plane has the agent as ACTIVE; again after a power cut."""
-        self.guest.boot()
-        self.wait_until_active()
+        """Power on, also after a power cut, and wait until the control plane has the agent's new session as ACTIVE.
 
-    def wait_until_active(self) -> None:
-        """Wait until the control plane has the agent as ACTIVE; fails with the logs of both sides."""
-        try:
-            self._cluster.wait_for_agent(self.name, timeout=AGENT_READY_TIMEOUT)
-        except AssertionError as error:
-            error.add_note(f"--- agent.log of {self.name}\n{self.log()}")
-            raise
+        To boot while the control plane is away: `guest.boot()`.
+        """
+        before = self._session()
+        self.guest.boot()
+        self._wait_for_session_after(before)
 
     def run(self, command: str, *, timeout: float = 60.0, check: bool = True) -> Completed:
         """Run a shell command on the host; see `Guest.run`."""
@@ -97,8 +95,10 @@ class HostAgent:
         self._end_agent("KILL")
 
     def start_agent(self) -> None:
-        """Start the agent again, after `stop_agent` or `kill_agent`; see `wait_until_active`."""
+        """Start the agent again, after `stop_agent` or `kill_agent`, and wait as `boot` does."""
+        before = self._session()
         self.guest.run("setsid --fork /lab/start-agent </dev/null >/dev/console 2>&1")
+        self._wait_for_session_after(before)
 
     def power_cut(self) -> None:
         """Pull the host's plug; `boot` starts it again with what was on its disks."""
@@ -116,8 +116,27 @@ class HostAgent:
         """End a partition."""
         self.guest.heal()
 
+    def _session(self) -> tuple[int, str]:
+        """Return epoch and state of the agent's last session as the control plane has it; 0 before the first."""
+        done = self._cluster.ffctl("agents", "show", self.name, "-o", "json")
+        if done.exit_code != 0:
+            return 0, ""
+        agent = json.loads(done.stdout)
+        return int(agent.get("session_epoch", 0)), agent["state"]
+
+    def _wait_for_session_after(self, before: tuple[int, str]) -> None:
+        # The epoch tells: for some seconds the control plane still has the session that a power cut ended as ACTIVE.
+        def active() -> bool:
+            epoch, state = self._session()
+            return epoch > before[0] and state == "AGENT_STATE_ACTIVE"
+
+        try:
+            self._cluster.until(active, AGENT_READY_TIMEOUT, f"a new session of agent {self.name}")
+        except AssertionError as error:
+            error.add_note(f"--- agent.log of {self.name}\n{tail(self.log())}")
+            raise
+
     def _end_agent(self, signal: str) -> None:
-        # Not a single command that waits: `tail --pid` would not see the difference between a zombie and a process,
-        # but the guest's first process reaps the agent, which was started by it or fell to it.
-        command = f'pid=$(cat /run/fastflow-agent.pid); kill -{signal} "$pid"; while kill -0 "$pid"; do sleep 0.1; done'
-        self.guest.run(f"{{ {command}; }} 2>/dev/null; true", timeout=AGENT_STOP_TIMEOUT)
+        kill = f'pid=$(cat /run/fastflow-agent.pid) && kill -{signal} "$pid"'
+        gone = 'while [ -d "/proc/$pid" ]; do sleep 0.1; done'
+        self.guest.run(f"{kill} && {gone}", timeout=AGENT_STOP_TIMEOUT)

@@ -9,6 +9,7 @@ from typing import Self
 
 from . import image
 from .cache import Cache, remove_tree, try_lock
+from .errors import LabError
 from .guest import Guest
 from .network import Network
 from .scope import Scope
@@ -24,11 +25,12 @@ class Lab:
     def __init__(self, cache: Cache, runner_image: str) -> None:
         self.image = image.build(cache, runner_image)
         labs = cache.folder / "labs"
-        labs.mkdir(exist_ok=True)
-        _remove_abandoned(labs)
-        self.folder = Path(tempfile.mkdtemp(dir=labs))
-        self._lock = (self.folder / "lock").open("w")
-        try_lock(self._lock.fileno())
+        with cache.locked():
+            labs.mkdir(exist_ok=True)
+            _remove_abandoned(labs)
+            self.folder = Path(tempfile.mkdtemp(dir=labs))
+            self._lock = (self.folder / "lock").open("w")
+            try_lock(self._lock.fileno())
         self.scope = Scope(own_network=True)
         self.network = Network(self.scope)
 
@@ -40,7 +42,10 @@ class Lab:
 
     def add_guest(self, name: str) -> Guest:
         """Make a guest, which is off. Its name is its host name; names are unique in a lab."""
-        return Guest(name, self.folder / name, scope=self.scope, network=self.network, image=self.image)
+        folder = self.folder / name
+        if folder.exists():
+            raise LabError(f"this lab has a guest {name} already")
+        return Guest(name, folder, scope=self.scope, network=self.network, image=self.image)
 
     def close(self) -> None:
         """End everything in the lab and remove its files."""
