@@ -11,30 +11,15 @@ from typing import Any
 
 import grpc.aio
 import structlog
-from fastflow.agent.v1 import gateway_pb2, gateway_pb2_grpc
 from fastflow.client import channel_options
-from fastflow.v1 import (
-    agents_pb2,
-    agents_pb2_grpc,
-    logs_pb2,
-    logs_pb2_grpc,
-    pipelines_pb2,
-    pipelines_pb2_grpc,
-    runs_pb2,
-    runs_pb2_grpc,
-)
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fastflow_controlplane.agents.assignments import Assignments
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions, SessionParts
-from fastflow_controlplane.api.agent_gateway import AgentGatewayServicer
-from fastflow_controlplane.api.agents import AgentServicer
 from fastflow_controlplane.api.interceptors import CallInterceptor
-from fastflow_controlplane.api.logs import LogServicer
-from fastflow_controlplane.api.pipelines import PipelineServicer
-from fastflow_controlplane.api.runs import RunServicer
+from fastflow_controlplane.api.services import Parts, add_services
 from fastflow_controlplane.clock import Clock, SystemClock
 from fastflow_controlplane.errors import FailedPrecondition
 from fastflow_controlplane.identity.tokens import SharedToken
@@ -60,18 +45,6 @@ FAREWELL_SECONDS = 1.0
 """How long calls under way may take to end at shutdown; followers of logs and runs never end by themselves."""
 SHORTEST_PING_MS = 5_000
 """Peers ping each 10 s without traffic (`fastflow.client`); gRPC's default would take that for an attack."""
-
-SERVICES = tuple(
-    descriptor.services_by_name[name].full_name
-    for descriptor, name in (
-        (runs_pb2.DESCRIPTOR, "RunService"),
-        (logs_pb2.DESCRIPTOR, "LogService"),
-        (pipelines_pb2.DESCRIPTOR, "PipelineService"),
-        (agents_pb2.DESCRIPTOR, "AgentService"),
-        (gateway_pb2.DESCRIPTOR, "AgentGatewayService"),
-    )
-)
-"""Full names of what is served, besides health and reflection."""
 
 
 async def serve(
@@ -202,15 +175,21 @@ def _server(settings: ControlPlaneSettings, parts: _Parts) -> tuple[grpc.aio.Ser
     )
     follower = LogFollower(parts.logs, parts.runs.get, parts.changes)
     ingest = LogIngest(parts.logs, AttemptLogRecords(parts.store, parts.changes, parts.registry))
-    runs_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(parts.runs), server)
-    logs_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(parts.runs, follower), server)
-    pipelines_pb2_grpc.add_PipelineServiceServicer_to_server(PipelineServicer(parts.catalog), server)
-    agents_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(parts.registry), server)
-    gateway = AgentGatewayServicer(parts.sessions, ingest, parts.catalog)
-    gateway_pb2_grpc.add_AgentGatewayServiceServicer_to_server(gateway, server)
+    services = add_services(
+        server,
+        Parts(
+            runs=parts.runs,
+            follower=follower,
+            catalog=parts.catalog,
+            registry=parts.registry,
+            secrets=parts.secrets,
+            sessions=parts.sessions,
+            ingest=ingest,
+        ),
+    )
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs know the threaded one alone
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
-    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server, status
 
 
