@@ -220,15 +220,10 @@ class Catalog:
         before, self._contents = self._contents, contents
         for name, snapshot in contents.snapshots.items():
             known = before.snapshots.get(name)
-            if known is not snapshot and (
-                known is None or known.pipeline != snapshot.pipeline or known.tree != snapshot.tree
-            ):
-                log.info(
-                    "pipeline found" if known is None else "pipeline changed",
-                    pipeline=name,
-                    state=snapshot.pipeline.state.value,
-                    problems=[str(problem) for problem in snapshot.pipeline.problems],
-                )
+            if known is None or (known.pipeline, known.tree) != (snapshot.pipeline, snapshot.tree):
+                problems = [str(problem) for problem in snapshot.pipeline.problems]
+                what = "pipeline found" if known is None else "pipeline changed"
+                log.info(what, pipeline=name, state=snapshot.pipeline.state.value, problems=problems)
         for name in before.snapshots.keys() - contents.snapshots.keys():
             log.info("pipeline gone", pipeline=name)
         for note in set(contents.notes) - set(before.notes):

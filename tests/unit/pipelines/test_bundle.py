@@ -105,9 +105,9 @@ def test_a_change_of_the_code_is_another_bundle(pipeline: Path, change: Callable
     assert packed(pipeline)[0].digest != before
 
 
-_name = st.text(
-    st.characters(blacklist_categories=("Cs",), blacklist_characters="/\0"), min_size=1, max_size=60
-).filter(lambda name: name not in (".", "..") and len(name.encode()) <= 255)
+_name = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="/\0"), min_size=1, max_size=60).filter(
+    lambda name: name not in (".", "..") and len(name.encode()) <= 255
+)
 
 
 @settings(max_examples=40)
