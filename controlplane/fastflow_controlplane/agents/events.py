@@ -194,6 +194,7 @@ class _AttemptWrites:
         self._max_placements = max_placements
         self._now = now
         self._effects = effects
+        self._acknowledged = -1
 
     def apply(self, of_attempt: Sequence[AttemptEvent]) -> None:
         key, known = self._row.key, self._row.known_seq
@@ -216,14 +217,8 @@ class _AttemptWrites:
             self._effects.desired_changed |= bool(attempts.settle(self._connection, key))
         if gap:
             self._acknowledge(known, GAP)
-        elif not self._is_acknowledged(known):
+        elif self._acknowledged < known:
             self._acknowledge(known, "")
-
-    def _is_acknowledged(self, sequence: int) -> bool:
-        last = self._effects.acknowledgements[-1:]
-        return [(ack.run_id, ack.attempt, ack.sequence) for ack in last] == [
-            (self._row.key.run_id, self._row.key.attempt, sequence)
-        ]
 
     def _apply(self, event: AttemptEvent) -> str:
         connection, key = self._connection, self._row.key
@@ -310,6 +305,7 @@ class _AttemptWrites:
         )
 
     def _acknowledge(self, sequence: int, rejection: str) -> None:
+        self._acknowledged = sequence
         self._effects.acknowledgements.append(
             Acknowledgement(self._row.key.run_id, self._row.key.attempt, sequence, rejection)
         )
