@@ -1,0 +1,186 @@
+"""Which environment a run gets, and having it prepared if no generation holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import structlog
+
+from fastflow_agent.model import SlotId
+from fastflow_agent.runtime.base import PreparerResult, PreparerSpec
+from fastflow_agent.singleflight import SingleFlight
+from fastflow_agent.uvcache.generations import Environment, Generations, Held
+from fastflow_agent.uvcache.needs import Needs, UnreadableHeader, installed, without_listing
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+PREPARER_ENVIRONMENT = {"UV_LINK_MODE": "hardlink", "UV_COMPILE_BYTECODE": "1"}
+"""How uv fills a cache. Compiled once, a large package is imported five times as fast by every run (uv compiles no
+file that is a symbolic link); a run could not keep what it compiles."""
+
+THREADS = 4
+"""Copying a large cache takes seconds; who only looks up an environment must not wait for it."""
+
+LEASE_SECONDS = 60.0
+"""A generation just handed out is not pruned for this long: its new user needs a moment to pin it."""
+
+
+class EnvironmentFault(Exception):
+    """The needs of a pipeline can not be met. `output` is what uv said."""
+
+    def __init__(self, message: str, output: bytes) -> None:
+        super().__init__(message)
+        self.output = output
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generation and one environment in it. `path` never changes; `packages` are "name==version"."""
+
+    id: str
+    path: Path
+    packages: tuple[str, ...] = ()
+    offline: bool = False
+
+
+class Preparer(Protocol):
+    """What runs uv: a Runtime."""
+
+    async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
+        """See `Runtime.run_preparer`."""
+
+
+class UvCache:
+    """Use from one event loop. After a restart, first pin what is in use, then ask for environments."""
+
+    def __init__(self, generations: Generations, preparer: Preparer, index_url: str, disk: ThreadPoolExecutor) -> None:
+        self._generations = generations
+        self._preparer = preparer
+        self._index_url = index_url
+        self._disk = disk
+        self._pins: dict[SlotId, int] = {}
+        self._leases: dict[int, float] = {}
+        self._uses = itertools.count()
+        self._used: dict[int, int] = {}
+        self._names = itertools.count(1)
+        self._preparing: SingleFlight[None] = SingleFlight()
+        self._changing = asyncio.Lock()
+        self._pruning: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, folder: Path, preparer: Preparer, *, owner: int | None = None, index_url: str = "") -> UvCache:
+        """Opens the cache under `folder`. `owner` is the user id containers run as, if it is not this process's.
+
+        `index_url` names the package index in use: another index makes other environments. Raises OSError.
+        """
+        disk = ThreadPoolExecutor(THREADS, "uvcache")
+        generations = Generations(folder, os.geteuid() if owner is None else owner)
+        await asyncio.get_running_loop().run_in_executor(disk, generations.load)
+        return cls(generations, preparer, index_url, disk)
+
+    async def ensure(self, code: Path, python_version: str, image_digest: str) -> Generation:
+        """Returns a generation that holds what the unpacked `code` needs, and has it prepared if there is none.
+
+        Pin it at once. Raises EnvironmentFault with uv's own output, what the runtime raises, or OSError.
+        """
+        try:
+            needs = await self._on_disk(lambda: Needs.of(code))
+        except UnreadableHeader as error:
+            raise EnvironmentFault(str(error), f"{error}\n".encode()) from error
+        digest = needs.digest(python_version, image_digest, self._index_url)
+        if (held := self._generations.find(digest)) is None:
+            # Without requirements too: what a preparation for others leaves behind is enough for those.
+            base = Needs().digest(python_version, image_digest, self._index_url)
+            await self._preparing.do(digest, lambda: self._prepare(needs, digest, base, python_version))
+            held = self._generations.find(digest)
+            assert held is not None
+        return self._hand_out(held, digest)
+
+    def environments(self) -> list[str]:
+        """Digests of all environments at hand."""
+        return self._generations.environments
+
+    def pin(self, generation: Generation | str, slot: SlotId) -> None:
+        """Keeps a generation, given itself or by id, while `slot` uses it. A slot pins one; pinning again replaces."""
+        self._pins[slot] = int(generation if isinstance(generation, str) else generation.id)
+
+    def unpin(self, slot: SlotId) -> None:
+        """Ends the use by `slot`, if there is one; what nobody needs any more is removed in the background."""
+        if self._pins.pop(slot, None) is not None and (self._pruning is None or self._pruning.done()):
+            self._pruning = asyncio.create_task(self.prune(), name="prune the uv cache")
+
+    async def prune(self) -> None:
+        """Removes generations that nothing pins and whose environments a newer one holds."""
+        async with self._changing:
+            now = asyncio.get_running_loop().time()
+            self._leases = {number: until for number, until in self._leases.items() if until > now}
+            kept = {*self._pins.values(), *self._leases}
+            by_use = sorted(self._used, key=lambda number: self._used[number])
+
+            def remove() -> list[int]:
+                gone = self._generations.superseded(kept, by_use)
+                remains = [number for number in self._generations.remains() if number not in kept]
+                self._generations.remove(gone, remains)
+                return gone
+
+            try:
+                gone = await self._on_disk(remove)
+            except OSError as error:
+                log.warning("the uv cache can not be pruned", error=str(error))
+                return
+            if gone:
+                log.info("generations of the uv cache removed", generations=gone)
+
+    def _hand_out(self, held: Held, digest: str) -> Generation:
+        self._leases[held.number] = asyncio.get_running_loop().time() + LEASE_SECONDS
+        self._used[held.number] = next(self._uses)
+        environment = held.environments[digest]
+        path = self._generations.path(held.number)
+        return Generation(str(held.number), path, environment.packages, environment.offline)
+
+    async def _prepare(self, needs: Needs, digest: str, base_digest: str, python_version: str) -> None:
+        name = f"{digest.removeprefix('sha256:')[:12]}-{next(self._names)}"
+        async with self._changing:
+            base = self._generations.newest
+            staging = await self._on_disk(lambda: self._generations.stage(name, base))
+        try:
+            await self._on_disk(lambda: needs.write(staging / "code"))
+            log.info("preparing an environment", environment=digest)
+            spec = PreparerSpec(name, staging / "code", staging / "cache", python_version, PREPARER_ENVIRONMENT)
+            result = await self._preparer.run_preparer(spec)
+            _check(result)
+            environment = Environment(installed(result.output), result.offline)
+            environments = {digest: environment}
+            if self._generations.find(base_digest) is None:
+                environments.setdefault(base_digest, Environment(offline=result.offline))
+            script = digest if needs.header else ""
+            async with self._changing:
+                held = await self._on_disk(lambda: self._generations.publish(staging, base, environments, script))
+            log.info("environment prepared", environment=digest, generation=held.number, offline=result.offline)
+        finally:
+            await asyncio.shield(self._on_disk(lambda: self._generations.discard(staging)))
+        await self.prune()
+
+    async def _on_disk(self, operation: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, operation)
+
+
+def _check(result: PreparerResult) -> None:
+    if result.exit_code == 0:
+        return
+    output = without_listing(result.output)
+    if b"os error 28" in output:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
+    first = next((line for line in lines if line.startswith(("error:", "×"))), lines[-1] if lines else "no output")
+    raise EnvironmentFault(f"the requirements can not be installed: {first[:300]}", output)

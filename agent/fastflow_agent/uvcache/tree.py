@@ -1,0 +1,142 @@
+"""Folder trees of uv caches: copied without copying bytes, and closed to change. All of it blocks.
+
+uv replaces the files of its cache by renaming, never in place (uv 0.13: inodes and checksums before and after adding,
+refreshing and reusing packages). What it opens for writing, locks and the databases of Git sources, is copied. But uv
+also runs the build scripts of source packages, which may do as they please: so files that were published belong to
+root and can not be written by the user a preparer runs as.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+_syncfs = ctypes.CDLL(None, use_errno=True).syncfs
+_syncfs.argtypes = [ctypes.c_int]
+
+_SCRIPT_ENVIRONMENTS = "environments-v"
+_COPIED = "git-v"
+"""Beginnings of the names of uv's buckets; a number follows."""
+_UNFINISHED = ".tmp"
+
+
+def link(source: Path, target: Path, owner: int) -> None:
+    """Makes `target` hold what the cache `source` holds; what `target` has already, stays.
+
+    Files are shared, folders belong to `owner`. Environments of scripts are left out, and what uv left unfinished.
+    """
+    for bucket in _entries(source):
+        if bucket.is_dir(follow_symlinks=False):
+            copied = bucket.name.startswith(_COPIED)
+            _make_folder(target / bucket.name, owner)
+            for entry in _entries(bucket.path):
+                if not _is_script_environment(bucket, entry):
+                    _link(entry, target / bucket.name / entry.name, owner, copied=copied)
+        else:
+            _link(bucket, target / bucket.name, owner, copied=False)
+
+
+def close(root: Path, owner: int) -> None:
+    """Takes from `owner` what may change the files under `root`, which nobody uses any more, and makes all durable.
+
+    Nothing is done where the process is not root, or is `owner` itself. What is neither file, folder nor symbolic link
+    is removed. Links are never followed.
+    """
+    if os.geteuid() == 0 and owner != 0:
+        for entry in _walk(root):
+            if entry.is_file(follow_symlinks=False):
+                found = entry.stat(follow_symlinks=False)
+                if found.st_uid == owner or found.st_mode & 0o7222:
+                    os.chown(entry.path, 0, 0, follow_symlinks=False)
+                    Path(entry.path).chmod(stat.S_IMODE(found.st_mode) & 0o555)
+            elif not entry.is_dir(follow_symlinks=False) and not entry.is_symlink():
+                Path(entry.path).unlink()
+    _sync(root)
+
+
+def remove(root: Path) -> None:
+    """Removes a tree, if it is there."""
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_owned_folder(folder: Path, owner: int) -> None:
+    """Makes a new folder of `owner`."""
+    folder.mkdir(mode=0o755)
+    _give(folder, owner)
+
+
+def _link(entry: os.DirEntry[str], target: Path, owner: int, *, copied: bool) -> None:
+    if entry.name.startswith(_UNFINISHED):
+        return
+    if entry.is_dir(follow_symlinks=False):
+        _make_folder(target, owner)
+        for inner in _entries(entry.path):
+            _link(inner, target / inner.name, owner, copied=copied)
+    elif not os.path.lexists(target):
+        if entry.is_symlink() or not (copied or _is_lock(entry)):
+            try:
+                os.link(entry.path, target, follow_symlinks=False)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMLINK, errno.EXDEV):
+                    raise
+        shutil.copy2(entry.path, target, follow_symlinks=False)
+        if not entry.is_symlink():
+            target.chmod(target.stat().st_mode | stat.S_IWUSR)
+        _give(target, owner)
+
+
+def _is_lock(entry: os.DirEntry[str]) -> bool:
+    return entry.name.endswith(".lock") and entry.stat(follow_symlinks=False).st_size == 0
+
+
+def _is_script_environment(bucket: os.DirEntry[str], entry: os.DirEntry[str]) -> bool:
+    # Environments of requirements are links in a folder per interpreter; that of a script is a folder itself.
+    return bucket.name.startswith(_SCRIPT_ENVIRONMENTS) and os.path.lexists(Path(entry.path) / "pyvenv.cfg")
+
+
+def _make_folder(folder: Path, owner: int) -> None:
+    if not folder.is_dir():
+        make_owned_folder(folder, owner)
+
+
+def _give(path: Path, owner: int) -> None:
+    if owner != os.geteuid():
+        os.chown(path, owner, owner, follow_symlinks=False)
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(entries)
+
+
+def _walk(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    for entry in _entries(folder):
+        yield entry
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path)
+
+
+def _sync(folder: Path) -> None:
+    # One call for thousands of files.
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _syncfs(descriptor) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+    finally:
+        os.close(descriptor)
