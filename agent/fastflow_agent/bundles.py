@@ -101,7 +101,7 @@ class Bundles:
 
     async def _fetch(self, digest: str, size: int, target: Path) -> None:
         # Without a name: whatever ends this process, nothing of it stays.
-        archive: IO[bytes] = await self._on_disk(partial(tempfile.TemporaryFile, dir=self._folder))
+        archive = await self._on_disk(self._nameless_file)
         try:
             await self._receive(digest, size, archive)
             await self._on_disk(lambda: _unpack(archive, target))
@@ -129,6 +129,9 @@ class Bundles:
         found = f"sha256:{hashed.hexdigest()}"
         if received != size or found != digest:
             raise _Damaged(f"{received} bytes arrived with digest {found}, {size} bytes were announced")
+
+    def _nameless_file(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # the caller closes it, in a thread as well
 
     def _clear_remains(self) -> None:
         """Makes the folder, and removes what a process that died left half unpacked."""
