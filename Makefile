@@ -17,13 +17,13 @@ up: $(INSTALLED) ## Starts a control plane and an agent on the example pipelines
 
 test: $(INSTALLED) engine image ## All tests but those of the host lab
 	@$(BIN)/python -m pytest tests/unit tests/contract tests/integration tests/docker; \
-	  code=$$?; deploy/engine/engine.py stop; exit $$code
+	  code=$$?; deploy/engine/engine stop; exit $$code
 
 test-hosts: $(INSTALLED) engine image ## Tests on virtual worker hosts with cgroup v2 (root, a few minutes)
-	@$(BIN)/python -m pytest tests/hosts; code=$$?; deploy/engine/engine.py stop; exit $$code
+	@$(BIN)/python -m pytest tests/hosts; code=$$?; deploy/engine/engine stop; exit $$code
 
 bench: $(INSTALLED) engine image ## Measures; writes build/bench.json
-	@$(BIN)/python -m tests.bench; code=$$?; deploy/engine/engine.py stop; exit $$code
+	@$(BIN)/python -m tests.bench; code=$$?; deploy/engine/engine stop; exit $$code
 
 lint: $(INSTALLED) ## Style of code and protocol
 	$(BIN)/ruff check .
@@ -38,10 +38,10 @@ format: $(INSTALLED) ## Formats the code
 	$(BIN)/ruff check --fix .
 
 engine: ## Makes sure a Docker engine runs
-	@deploy/engine/engine.py ensure
+	@deploy/engine/engine ensure
 
 image: $(INSTALLED) engine ## Makes sure the runner image is there
-	@$(BIN)/python deploy/runner/build.py
+	@$(BIN)/python deploy/runner/build
 
 $(INSTALLED): pyproject.toml constraints.txt hatch_build.py $(shell find proto -name '*.proto')
 	@deploy/install $(VENV)

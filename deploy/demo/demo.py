@@ -19,10 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 STATE = ROOT / ".fastflow"
-ENGINE = [sys.executable, str(ROOT / "deploy" / "engine" / "engine.py")]
-IMAGE = [sys.executable, str(ROOT / "deploy" / "runner" / "build.py")]
+ENGINE = [sys.executable, str(ROOT / "deploy" / "engine" / "engine")]
+IMAGE = [sys.executable, str(ROOT / "deploy" / "runner" / "build")]
 NO_ENGINE = 3
-"""Exit code of `engine.py ensure` where Docker can not be had."""
+"""Exit code of `engine ensure` where Docker can not be had."""
 READY_SECONDS = 30.0
 STOP_SECONDS = 20.0
 

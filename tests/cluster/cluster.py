@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,6 +163,8 @@ class Cluster:
 
     def finish(self, run: str, timeout: float = 60.0) -> dict[str, Any]:
         """Waits until the run is terminal with its log sealed, and returns it."""
+        # One follower that waits costs less than asking again and again, on a machine of two cores.
+        self.ffctl("logs", run, "--follow", timeout=timeout)
         return self.until(lambda: self._finished(run), timeout, f"the end of run {run}")
 
     def wait_for_state(self, run: str, state: str, timeout: float = 60.0) -> dict[str, Any]:
@@ -175,12 +178,24 @@ class Cluster:
 
     def wait_for_log(self, run: str, text: bytes, timeout: float = 60.0) -> None:
         """Waits until `text` stands in the run's stored log."""
-        self.until(lambda: text in self.log(run), timeout, f"{text!r} in the log of run {run}")
+        follower = self.spawn_ffctl("logs", run, "--follow")
+        assert follower.stdout is not None
+        deadline = threading.Timer(timeout, follower.kill)
+        deadline.start()
+        seen = b""
+        while text not in seen and (more := follower.stdout.read1()):
+            seen += more
+        deadline.cancel()
+        follower.kill()
+        follower.communicate()
+        assert text in seen, f"{text!r} is not in the log of run {run}: {seen[-2000:]!r}"
 
     def wait_for_agent(self, name: str, state: str = "ACTIVE", timeout: float = READY_SECONDS) -> None:
         """Waits until the agent is in `state`."""
 
         def seen() -> bool:
+            for program in [self.controlplane, *self.agents.values()]:
+                program.check()
             done = self.ffctl("agents", "show", name, "-o", "json")
             return done.exit_code == 0 and json.loads(done.stdout)["state"] == f"AGENT_STATE_{state}"
 
