@@ -98,11 +98,6 @@ class Catalog:
         """Returns all pipelines as of the last refresh, sorted by name."""
         return [self._view(snapshot) for _, snapshot in sorted(self._contents.snapshots.items())]
 
-    async def names(self) -> Collection[str]:
-        """Returns the names of all pipelines, INVALID ones included. Raises Unavailable as `refresh` does."""
-        await self.refresh()
-        return self._contents.snapshots.keys()
-
     async def snapshot(self, name: str) -> PinnedCode:
         """Pins the code of a pipeline as it is now; its bundle is on disk, durable, when this returns.
 

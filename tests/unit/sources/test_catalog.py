@@ -45,12 +45,6 @@ async def test_pipelines_are_listed_by_name_without_registration(catalog: Catalo
     assert len(second.tree) == 40
 
 
-async def test_names_are_those_of_now(catalog: Catalog, root: Path) -> None:
-    assert list(await catalog.names()) == []
-    make(root / "p", mem_hard_limit="nothing")
-    assert list(await catalog.names()) == ["p"]
-
-
 async def test_a_pinned_pipeline_s_bundle_is_its_code(catalog: Catalog, root: Path, tmp_path: Path) -> None:
     folder = make(root / "p", main="print('ü')\n", mem_hard_limit="64m")
     (folder / "package").mkdir()

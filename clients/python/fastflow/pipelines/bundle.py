@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import IO, Protocol
 
 from fastflow.pipelines.code import (
     MAX_CODE_BYTES,
@@ -39,7 +39,7 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class BundleFault(Exception):
-    """The archive is damaged, or is none of ours; the message says what was found."""
+    """The archive is damaged, or is none of ours; the message goes on after "it": "is no bundle", "holds …"."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def pack(code: Code, sink: Sink) -> Bundle:
     return Bundle(f"sha256:{writer.hash.hexdigest()}", writer.tell())
 
 
-def digest_of(archive: BinaryIO) -> str:
+def digest_of(archive: IO[bytes]) -> str:
     """Returns the digest of what `archive` has from here on."""
     digest = hashlib.sha256()
     while chunk := archive.read(1024 * 1024):
@@ -85,7 +85,7 @@ def digest_hex(digest: str) -> str:
     return match[1]
 
 
-def unpack(archive: BinaryIO, target: Path) -> None:
+def unpack(archive: IO[bytes], target: Path) -> None:
     """Makes the folder `target` with the code in `archive`: read-only, durable, all of it or nothing.
 
     Everybody may read it, files that were executable can be executed, owners are as the process creates them. If
@@ -144,7 +144,7 @@ def _add(archive: tarfile.TarFile, file: CodeFile) -> None:
         archive.addfile(member, content)
 
 
-def _extract(archive: BinaryIO, root: Path) -> None:
+def _extract(archive: IO[bytes], root: Path) -> None:
     links: dict[str, str] = {}
     paths = _Paths()
     size = 0
@@ -159,9 +159,9 @@ def _extract(archive: BinaryIO, root: Path) -> None:
             elif member.type == tarfile.REGTYPE and member.sparse is None:
                 _write(members, member, root / path)
             else:
-                raise BundleFault(f"{path!r} is neither a file nor a symbolic link")
+                raise BundleFault(f"holds {path!r}, which is neither a file nor a symbolic link")
     for path, message in refused_links(links).items():
-        raise BundleFault(f"{path!r} {message}")
+        raise BundleFault(f"holds {path!r}, which {message}")
     # Links come last, so that no file was written through one.
     for path, target in links.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -182,12 +182,12 @@ class _Paths:
     def add(self, path: str) -> str:
         parts = path.split("/")
         if not is_utf8(path) or any(part in ("", ".", "..") or "\0" in part for part in parts):
-            raise BundleFault(f"{path!r} is not a path within the folder")
+            raise BundleFault(f"holds {path!r}, which is not a path within the folder")
         if len(parts) > MAX_CODE_DEPTH + 1 or any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
-            raise BundleFault(f"{path!r} is longer or deeper than a path may be")
+            raise BundleFault(f"holds {path!r}, which is longer or deeper than a path may be")
         above = {"/".join(parts[:depth]) for depth in range(1, len(parts))}
         if path in self._files or path in self._folders or above & self._files:
-            raise BundleFault(f"{path!r} is there twice, or lies in a file")
+            raise BundleFault(f"holds {path!r}, which is there twice, or lies in a file")
         self._files.add(path)
         self._folders |= above
         return path
@@ -195,7 +195,7 @@ class _Paths:
 
 def _checked_target(path: str, target: str) -> str:
     if not target or "\0" in target or not is_utf8(target):
-        raise BundleFault(f"{path!r} is a symbolic link to {target!r}, which is no path")
+        raise BundleFault(f"holds {path!r}, a symbolic link to {target!r}, which is no path")
     return target
 
 
@@ -203,12 +203,12 @@ def _write(members: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     content = members.extractfile(member)
     if content is None:
-        raise BundleFault(f"{member.name!r} has no content")
+        raise BundleFault(f"holds {member.name!r} without content")
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         shutil.copyfileobj(content, file, 1024 * 1024)
         if file.tell() != member.size:
-            raise BundleFault(f"{member.name!r} is cut off")
+            raise BundleFault(f"holds {member.name!r}, which is cut off")
         file.flush()
         os.utime(file.fileno(), (MTIME, MTIME))
         os.fchmod(file.fileno(), 0o555 if member.mode & 0o100 else 0o444)
