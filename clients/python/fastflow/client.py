@@ -1,5 +1,6 @@
 """How any Python program reaches a control plane: one channel with keepalive and the shared token."""
 
+import ipaddress
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,20 @@ def open_channel(target: str, token: str | None = None, *, own_connection: bool 
     ]
     if own_connection:
         options.append(("grpc.use_local_subchannel_pool", 1))
+    if is_loopback(target):
+        # gRPC obeys http_proxy even for this machine itself, which no proxy can reach.
+        options.append(("grpc.enable_http_proxy", 0))
     interceptors: Any = [_BearerUnaryUnary(token), _BearerUnaryStream(token)] if token else None
     return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+
+
+def is_loopback(target: str) -> bool:
+    """Tells whether "host:port" names this machine itself."""
+    host = target.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def bearer(token: str | None) -> tuple[tuple[str, str], ...]:

@@ -1,6 +1,8 @@
 """`ffctl run`: what it prints where, and the exit code that tells how the run ended."""
 
 import json
+import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -196,3 +198,16 @@ def test_what_is_no_address_is_a_usage_error(ffctl: Ffctl) -> None:
     ended = ffctl("run", "etl", "--server", "http://example")
     assert ended.code == 2
     assert '"http://example" is not an address' in ended.err
+
+
+def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(
+    server: ScriptedServer, spawn: Callable[..., subprocess.Popen[bytes]], environment: dict[str, str]
+) -> None:
+    answer_with(server)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        environment[name] = "http://127.0.0.1:1"
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        environment.pop(name, None)
+    process = spawn("run", "etl")
+    process.communicate(timeout=30)
+    assert process.returncode == 0
