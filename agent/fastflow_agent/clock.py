@@ -11,7 +11,10 @@ class Clock:
     """The host's clocks. `monotonic` measures (seconds), `now` labels (UTC)."""
 
     def monotonic(self) -> float:
-        """Seconds since an unknown start; never goes back."""
+        """Seconds since the host was started; never goes back, and is the same for every process of one boot.
+
+        Source: clock_gettime(2), CLOCK_MONOTONIC.
+        """
         return time.monotonic()
 
     def now(self) -> datetime:

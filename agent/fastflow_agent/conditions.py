@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -54,8 +55,10 @@ class Condition:
 class Conditions:
     """The conditions that hold now."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, changed: Callable[[], None] = lambda: None) -> None:
+        """`changed` is called when something begins or ceases to hold, or its message changes."""
         self._clock = clock
+        self._changed = changed
         self._held: dict[ConditionType, Condition] = {}
 
     def hold(self, kind: ConditionType, message: str) -> None:
@@ -64,11 +67,14 @@ class Conditions:
         if held is None:
             log.warning("condition holds", condition=kind.value, message=message)
         self._held[kind] = Condition(kind, message, held.since if held else self._clock.now())
+        if held is None or held.message != message:
+            self._changed()
 
     def clear(self, kind: ConditionType) -> None:
         """Say that `kind` holds no longer."""
         if self._held.pop(kind, None):
             log.info("condition is over", condition=kind.value)
+            self._changed()
 
     def holds(self, kind: ConditionType) -> bool:
         """Whether `kind` holds now."""

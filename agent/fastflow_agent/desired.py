@@ -63,7 +63,7 @@ class Desired:
     durable_offset: int = 0
     spec: RunSpec | None = None
     stop_cause: StopCause = StopCause.CANCEL
-    stop_grace: float = 0.0
+    stop_grace: float | None = None
     secrets: tuple[Secret, ...] = ()
 
     @property

@@ -45,6 +45,7 @@ class Journal:
         self._clock = clock
         self._order = asyncio.Lock()
         self._acked = history.acked
+        self._known = 0
 
     @classmethod
     async def create(
@@ -93,13 +94,12 @@ class Journal:
                 log.warning("journal not written", path=str(self.history.intent.slot), error=str(error))
             raise
 
-    async def raise_sequence(self, known: int) -> None:
-        """Let the next event's number be above `known`: the control plane has events this journal lost."""
-        if known > self.history.last_event:
-            await self.append(SequenceRaised(known))
-
     def acknowledge(self, sequence: int) -> None:
-        """Drop events up to `sequence`. Written with the next append: a lost one only means sending again."""
+        """Drop events up to `sequence`. Written with the next append: a lost one only means sending again.
+
+        If the control plane has more events than the journal, numbers go on above them.
+        """
+        self._known = max(self._known, sequence)
         self.history.apply(Acked(min(sequence, self.history.last_event)))
 
     def close(self) -> None:
@@ -111,8 +111,12 @@ class Journal:
         async with self._order:
             acked = self.history.acked
             records: list[Step | Noted] = [Acked(acked)] if acked > self._acked else []
+            last = self.history.last_event
+            if self._known > last:
+                last = self._known
+                records.append(SequenceRaised(last))
             records += steps
-            records += _numbered(facts, self.history.last_event + 1, self._clock)
+            records += _numbered(facts, last + 1, self._clock)
             if self._file is not None:
                 loop = asyncio.get_running_loop()
                 lines = [encode(record) for record in records]

@@ -8,7 +8,7 @@ from enum import Enum
 
 from fastflow_agent.desired import Action, Desired
 from fastflow_agent.facts import ContainerGone, Ended, Fact
-from fastflow_agent.model import AttemptKey, Reason, SlotId, State, StopCause
+from fastflow_agent.model import AttemptKey, Reason, State, StopCause
 from fastflow_agent.records import History
 from fastflow_agent.runtime.base import Observation, SlotState
 
@@ -32,13 +32,14 @@ class Resumption(Enum):
 def resume(history: History, observation: Observation, was_released: bool, boot_id: str) -> Resumption:
     """Decide how to go on with the attempt of `history`, whose container the engine sees as `observation`.
 
-    `was_released` is the runtime's word on whether the wrapper took its environment. It can not tell after the slot is
-    gone or the host was restarted; then the journal decides, and in doubt user code ran: no run is started twice.
+    Without RELEASING in its journal user code never ran. With it, `was_released` is the runtime's word on whether the
+    wrapper took its environment; where the slot is gone or the host was restarted nobody can tell, and in doubt user
+    code ran: no run is started twice.
     """
     if history.settled:
         return Resumption.FINISH
-    evidence_lost = rebooted(history, boot_id) or observation.state is SlotState.ABSENT
-    ran = history.released or was_released or (history.releasing is not None and evidence_lost)
+    unknown = rebooted(history, boot_id) or observation.state is SlotState.ABSENT
+    ran = history.releasing is not None and (history.released or was_released or unknown)
     if not ran:
         return Resumption.WITHHELD
     return Resumption.ATTACH if observation.state is SlotState.RUNNING else Resumption.CONCLUDE
@@ -142,9 +143,3 @@ def cancelled(cause: StopCause) -> Ended:
         StopCause.TIMEOUT: "stopped before the program began",
     }
     return Ended(State.CANCELLED, Reason.CANCEL_REQUESTED, messages[cause])
-
-
-def strays(histories: Iterable[History], containers: Mapping[SlotId, Observation]) -> list[SlotId]:
-    """Containers of this agent that no journal is bound to: which attempt they are can not be told."""
-    bound = {history.intent.slot for history in histories}
-    return sorted(slot for slot in containers if slot not in bound)

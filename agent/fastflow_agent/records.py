@@ -57,8 +57,9 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Created:
-    """The container exists."""
+    """The container exists. Its output goes into the file with this inode, and no other is taken for it."""
 
+    log_inode: int
     step: Literal["CREATED"] = "CREATED"
 
 
@@ -71,9 +72,14 @@ class Started:
 
 @dataclass(frozen=True)
 class Releasing:
-    """From here on user code may have run. The time limit counts from `time`."""
+    """From here on user code may have run. The time limit counts from `monotonic`.
+
+    Linux' monotonic clock (seconds) is the same for all processes of one boot, so it outlives the agent and ignores
+    what is done to the wall clock; after a reboot there is nothing left to limit.
+    """
 
     time: datetime
+    monotonic: float
     boot_id: str
     step: Literal["RELEASING"] = "RELEASING"
 
@@ -95,7 +101,7 @@ class OomSeen:
 
 @dataclass(frozen=True)
 class Stopping:
-    """The attempt is to end: SIGTERM, then SIGKILL `grace` seconds after `time`."""
+    """The attempt is to end: SIGTERM, then SIGKILL `grace` seconds later."""
 
     cause: StopCause
     time: datetime
@@ -105,8 +111,9 @@ class Stopping:
 
 @dataclass(frozen=True)
 class Signalled:
-    """A signal reached the program while it lived: the end that follows is the stop's."""
+    """SIGTERM reached the program at `monotonic` (seconds), while it lived: the end that follows is the stop's."""
 
+    monotonic: float
     step: Literal["SIGNALLED"] = "SIGNALLED"
 
 
@@ -198,12 +205,13 @@ class History:
     intent: Intent
     generation: str = ""
     created: bool = False
+    log_inode: int | None = None
     started: bool = False
     releasing: Releasing | None = None
     released: bool = False
     oom_kills: int = 0
     stopping: Stopping | None = None
-    signalled: bool = False
+    signalled: Signalled | None = None
     ended: Ended | None = None
     given_up: StateChanged | None = None
     """Set when the attempt could not start and is to be placed elsewhere: its slot is never released."""
@@ -216,7 +224,8 @@ class History:
     acked: int = 0
     unacked: dict[int, Event] = field(default_factory=dict)
     crossings: dict[int, SoftLimitCrossed] = field(default_factory=dict)
-    losses: set[str] = field(default_factory=set)
+    losses: set[tuple[str, int]] = field(default_factory=set)
+    """Kind and offset of each: the same one may be found again after a restart."""
 
     @classmethod
     def of(cls, records: Iterable[Step | Noted]) -> History | None:
@@ -240,8 +249,8 @@ class History:
         match record:
             case Prepared(generation=generation):
                 self.generation = generation
-            case Created():
-                self.created = True
+            case Created(log_inode=inode):
+                self.created, self.log_inode = True, inode
             case Started():
                 self.started = True
             case Releasing():
@@ -253,7 +262,7 @@ class History:
             case Stopping():
                 self.stopping = self.stopping or record
             case Signalled():
-                self.signalled = True
+                self.signalled = record
             case Acked(sequence=sequence):
                 self._settle(sequence)
             case SequenceRaised(sequence=sequence):
@@ -285,7 +294,7 @@ class History:
                 self.state, self.ended = state, ended
             case SoftLimitCrossed(crossing=crossing) as crossed:
                 self.crossings[crossing] = crossed
-            case LogLossFound(kind=kind):
-                self.losses.add(kind)
+            case LogLossFound(kind=kind, offset=offset):
+                self.losses.add((kind, offset))
             case ContainerGone():
                 self.container_gone = True

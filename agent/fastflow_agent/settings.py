@@ -94,11 +94,8 @@ class AgentSettings(ServiceSettings):
         gt=0,
         description="Seconds between two looks at engine, image and disk; how soon a trouble, or its end, is told.",
     )
-    usage_interval: float = Field(
-        1.0, gt=0, description="Seconds between two samples of a run's control group, and between telemetry messages."
-    )
     log_poll_interval: float = Field(
-        0.03, gt=0, description="Seconds between two looks at a run's output: the agent's share of a line's delay."
+        0.02, gt=0, description="Seconds between two looks at a run's output: the agent's share of a line's delay."
     )
     reconnect_initial: float = Field(
         0.5, gt=0, description="Seconds of back-off after the first lost connection to the control plane."

@@ -52,12 +52,12 @@ def path(tmp_path: Path) -> Path:
 async def _whole_life(path: Path, disk: Executor) -> Journal:
     journal = await Journal.create(path, INTENT, disk, Clock(), facts=[PREPARING])
     await journal.append(Prepared("generation-1"))
-    await journal.append(Created())
-    await journal.append(Started(), Releasing(NOW, "boot-1"))
+    await journal.append(Created(9))
+    await journal.append(Started(), Releasing(NOW, 7.5, "boot-1"))
     await journal.append(Released(), facts=[StateChanged(State.RUNNING)])
     await journal.append(facts=[SoftLimitCrossed(1, "MEMORY", 10, 12, NOW), LogLossFound("TRUNCATED", 5, NOW)])
     await journal.append(OomSeen(3), Stopping(StopCause.TIMEOUT, NOW, 10.0), facts=[StateChanged(State.STOPPING)])
-    await journal.append(Signalled())
+    await journal.append(Signalled(8.5))
     await journal.append(
         Exited("exited", 143, False, ""), facts=[Ended(State.TIMED_OUT, Reason.TIMEOUT, exit_code=143)]
     )
@@ -103,7 +103,7 @@ async def test_a_journal_cut_anywhere_gives_the_records_before_the_cut_and_takes
 
 async def test_a_whole_line_behind_a_torn_one_is_not_brought_back(path: Path, disk: Executor) -> None:
     journal = await Journal.create(path, INTENT, disk, Clock())
-    await journal.append(Prepared("torn-away"), Created())
+    await journal.append(Prepared("torn-away"), Created(9))
     journal.close()
     content = bytearray(path.read_bytes())
     torn = content.index(b"torn-away")
@@ -144,7 +144,7 @@ async def test_a_full_disk_leaves_neither_half_a_line_nor_a_number_used(
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match="No space"):
-        await journal.append(Created(), facts=[PREPARING])
+        await journal.append(Created(9), facts=[PREPARING])
     monkeypatch.undo()
     assert journal.history.last_event == 0
     await journal.append(facts=[PREPARING])
@@ -177,7 +177,7 @@ async def test_acknowledged_events_are_not_sent_again_after_the_next_append(path
 
 async def test_numbers_go_on_above_what_the_control_plane_knows(path: Path, disk: Executor) -> None:
     journal = await Journal.create(path, INTENT, disk, Clock(), facts=[PREPARING])
-    await journal.raise_sequence(9)
+    journal.acknowledge(9)
     await journal.append(facts=[ContainerGone()])
     after = await Journal.open(path, disk, Clock())
     assert after is not None

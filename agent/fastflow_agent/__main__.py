@@ -1,0 +1,83 @@
+"""`fastflow-agent`: the command line of the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import click
+import structlog
+from fastflow.service.logging import configure_logging
+from fastflow.service.settings import SettingsError
+
+from fastflow_agent.agent import run_agent
+from fastflow_agent.identity import DataFolderInUse
+from fastflow_agent.journal import UnknownRecord
+from fastflow_agent.runtime.base import RuntimeFault
+from fastflow_agent.settings import VERSION, AgentSettings
+
+log = structlog.get_logger(__name__)
+
+EXIT_CANNOT_START = 1
+EXIT_USAGE = 2
+
+
+class _RunCommand(click.Command):
+    """A command whose help explains every setting."""
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Adds the settings, each with its variable, kind, default and meaning."""
+        with formatter.section("Settings (environment, or the same names in lower case in the TOML file)"):
+            for paragraph in AgentSettings.describe().split("\n\n"):
+                head, _, meaning = paragraph.partition("\n")
+                formatter.write_text(head)
+                with formatter.indentation():
+                    formatter.write_text(meaning.strip())
+
+
+@click.group()
+@click.version_option(VERSION, prog_name="fastflow-agent")
+def main() -> None:
+    """Fast-Flow's agent: runs pipelines on this host for a control plane."""
+
+
+@main.command(cls=_RunCommand)
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file with settings; FASTFLOW_CONFIG names it too. The environment goes before it.",
+)
+@click.option("--print-config", is_flag=True, help="Print the settings in force as TOML, and exit.")
+def run(config: Path | None, print_config: bool) -> None:
+    """Connect to the control plane and run what it assigns, until SIGTERM or Ctrl-C.
+
+    Stopping the agent stops no run: containers go on, and the next agent on the same data folder takes them up again.
+    """
+    try:
+        settings = AgentSettings.load(config)
+    except SettingsError as error:
+        click.echo(f"fastflow-agent: {error}", err=True)
+        sys.exit(EXIT_USAGE)
+    if print_config:
+        click.echo(settings.print_config())
+        return
+    configure_logging(settings.log_level)
+    try:
+        asyncio.run(_run(settings))
+    except (DataFolderInUse, UnknownRecord, RuntimeFault, OSError, ValueError) as error:
+        log.error("the agent can not start", reason=str(error))
+        sys.exit(EXIT_CANNOT_START)
+
+
+async def _run(settings: AgentSettings) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await run_agent(settings, stopping)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""The agent as a whole: makes its parts, ties them together, and runs until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+
+import structlog
+from fastflow.backoff import Backoff
+from fastflow.client import bearer, open_channel
+
+from fastflow_agent.attempts.dossier import Checkpoint, Services
+from fastflow_agent.bundles import Bundles
+from fastflow_agent.cgroups.sampler import Sampler
+from fastflow_agent.cgroups.stats import Usage
+from fastflow_agent.clock import Clock
+from fastflow_agent.conditions import Conditions
+from fastflow_agent.health import Health
+from fastflow_agent.host import AgentHost
+from fastflow_agent.identity import DataFolderLock, Identity, load_membership
+from fastflow_agent.logs.shipper import Shipper, ShipSettings
+from fastflow_agent.model import AttemptKey, SlotId
+from fastflow_agent.runtime.base import Runtime, SlotPaths
+from fastflow_agent.runtime.docker import DockerRuntime
+from fastflow_agent.runtime.docker_options import DockerOptions
+from fastflow_agent.runtime.process import ProcessOptions, ProcessRuntime
+from fastflow_agent.runtime.release import environments_folder
+from fastflow_agent.settings import AgentSettings
+from fastflow_agent.strays import Strays
+from fastflow_agent.stream.link import Link
+from fastflow_agent.stream.outbox import Outbox
+from fastflow_agent.uvcache import UvCache
+from fastflow_agent.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+DISK_THREADS = 4
+"""Threads for journals: a write is one sync of some milliseconds."""
+
+CLEANUP_THREADS = 2
+"""Threads for deletions, which may take long."""
+
+ENV_DIR = Path("/run/fastflow/env")
+
+
+class _Stopped(Exception):
+    """Ends the group of all tasks."""
+
+
+async def run_agent(
+    settings: AgentSettings, stopping: asyncio.Event, *, checkpoint: Callable[[Checkpoint], None] = lambda _: None
+) -> None:
+    """Run an agent until `stopping` is set; its containers go on. `checkpoint` is where tests let it die.
+
+    Raises DataFolderInUse, UnknownRecord, RuntimeFault (no folder for environments) or OSError at the start.
+    """
+    data_dir = settings.data_dir.absolute()
+    with ExitStack() as holds:
+        lock = await asyncio.to_thread(DataFolderLock, data_dir)
+        holds.callback(lock.release)
+        identity = await asyncio.to_thread(Identity.load, data_dir)
+        env_dir = await asyncio.to_thread(environments_folder, settings.env_dir or ENV_DIR)
+        runtime = make_runtime(settings, identity, data_dir, env_dir)
+        try:
+            await Agent(settings, identity, runtime, data_dir, env_dir, checkpoint).run(stopping)
+        finally:
+            await runtime.aclose()
+
+
+def make_runtime(settings: AgentSettings, identity: Identity, data_dir: Path, env_dir: Path) -> Runtime:
+    """The runtime that the settings name; there is no falling back from one to the other."""
+    if settings.runtime == "process":
+        return ProcessRuntime(ProcessOptions(data_dir=data_dir, env_dir=env_dir, egress=settings.egress))
+    return DockerRuntime(
+        DockerOptions(
+            agent_id=identity.agent_id,
+            data_dir=data_dir,
+            env_dir=env_dir,
+            image=settings.image,
+            docker_host=settings.docker_host,
+            container_uid=settings.container_uid,
+            egress=settings.egress,
+        )
+    )
+
+
+class Agent:
+    """One agent on one data folder."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        identity: Identity,
+        runtime: Runtime,
+        data_dir: Path,
+        env_dir: Path,
+        checkpoint: Callable[[Checkpoint], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._runtime = runtime
+        self._data_dir = data_dir
+        self._env_dir = env_dir
+        self._checkpoint = checkpoint
+        self._clock = Clock()
+        self._worker: Worker
+        self._outbox = Outbox(lambda attempt: self._worker.unacknowledged(attempt))
+        self._conditions = Conditions(self._clock, changed=self._outbox.ask_heartbeat)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Take up what is here, connect, and live until `stopping` is set."""
+        async with AsyncExitStack() as open_parts:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    await self._live(tasks, open_parts, stopping)
+                    raise _Stopped
+            except* _Stopped:
+                log.info("stopped; containers go on")
+
+    async def _live(self, tasks: asyncio.TaskGroup, open_parts: AsyncExitStack, stopping: asyncio.Event) -> None:
+        settings, clock = self._settings, self._clock
+        disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="journal")
+        cleanup = ThreadPoolExecutor(CLEANUP_THREADS, thread_name_prefix="cleanup")
+        open_parts.callback(disk.shutdown)
+        open_parts.callback(lambda: cleanup.shutdown(wait=False, cancel_futures=True))
+        metadata = bearer(settings.token_value)
+        control = open_channel(settings.controlplane, settings.token_value)
+        bulk = open_channel(settings.controlplane, settings.token_value, own_connection=True)
+        open_parts.push_async_callback(control.close, None)
+        open_parts.push_async_callback(bulk.close, None)
+
+        health = Health(
+            self._runtime,
+            self._conditions,
+            clock,
+            disk,
+            data_dir=self._data_dir,
+            disk_reserve=settings.disk_reserve,
+            interval=settings.probe_interval,
+            runtime_name=settings.runtime,
+        )
+        uvcache = await UvCache.open(
+            self._data_dir / "uv",
+            self._runtime,
+            owner=settings.container_uid if settings.runtime == "docker" else None,
+            index_url=settings.index_url,
+        )
+        sampler = Sampler(
+            clock,
+            on_usage=lambda slot, used: self._worker.sampled(slot, used),
+            on_crossing=lambda slot, crossing: self._worker.crossed(slot, crossing),
+            on_oom=lambda slot, kills: self._worker.oom_killed(slot, kills),
+        )
+        open_parts.callback(sampler.close)
+        shipper = Shipper(
+            bulk,
+            metadata=metadata,
+            settings=ShipSettings(poll=settings.log_poll_interval, idle_poll=2 * settings.log_poll_interval),
+        )
+        services = Services(
+            runtime=self._runtime,
+            bundles=Bundles(self._data_dir / "bundles", bulk),
+            uvcache=uvcache,
+            sampler=sampler,
+            shipper=shipper,
+            health=health,
+            clock=clock,
+            disk=disk,
+            cleanup=cleanup,
+            boot_id=self._identity.boot_id,
+            paths=self._paths,
+            changed=self._outbox.attempt_changed,
+            start_patience=settings.start_patience,
+            spool_quota=settings.spool_quota,
+            cluster=lambda: host.cluster_id,
+            checkpoint=self._checkpoint,
+        )
+        self._worker = Worker(services, self._conditions, tasks, self._data_dir / "slots", self._sampled)
+        membership = await asyncio.to_thread(load_membership, self._data_dir)
+        host = AgentHost(
+            settings,
+            self._identity,
+            membership,
+            worker=self._worker,
+            outbox=self._outbox,
+            health=health,
+            uvcache=uvcache,
+            conditions=self._conditions,
+            disk=disk,
+            data_dir=self._data_dir,
+        )
+        open_parts.push_async_callback(host.aclose)
+
+        await health.look()
+        leftovers = await self._worker.adopt()
+        log.info("agent", name=settings.agent_name, agent_id=self._identity.agent_id, attempts=len(self._worker.keys))
+        tasks.create_task(health.run(), name="health")
+        tasks.create_task(sampler.run(), name="sampler")
+        tasks.create_task(shipper.run(), name="shipper")
+        strays = Strays(services, self._conditions, lambda: self._worker.bound_slots, leftovers)
+        tasks.create_task(strays.clear(host.orphan_grace), name="strays")
+        backoff = Backoff(settings.reconnect_initial, settings.reconnect_maximum)
+        link = Link(control, metadata, host, self._outbox, self._conditions, clock, backoff, host.opening)
+        await link.run(stopping)
+
+    def _paths(self, slot: SlotId) -> SlotPaths:
+        return SlotPaths.of(self._data_dir, self._env_dir, slot)
+
+    def _sampled(self, key: AttemptKey, used: Usage) -> None:
+        self._outbox.sampled(key, self._clock.now(), used)

@@ -1,0 +1,188 @@
+"""One attempt from its slot's binding to the last trace of it; also one that is only refused.
+
+The journal says where the attempt is, so `run` may be entered anew after any interruption, in this process or the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from fastflow_agent.attempts import closing
+from fastflow_agent.attempts.dossier import Dossier, Services
+from fastflow_agent.attempts.output import Output
+from fastflow_agent.attempts.start import Failed, NotHere, Start, Stopped, withdraw
+from fastflow_agent.attempts.watch import Watch
+from fastflow_agent.desired import Desired
+from fastflow_agent.facts import Ended, Event, Fact, StateChanged
+from fastflow_agent.journal import Journal
+from fastflow_agent.model import AttemptKey, Reason, SlotId, State, StopCause
+from fastflow_agent.reconcile import Resumption, cancelled, resume
+from fastflow_agent.records import Released, Stopping
+from fastflow_agent.runtime.base import RuntimeFault, RuntimeUnavailable
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the agent's inventory says of an attempt."""
+
+    key: AttemptKey
+    state: State
+    last_event: int
+    log_offset: int
+    slot: SlotId
+    container_gone: bool
+
+
+class Attempt:
+    """One attempt. `run` does all the work; the other methods only pass words in and out."""
+
+    def __init__(self, journal: Journal, services: Services, *, fresh: bool) -> None:
+        """`fresh` says that the journal was made by this process just now: nothing of the attempt can exist yet."""
+        self._dossier = Dossier(journal, services)
+        self._output = Output(self._dossier)
+        self._services = services
+        self._fresh = fresh
+
+    @property
+    def key(self) -> AttemptKey:
+        """Which attempt this is."""
+        return self._dossier.key
+
+    @property
+    def slot(self) -> SlotId:
+        """The slot bound to it; empty for one that is only refused."""
+        return self._dossier.slot
+
+    @property
+    def began(self) -> bool:
+        """Whether user code may have run."""
+        return self._dossier.history.releasing is not None
+
+    @property
+    def report(self) -> Report:
+        """What to tell the control plane of it at a new stream."""
+        history = self._dossier.history
+        return Report(
+            key=self.key,
+            state=history.state,
+            last_event=history.last_event,
+            log_offset=self._output.offset,
+            slot=self.slot,
+            container_gone=history.container_gone,
+        )
+
+    def tell(self, word: Desired) -> None:
+        """Take the control plane's word."""
+        self.acknowledge(word.known_seq)
+        self._dossier.wishes.tell(word)
+
+    def abandon(self) -> None:
+        """Nobody wants it any more: stop it and delete it."""
+        self._dossier.wishes.abandon()
+
+    def acknowledge(self, sequence: int) -> None:
+        """The control plane has settled all events up to `sequence`."""
+        self._dossier.journal.acknowledge(sequence)
+
+    @property
+    def unacknowledged(self) -> list[Event]:
+        """Events the control plane has not settled yet, in order."""
+        unacked = self._dossier.history.unacked
+        return [unacked[number] for number in sorted(unacked)]
+
+    def note_oom(self, kills: int) -> None:
+        """The sampler saw the kernel kill a process of the container over its limit."""
+        self._dossier.note_oom(kills)
+
+    def note(self, fact: Fact) -> None:
+        """Something was found out about it that is to be journaled and told."""
+        self._dossier.note(fact)
+
+    async def run(self) -> None:
+        """Return once all of the attempt is deleted. Raises what nobody foresaw; then enter it again."""
+        notes = asyncio.create_task(self._dossier.keep_notes())
+        try:
+            await self._live()
+        finally:
+            notes.cancel()
+            await asyncio.wait([notes])
+
+    async def fail(self, message: str) -> None:
+        """End an attempt whose user code has not run, because of a fault of the agent itself."""
+        await self._dossier.record(facts=(Ended(State.FAILED, Reason.RUNTIME, message),))
+
+    async def _live(self) -> None:
+        history = self._dossier.history
+        if not history.forgotten:
+            if not history.settled:
+                await self._until_settled()
+            if not history.container_gone:
+                await closing.remove_container(self._dossier)
+            await closing.seal_log(self._dossier, self._output)
+            await self._dossier.wishes.until(lambda: self._dossier.wishes.forget)
+        await closing.delete_all(self._dossier, self._output)
+
+    async def _until_settled(self) -> None:
+        resumption = await self._resumption()
+        log.info("attempt", attempt=str(self.key), slot=self.slot, next=resumption.value)
+        if resumption is Resumption.WITHHELD:
+            await self._start()
+        if not self._dossier.history.settled:
+            await self._watch()
+
+    async def _resumption(self) -> Resumption:
+        if self._fresh:
+            return Resumption.WITHHELD
+        runtime, history = self._services.runtime, self._dossier.history
+        released = await self._dossier.patiently(lambda: runtime.was_released(self.slot))
+        seen = await self._dossier.patiently(lambda: runtime.observe(self.slot))
+        return resume(history, seen, released, self._services.boot_id)
+
+    async def _start(self) -> None:
+        """To the release, or to an end without one."""
+        wishes = self._dossier.wishes
+        try:
+            await wishes.until(lambda: wishes.run or wishes.stop)
+            if not self._fresh and await withdraw(self._dossier):
+                return
+            self._fresh = False
+            await Start(self._dossier, self._output).bring_up(wishes)
+        except Stopped:
+            await self._end_before_release(wishes.stop or StopCause.CANCEL)
+        except Failed as failure:
+            await self._dossier.record(facts=(Ended(State.FAILED, failure.reason, str(failure)),))
+        except NotHere as refusal:
+            await self._give_up(refusal)
+
+    async def _watch(self) -> None:
+        """From the release to the verdict."""
+        if not self._dossier.history.released:
+            # The agent died, or the engine failed to answer, between the release and its record.
+            await self._dossier.record(Released(), facts=(StateChanged(State.RUNNING, slot=self.slot),))
+        shipping = asyncio.create_task(self._output.open())
+        try:
+            await Watch(self._dossier).until_end()
+        finally:
+            shipping.cancel()
+            await asyncio.wait([shipping])
+
+    async def _end_before_release(self, cause: StopCause) -> None:
+        stopping = Stopping(cause, self._services.clock.now(), 0.0)
+        await self._dossier.record(stopping, facts=(cancelled(cause),))
+
+    async def _give_up(self, refusal: NotHere) -> None:
+        """Send the attempt back to be placed elsewhere.
+
+        The container goes first where the engine answers. Where it does not, the record alone makes sure that the slot
+        is never released; its capacity stays held until the container is seen to be gone.
+        """
+        try:
+            await self._services.runtime.remove(self.slot)
+        except (RuntimeUnavailable, RuntimeFault) as error:
+            log.warning("container not removed yet", attempt=str(self.key), error=str(error))
+        await self._dossier.record(facts=(StateChanged(State.QUEUED, refusal.reason, str(refusal)),))

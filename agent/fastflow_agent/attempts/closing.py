@@ -1,0 +1,99 @@
+"""After the verdict: the container goes, the log is delivered to its last byte, and at the end nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import structlog
+
+from fastflow_agent.attempts.dossier import Checkpoint, Dossier
+from fastflow_agent.attempts.output import Output
+from fastflow_agent.facts import ContainerGone
+from fastflow_agent.records import Forget, Sealed
+from fastflow_agent.runtime.base import RuntimeFault
+
+log = structlog.get_logger(__name__)
+
+REMOVE_AGAIN_SECONDS = 5.0
+"""A container the engine can not remove (a process that does not die) holds its capacity; asked again this often."""
+
+
+async def remove_container(dossier: Dossier) -> None:
+    """Remove the container and tell that its resources are free; returns only when they are."""
+    services, slot = dossier.services, dossier.slot
+    while True:
+        try:
+            await dossier.patiently(lambda: services.runtime.remove(slot))
+            break
+        except RuntimeFault as error:
+            log.warning("container can not be removed yet", attempt=str(dossier.key), error=str(error))
+            await services.clock.sleep(REMOVE_AGAIN_SECONDS)
+    dossier.checkpoint(Checkpoint.CONTAINER_REMOVED)
+    if not dossier.history.container_gone:
+        await dossier.record(facts=(ContainerGone(),))
+    dossier.checkpoint(Checkpoint.GONE)
+    services.uvcache.unpin(slot)
+    paths = dossier.paths
+    await _delete(dossier, [paths.tmp, paths.upper, paths.work])
+
+
+async def seal_log(dossier: Dossier, output: Output) -> None:
+    """Deliver the log to its last byte; returns when the control plane has it, or wants to forget it."""
+    if dossier.history.sealed:
+        return
+    sealing = asyncio.ensure_future(output.seal())
+    forgotten = asyncio.ensure_future(dossier.wishes.until(lambda: dossier.wishes.forget))
+    try:
+        await asyncio.wait({sealing, forgotten}, return_when=asyncio.FIRST_COMPLETED)
+        if sealing.done():
+            dossier.checkpoint(Checkpoint.LOG_SEALED)
+            await dossier.record(Sealed(sealing.result()))
+            dossier.checkpoint(Checkpoint.SEALED)
+    finally:
+        for task in (sealing, forgotten):
+            task.cancel()
+        await asyncio.wait({sealing, forgotten})
+
+
+async def delete_all(dossier: Dossier, output: Output) -> None:
+    """Delete all that is kept of the attempt, its journal last."""
+    await output.close()
+    if not dossier.history.forgotten:
+        await dossier.record(Forget())
+    dossier.checkpoint(Checkpoint.FORGET)
+    dossier.journal.close()
+    if dossier.slot:
+        root, journal = dossier.paths.root, dossier.paths.journal
+        await asyncio.get_running_loop().run_in_executor(dossier.services.cleanup, delete_slot, root, journal)
+    dossier.checkpoint(Checkpoint.DELETED)
+
+
+def delete_slot(root: Path, journal: Path) -> None:
+    """Delete a slot's folder; the journal only once all else is gone, so that a crash is seen again. Blocks."""
+    for entry in sorted(root.iterdir()) if root.is_dir() else []:
+        if entry == journal:
+            continue
+        _delete_tree(entry)
+    journal.unlink(missing_ok=True)
+    if root.is_dir():
+        root.rmdir()
+
+
+async def _delete(dossier: Dossier, folders: list[Path]) -> None:
+    loop = asyncio.get_running_loop()
+    for folder in folders:
+        try:
+            await loop.run_in_executor(dossier.services.cleanup, _delete_tree, folder)
+        except OSError as error:
+            # Not lost: the whole slot folder is deleted at the end.
+            log.warning("folder not deleted", folder=str(folder), error=str(error))
+
+
+def _delete_tree(path: Path) -> None:
+    # rmtree works by descriptors, so a link the pipeline left behind is deleted and never followed.
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

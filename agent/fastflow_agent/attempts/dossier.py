@@ -1,0 +1,170 @@
+"""What the phases of one attempt share: its journal, its paths, the control plane's wishes, and the host's services."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeVar
+
+import structlog
+from fastflow.backoff import Backoff
+
+from fastflow_agent.attempts.wishes import Wishes
+from fastflow_agent.bundles import Bundles
+from fastflow_agent.cgroups.sampler import Sampler
+from fastflow_agent.clock import Clock
+from fastflow_agent.facts import Fact
+from fastflow_agent.health import Health
+from fastflow_agent.journal import Journal
+from fastflow_agent.logs.shipper import Shipper
+from fastflow_agent.model import AttemptKey, SlotId
+from fastflow_agent.records import History, Step
+from fastflow_agent.runtime.base import Runtime, RuntimeUnavailable, SlotPaths
+from fastflow_agent.uvcache import UvCache
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+RETRY_INITIAL_SECONDS = 0.5
+RETRY_MAXIMUM_SECONDS = 5.0
+"""Back-off while the engine or the disk refuses: an attempt goes on within seconds of their return."""
+
+
+class Checkpoint(StrEnum):
+    """Places between two steps where an agent may die; tests let it."""
+
+    BOUND = "bound"
+    CODE_READY = "code_ready"
+    PREPARED = "prepared"
+    FOLDERS_MADE = "folders_made"
+    CONTAINER_CREATED = "container_created"
+    CREATED = "created"
+    CONTAINER_STARTED = "container_started"
+    RELEASING = "releasing"
+    CONTAINER_RELEASED = "container_released"
+    RELEASED = "released"
+    STOPPING = "stopping"
+    SIGNAL_SENT = "signal_sent"
+    END_SEEN = "end_seen"
+    EXITED = "exited"
+    CONTAINER_REMOVED = "container_removed"
+    GONE = "gone"
+    LOG_SEALED = "log_sealed"
+    SEALED = "sealed"
+    FORGET = "forget"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the host offers to its attempts. Times in seconds.
+
+    `disk` are the threads of short writes that must not wait (journals), `cleanup` those of deletions, however large.
+    `paths` gives the paths of a slot, `changed` is called with an attempt that has new events, `checkpoint` at every
+    Checkpoint.
+    """
+
+    runtime: Runtime
+    bundles: Bundles
+    uvcache: UvCache
+    sampler: Sampler
+    shipper: Shipper
+    health: Health
+    clock: Clock
+    disk: Executor
+    cleanup: Executor
+    boot_id: str
+    paths: Callable[[SlotId], SlotPaths]
+    changed: Callable[[AttemptKey], None]
+    start_patience: float
+    spool_quota: int
+    cluster: Callable[[], str] = field(default=lambda: "")
+    checkpoint: Callable[[Checkpoint], None] = field(default=lambda _: None)
+
+    async def patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of `call`, asked again while the engine does not answer."""
+        backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
+        while True:
+            try:
+                return await call()
+            except RuntimeUnavailable as error:
+                self.health.engine_refused(error)
+                await self.clock.sleep(backoff.next())
+
+
+class Dossier:
+    """One attempt's papers."""
+
+    def __init__(self, journal: Journal, services: Services) -> None:
+        self.journal = journal
+        self.services = services
+        self.wishes = Wishes()
+        self.oom = asyncio.Event()
+        self.oom_kills = 0
+        self._notes: deque[Fact] = deque()
+        self._noted = asyncio.Event()
+
+    @property
+    def history(self) -> History:
+        """What the journal adds up to."""
+        return self.journal.history
+
+    @property
+    def key(self) -> AttemptKey:
+        """Which attempt this is."""
+        return self.history.intent.key
+
+    @property
+    def slot(self) -> SlotId:
+        """The slot bound to it."""
+        return self.history.intent.slot
+
+    @property
+    def paths(self) -> SlotPaths:
+        """The slot's paths."""
+        return self.services.paths(self.slot)
+
+    def checkpoint(self, place: Checkpoint) -> None:
+        """Pass a place where tests let the agent die."""
+        self.services.checkpoint(place)
+
+    async def record(self, *steps: Step, facts: tuple[Fact, ...] = ()) -> None:
+        """Journal what was noted before, then `steps` and `facts`, in one write; waits while the disk refuses."""
+        noted = tuple(self._notes)
+        self._notes.clear()
+        backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
+        while True:
+            try:
+                await self.journal.append(*steps, facts=noted + facts)
+                break
+            except OSError as error:
+                self.services.health.disk_refused(error)
+                await self.services.clock.sleep(backoff.next())
+        if noted or facts:
+            self.services.changed(self.key)
+
+    def note(self, fact: Fact) -> None:
+        """Take a fact from a callback; journaled soon. Callers tell each thing once, so these stay few."""
+        self._notes.append(fact)
+        self._noted.set()
+
+    def note_oom(self, kills: int) -> None:
+        """The kernel killed a process of the container over its limit, and the container still lives."""
+        self.oom_kills = kills
+        self.oom.set()
+
+    async def keep_notes(self) -> None:
+        """Journal what is noted, until cancelled."""
+        while True:
+            await self._noted.wait()
+            self._noted.clear()
+            if self._notes:
+                await self.record()
+
+    async def patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of `call`, asked again while the engine does not answer."""
+        return await self.services.patiently(call)

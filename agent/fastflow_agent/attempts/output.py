@@ -1,0 +1,117 @@
+"""The output of one attempt: its spool, and its way to the control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from fastflow_agent.attempts.dossier import Dossier
+from fastflow_agent.desired import Desired
+from fastflow_agent.facts import LogLossFound
+from fastflow_agent.logs.losses import LogLoss
+from fastflow_agent.logs.lost import Lost
+from fastflow_agent.logs.redact import Masks
+from fastflow_agent.logs.spool import Spool
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+_NO_LIMIT = 2**62
+
+
+class Output:
+    """Ships nothing before the control plane has named the secrets to hide; after a restart that is with FULL."""
+
+    def __init__(self, dossier: Dossier) -> None:
+        self._dossier = dossier
+        self._spool: Spool | None = None
+        self._opening = asyncio.Lock()
+
+    @property
+    def offset(self) -> int:
+        """Bytes the control plane is known to have."""
+        history = self._dossier.history
+        if self._spool is None or history.sealed:
+            return history.end_offset
+        return self._dossier.services.shipper.durable(self._dossier.key)
+
+    async def open(self) -> Spool:
+        """Begin to ship, once the masks are known. Raises OSError."""
+        wishes = self._dossier.wishes
+        await wishes.until(lambda: wishes.log)
+        async with self._opening:
+            if self._spool is None:
+                word = wishes.log
+                assert word is not None
+                self._spool = await self._blocking(lambda: self._open(word))
+                shipper = self._dossier.services.shipper
+                shipper.add(self._dossier.key, self._spool, word.durable_offset, self._lost)
+            return self._spool
+
+    async def explain(self, words: bytes) -> None:
+        """Put what kept the attempt from starting into its log, unless an earlier try did."""
+        try:
+            spool = await self.open()
+            if spool.size() == 0:
+                await self._blocking(lambda: spool.append(words))
+        except OSError as error:
+            log.warning("output not kept", attempt=str(self._dossier.key), error=str(error))
+
+    async def seal(self) -> int:
+        """Ship the rest, now that nobody writes any more; the offset at which the log ends."""
+        await self.open()
+        return await self._dossier.services.shipper.seal(self._dossier.key)
+
+    async def close(self) -> None:
+        """Let go of the spool; its files stay."""
+        if self._spool is not None:
+            await self._dossier.services.shipper.remove(self._dossier.key)
+            self._spool = None
+
+    def _open(self, word: Desired) -> Spool:
+        history = self._dossier.history
+        if not self._dossier.slot:
+            return _nothing(word.durable_offset)
+        path = self._dossier.paths.log
+        if not history.created:
+            _make(path)
+        return Spool.open(
+            path,
+            spool_quota=self._dossier.services.spool_quota,
+            start_offset=word.durable_offset,
+            masks=word.masks,
+            log_limit=history.intent.log_limit,
+            inode=history.log_inode,
+        )
+
+    def _lost(self, loss: LogLoss) -> None:
+        if (loss.kind, loss.offset) not in self._dossier.history.losses:
+            now = self._dossier.services.clock.now()
+            self._dossier.note(LogLossFound(loss.kind, loss.offset, now, loss.bytes, loss.message))
+
+    async def _blocking(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._dossier.services.disk, call)
+
+
+def _make(path: Path) -> None:
+    # Only the agent's, until the runtime hands it to the container's user: no container exists yet.
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+
+def _nothing(end: int) -> Spool:
+    """The log of an attempt that never was here: nothing follows what the control plane has."""
+    descriptor = os.memfd_create("no-output", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, end)
+    return Spool(
+        descriptor,
+        Lost(Path(os.devnull)),
+        start_offset=end,
+        masks=Masks(),
+        log_limit=_NO_LIMIT,
+        spool_quota=_NO_LIMIT,
+    )

@@ -1,0 +1,241 @@
+"""From the bound slot to user code: code and dependencies, container, release. Every step may be repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from fastflow.backoff import Backoff
+
+from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS, Checkpoint, Dossier
+from fastflow_agent.attempts.output import Output
+from fastflow_agent.attempts.watch import conclude
+from fastflow_agent.attempts.wishes import Wishes
+from fastflow_agent.bundles import BundleFault
+from fastflow_agent.desired import RunSpec
+from fastflow_agent.facts import ProvenanceKnown, StateChanged
+from fastflow_agent.health import is_disk_full
+from fastflow_agent.model import Reason, State
+from fastflow_agent.records import Created, Prepared, Released, Releasing, Started
+from fastflow_agent.runtime.base import Facts, ImageMissing, RuntimeFault, RuntimeUnavailable, SlotSpec, SlotState
+from fastflow_agent.uvcache import EnvironmentFault, Generation
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The attempt is not wanted any more, and user code has not run."""
+
+
+class NotHere(Exception):
+    """The attempt could not start on this host now; it may on another. The message is for people."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Failed(Exception):
+    """The attempt can start nowhere. The message is for people."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Start:
+    """One try to bring an attempt to life."""
+
+    def __init__(self, dossier: Dossier, output: Output) -> None:
+        self._dossier = dossier
+        self._output = output
+        self._services = dossier.services
+        self._deadline = self._services.clock.monotonic() + self._services.start_patience
+
+    async def bring_up(self, wishes: Wishes) -> None:
+        """Start what is wanted; on return the program was released, or the end of its container is judged.
+
+        Raises Stopped, NotHere or Failed, all of them only while it is certain that user code has not run.
+        """
+        self._check_wanted()
+        if wishes.run is None or wishes.run.spec is None:
+            raise Failed(Reason.REJECTED, "the assignment does not say what to run")
+        spec = wishes.run.spec
+        slot = await self._prepare(spec)
+        await self._make_container(slot)
+        if not await self._release(spec):
+            await self._judge_early_end()
+
+    async def _prepare(self, spec: RunSpec) -> SlotSpec:
+        code = await self._step(lambda: self._services.bundles.ensure(spec.bundle_digest, spec.bundle_size))
+        self._dossier.checkpoint(Checkpoint.CODE_READY)
+        facts = await self._image()
+        generation = await self._step(lambda: self._environment(code, spec, facts))
+        # Nothing is awaited in between: an unpinned generation may be pruned.
+        self._services.uvcache.pin(generation, self._dossier.slot)
+        await self._dossier.record(Prepared(generation.id), facts=(_provenance(spec, facts, generation),))
+        self._dossier.checkpoint(Checkpoint.PREPARED)
+        return SlotSpec(
+            slot=self._dossier.slot,
+            limits=spec.limits,
+            paths=self._dossier.paths,
+            code=code,
+            cache=generation.path,
+            python_version=spec.python_version,
+            offline=generation.offline,
+            cluster=self._services.cluster(),
+        )
+
+    async def _image(self) -> Facts:
+        """The image as the engine has it; one that was missing at the last look may have come."""
+        facts = self._services.health.facts
+        if facts.image_digest and not facts.problem:
+            return facts
+
+        async def look() -> Facts:
+            found = await self._services.health.probe()
+            if found is None:
+                raise RuntimeUnavailable("the container engine does not answer")
+            if found.problem:
+                raise ImageMissing(found.problem)
+            return found
+
+        return await self._step(look)
+
+    async def _environment(self, code: Path, spec: RunSpec, facts: Facts) -> Generation:
+        try:
+            return await self._services.uvcache.ensure(code, spec.python_version, facts.image_digest)
+        except EnvironmentFault as fault:
+            # uv's own words belong to the reader of the log.
+            await self._output.explain(fault.output)
+            raise
+
+    async def _make_container(self, slot: SlotSpec) -> None:
+        runtime = self._services.runtime
+        await self._step(lambda: runtime.prepare_folders(slot), interruptible=False)
+        self._dossier.checkpoint(Checkpoint.FOLDERS_MADE)
+        spool = await self._step(self._output.open)
+        await self._step(lambda: runtime.create(slot), interruptible=False)
+        self._dossier.checkpoint(Checkpoint.CONTAINER_CREATED)
+        await self._dossier.record(Created(spool.inode))
+        self._dossier.checkpoint(Checkpoint.CREATED)
+        await self._step(lambda: runtime.start(slot.slot), interruptible=False)
+        self._dossier.checkpoint(Checkpoint.CONTAINER_STARTED)
+
+    async def _release(self, spec: RunSpec) -> bool:
+        self._check_wanted()
+        clock = self._services.clock
+        releasing = Releasing(clock.now(), clock.monotonic(), self._services.boot_id)
+        await self._dossier.record(Started(), releasing)
+        self._dossier.checkpoint(Checkpoint.RELEASING)
+        try:
+            released = await self._services.runtime.release(self._dossier.slot, spec.environment)
+        except (RuntimeFault, RuntimeUnavailable) as error:
+            if not await withdraw(self._dossier):
+                raise _sorted(error, self._dossier) from error
+            released = True
+        self._dossier.checkpoint(Checkpoint.CONTAINER_RELEASED)
+        if released:
+            await self._dossier.record(Released(), facts=(StateChanged(State.RUNNING, slot=self._dossier.slot),))
+            self._dossier.checkpoint(Checkpoint.RELEASED)
+        return released
+
+    async def _judge_early_end(self) -> None:
+        seen = await self._dossier.patiently(lambda: self._services.runtime.wait(self._dossier.slot))
+        if seen.state is SlotState.ABSENT:
+            raise NotHere(Reason.RUNTIME, "could not start: something removed the container before its release")
+        await conclude(self._dossier, seen, released=False)
+
+    async def _step(self, call: Callable[[], Coroutine[Any, Any, T]], *, interruptible: bool = True) -> T:
+        """The result of `call`, its failures sorted; asked again while the engine does not answer.
+
+        A step that speaks with the engine is not interrupted by a stop: its effect would come after the clean-up.
+        """
+        backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
+        while True:
+            self._check_wanted()
+            try:
+                return await (self._unless_stopped(call()) if interruptible else call())
+            except RuntimeUnavailable as error:
+                self._services.health.engine_refused(error)
+                if self._services.clock.monotonic() >= self._deadline:
+                    raise _sorted(error, self._dossier) from error
+            except (BundleFault, EnvironmentFault, ImageMissing, RuntimeFault, OSError) as error:
+                raise _sorted(error, self._dossier) from error
+            await self._unless_stopped(self._services.clock.sleep(backoff.next()))
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`; when a stop comes first, `work` is cancelled and Stopped raised."""
+        working = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._dossier.wishes.until(lambda: self._dossier.wishes.stop))
+        try:
+            await asyncio.wait({working, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise Stopped
+            return working.result()
+        finally:
+            await _cancel(stop)
+            await _cancel(working)
+
+    def _check_wanted(self) -> None:
+        if self._dossier.wishes.stop:
+            raise Stopped
+
+
+async def withdraw(dossier: Dossier) -> bool:
+    """Make sure that a container that waits for its release never gets it; true if the program ran after all.
+
+    A container that was not released is removed. One that was is left as it is.
+    """
+    runtime, slot = dossier.services.runtime, dossier.slot
+    if await dossier.patiently(lambda: runtime.was_released(slot)):
+        return True
+    seen = await dossier.patiently(lambda: runtime.observe(slot))
+    if dossier.history.releasing is not None and seen.state is SlotState.RUNNING:
+        # Words of a release may be on their way into the container. Only after its end is it certain whether they came.
+        await dossier.patiently(lambda: runtime.signal(slot, signal.SIGKILL))
+        await dossier.patiently(lambda: runtime.wait(slot))
+        if await dossier.patiently(lambda: runtime.was_released(slot)):
+            return True
+    await dossier.patiently(lambda: runtime.remove(slot))
+    return False
+
+
+def _sorted(error: Exception, dossier: Dossier) -> Exception:
+    if is_disk_full(error):
+        if isinstance(error, OSError):
+            dossier.services.health.disk_refused(error)
+        return NotHere(Reason.DISK_FULL, "could not start: the worker's disk is full")
+    message = str(error)
+    match error:
+        case RuntimeUnavailable():
+            return NotHere(Reason.RUNTIME, f"could not start: {message}")
+        case BundleFault():
+            return Failed(Reason.BUNDLE, message)
+        case EnvironmentFault():
+            return Failed(Reason.ENVIRONMENT, message)
+        case ImageMissing():
+            return Failed(Reason.IMAGE, message)
+    return Failed(Reason.RUNTIME, message)
+
+
+def _provenance(spec: RunSpec, facts: Facts, generation: Generation) -> ProvenanceKnown:
+    return ProvenanceKnown(
+        image=facts.image,
+        image_digest=facts.image_digest,
+        uv_version=facts.uv_version,
+        python_version=spec.python_version or "".join(facts.python_versions[-1:]),
+        packages=generation.packages,
+        secret_versions={secret.name: secret.version for secret in spec.secrets},
+    )
+
+
+async def _cancel(task: asyncio.Future[Any]) -> None:
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task])

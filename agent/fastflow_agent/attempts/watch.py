@@ -1,0 +1,189 @@
+"""From the release to the verdict: waits for the end, keeps the time limit, stops what is to be stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any
+
+import structlog
+
+from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, Checkpoint, Dossier
+from fastflow_agent.cgroups.verdict import Evidence, judge
+from fastflow_agent.facts import Ended, StateChanged
+from fastflow_agent.model import Reason, State, StopCause
+from fastflow_agent.reconcile import rebooted
+from fastflow_agent.records import Exited, OomSeen, Signalled, Stopping
+from fastflow_agent.runtime.base import Observation, RuntimeUnavailable
+
+log = structlog.get_logger(__name__)
+
+KILL_AGAIN_SECONDS = 5.0
+"""A container that outlives SIGKILL (a process in uninterruptible sleep, an engine that forgot it) is killed again."""
+
+_ENDED_BY_OUR_SIGNALS = (128 + signal.SIGTERM, 128 + signal.SIGKILL, None)
+
+
+class Watch:
+    """Watches one released attempt. Times on the monotonic clock are in seconds."""
+
+    def __init__(self, dossier: Dossier) -> None:
+        self._dossier = dossier
+        self._services = dossier.services
+        history = dossier.history
+        self._kill_at: float | None = None
+        if history.oom_kills:
+            self._kill_at = self._now()
+        elif history.stopping and history.signalled:
+            self._kill_at = history.signalled.monotonic + history.stopping.grace
+        self._retry_at: float | None = None
+
+    async def until_end(self) -> None:
+        """Return once the attempt's end is judged and journaled."""
+        await self._sample()
+        runtime, slot = self._services.runtime, self._dossier.slot
+        end = asyncio.ensure_future(self._dossier.patiently(lambda: runtime.wait(slot)))
+        try:
+            while not end.done():
+                await self._advance()
+                await self._until_news(end)
+        finally:
+            end.cancel()
+            await asyncio.wait([end])
+        await conclude(self._dossier, end.result(), released=True)
+
+    async def _sample(self) -> None:
+        group = self._services.runtime.group(self._dossier.slot)
+        if group is None:
+            # After an agent's start the runtime learns where control groups are with its first answer.
+            await self._services.health.probe()
+            group = self._services.runtime.group(self._dossier.slot)
+        if group is not None:
+            history = self._dossier.history
+            self._services.sampler.add(
+                self._dossier.slot, group, history.intent.limits, list(history.crossings.values())
+            )
+
+    async def _advance(self) -> None:
+        """Do what is due now."""
+        self._retry_at = None
+        history = self._dossier.history
+        if self._dossier.oom.is_set() and not history.oom_kills:
+            await self._dossier.record(OomSeen(self._dossier.oom_kills))
+            self._kill_at = self._now()
+        if history.stopping is None and (cause := self._cause()):
+            await self._begin_stop(cause)
+        try:
+            await self._signal()
+        except RuntimeUnavailable as error:
+            self._services.health.engine_refused(error)
+            self._retry_at = self._now() + RETRY_INITIAL_SECONDS
+
+    def _cause(self) -> StopCause | None:
+        if cause := self._dossier.wishes.stop:
+            return cause
+        limit = self._time_limit()
+        return StopCause.TIMEOUT if limit is not None and self._now() >= limit else None
+
+    async def _begin_stop(self, cause: StopCause) -> None:
+        grace = self._dossier.wishes.stop_grace
+        if grace is None:
+            grace = self._dossier.history.intent.stop_grace
+        reason = Reason.TIMEOUT if cause is StopCause.TIMEOUT else Reason.CANCEL_REQUESTED
+        await self._dossier.record(
+            Stopping(cause, self._services.clock.now(), grace), facts=(StateChanged(State.STOPPING, reason),)
+        )
+        self._dossier.checkpoint(Checkpoint.STOPPING)
+
+    async def _signal(self) -> None:
+        stopping = self._dossier.history.stopping
+        if stopping is not None and self._kill_at is None:
+            if await self._send(signal.SIGTERM):
+                self._dossier.checkpoint(Checkpoint.SIGNAL_SENT)
+                await self._dossier.record(Signalled(self._now()))
+            self._kill_at = self._now() + stopping.grace
+        if self._kill_at is not None and self._now() >= self._kill_at:
+            await self._send(signal.SIGKILL)
+            self._kill_at = self._now() + KILL_AGAIN_SECONDS
+
+    async def _send(self, number: signal.Signals) -> bool:
+        log.info("signal", attempt=str(self._dossier.key), signal=number.name)
+        return await self._services.runtime.signal(self._dossier.slot, number)
+
+    async def _until_news(self, end: asyncio.Future[Any]) -> None:
+        history, wishes, due = self._dossier.history, self._dossier.wishes, self._next_due()
+        news: list[asyncio.Future[Any]] = [end]
+        if history.stopping is None:
+            news.append(asyncio.ensure_future(wishes.until(lambda: wishes.stop)))
+        if not history.oom_kills:
+            news.append(asyncio.ensure_future(self._dossier.oom.wait()))
+        if due is not None:
+            news.append(asyncio.ensure_future(self._services.clock.sleep(max(0.0, due - self._now()))))
+        try:
+            await asyncio.wait(news, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in news[1:]:
+                task.cancel()
+
+    def _next_due(self) -> float | None:
+        """When `_advance` has something to do by the clock alone."""
+        if self._retry_at is not None:
+            return self._retry_at
+        return self._kill_at if self._kill_at is not None else self._time_limit()
+
+    def _time_limit(self) -> float | None:
+        history = self._dossier.history
+        if not history.intent.timeout or history.releasing is None:
+            return None
+        return history.releasing.monotonic + history.intent.timeout
+
+    def _now(self) -> float:
+        return self._services.clock.monotonic()
+
+
+async def conclude(dossier: Dossier, seen: Observation, *, released: bool) -> None:
+    """Judge the end of an attempt whose container has ended or is gone, and journal it; the evidence may go then."""
+    dossier.checkpoint(Checkpoint.END_SEEN)
+    services, history = dossier.services, dossier.history
+    group = services.runtime.group(dossier.slot)
+    reading = await services.sampler.finish(dossier.slot)
+    if reading is None and group is not None:
+        # It ended while no agent was there to sample it; the parent group still tells.
+        services.sampler.add(dossier.slot, group, history.intent.limits, list(history.crossings.values()))
+        reading = await services.sampler.finish(dossier.slot)
+    verdict = judge(
+        Evidence(
+            observation=seen,
+            limits=history.intent.limits,
+            released=released,
+            reading=reading,
+            cgroup=group.version if group is not None else "none",
+            stop=_effective_stop(dossier, seen),
+            timeout_seconds=history.intent.timeout,
+            rebooted=rebooted(history, services.boot_id),
+            oom_seen=history.oom_kills > 0,
+        )
+    )
+    ended = Ended(
+        state=verdict.state,
+        reason=verdict.reason,
+        message=verdict.message,
+        exit_code=verdict.exit_code,
+        signal=verdict.signal,
+        usage=reading.usage if reading else None,
+        out_of_memory=verdict.out_of_memory,
+    )
+    await dossier.record(Exited(seen.state.value, seen.exit_code, seen.oom_flag, seen.error), facts=(ended,))
+    dossier.checkpoint(Checkpoint.EXITED)
+
+
+def _effective_stop(dossier: Dossier, seen: Observation) -> StopCause | None:
+    """The stop that ended the attempt; None where it had ended before a signal reached it.
+
+    An agent that died between signal and journal does not know; then an end by one of our signals was ours.
+    """
+    history = dossier.history
+    if history.stopping is None or (history.oom_kills and not history.signalled):
+        return None
+    ours = history.signalled is not None or seen.exit_code in _ENDED_BY_OUR_SIGNALS
+    return history.stopping.cause if ours else None

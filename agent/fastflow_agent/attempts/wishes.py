@@ -1,0 +1,70 @@
+"""What the control plane wants of one attempt: the newest word, and a way to wait for another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from fastflow_agent.desired import Action, Desired
+from fastflow_agent.model import StopCause
+
+
+class Wishes:
+    """Level, not edge: only the newest word counts, and a repeated one changes nothing."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+        self._word: Desired | None = None
+        self._log_word: Desired | None = None
+        self._abandoned = False
+
+    def tell(self, word: Desired) -> None:
+        """Take the control plane's word."""
+        self._word = word
+        if word.action in (Action.RUN, Action.STOP) and self._log_word is None:
+            self._log_word = word
+        self._wake()
+
+    def abandon(self) -> None:
+        """Nobody has wanted the attempt for longer than the grace."""
+        self._abandoned = True
+        self._wake()
+
+    @property
+    def run(self) -> Desired | None:
+        """The word that lets the attempt start; None while there is none, or another."""
+        return self._word if self._word and self._word.action is Action.RUN and not self._abandoned else None
+
+    @property
+    def stop(self) -> StopCause | None:
+        """Why the attempt is to end; None while it may live."""
+        if self._abandoned:
+            return StopCause.ORPHAN
+        if self._word is None:
+            return None
+        return {Action.STOP: self._word.stop_cause, Action.FORGET: StopCause.SUPERSEDED}.get(self._word.action)
+
+    @property
+    def stop_grace(self) -> float | None:
+        """Seconds between SIGTERM and SIGKILL as the control plane named them with STOP."""
+        return self._word.stop_grace if self._word and self._word.action is Action.STOP else None
+
+    @property
+    def forget(self) -> bool:
+        """Whether all of the attempt may be deleted."""
+        return self._abandoned or (self._word is not None and self._word.action is Action.FORGET)
+
+    @property
+    def log(self) -> Desired | None:
+        """The word that named the log's masks; None until one came: nothing is shipped before."""
+        return self._log_word
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Return once `condition`, asked after every new word, is true."""
+        while not condition():
+            await self._changed.wait()
+
+    def _wake(self) -> None:
+        # A new event each time: whoever waits wakes once, and asks its condition again.
+        self._changed.set()
+        self._changed = asyncio.Event()

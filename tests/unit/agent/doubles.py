@@ -1,0 +1,265 @@
+"""In-memory doubles at the agent's seams, for branches that depend on time or on a death at one exact place."""
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from fastflow_agent.cgroups.paths import SlotGroup
+from fastflow_agent.clock import Clock
+from fastflow_agent.logs.losses import LogLoss
+from fastflow_agent.logs.spool import Spool
+from fastflow_agent.model import AttemptKey, SlotId
+from fastflow_agent.runtime.base import (
+    Facts,
+    Observation,
+    PreparerResult,
+    PreparerSpec,
+    Runtime,
+    RuntimeUnavailable,
+    SlotSpec,
+    SlotState,
+)
+
+FACTS = Facts("docker", "1", "none", "image", "sha256:image", ("3.11",), "0.9")
+
+
+class FakeClock(Clock):
+    """Time that passes only when a test says so."""
+
+    def __init__(self) -> None:
+        self._now = 1000.0
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._count = itertools.count()
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self._now)
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._now + seconds, next(self._count), waiting))
+        await waiting
+
+    async def advance(self, seconds: float) -> None:
+        """Let `seconds` pass, waking each sleeper at its time."""
+        end = self._now + seconds
+        while self._sleepers and self._sleepers[0][0] <= end:
+            self._now, _, waiting = heapq.heappop(self._sleepers)
+            if not waiting.done():
+                waiting.set_result(None)
+                await settle()
+        self._now = end
+        await settle()
+
+
+async def settle(rounds: int = 30) -> None:
+    """Let tasks and the short work of their threads run until nothing moves."""
+    for _ in range(rounds):
+        await asyncio.sleep(0.001)
+
+
+@dataclass
+class Container:
+    state: SlotState = SlotState.CREATED
+    exit_code: int | None = None
+    error: str = ""
+    wrapper_failed: bool = False
+    environment: dict[str, str] | None = None
+    signals: list[int] = field(default_factory=list)
+    ignores: set[int] = field(default_factory=set)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def seen(self) -> Observation:
+        return Observation(self.state, self.exit_code, False, self.error, self.wrapper_failed)
+
+
+class FakeRuntime(Runtime):
+    """An engine in memory. It survives the agent, as engines do."""
+
+    def __init__(self) -> None:
+        self.containers: dict[SlotId, Container] = {}
+        self.releases: list[SlotId] = []
+        self.starts: list[SlotId] = []
+        self.unavailable = False
+        self.facts = FACTS
+        self.fail: dict[str, Exception] = {}
+        self.ends_at_once: int | None = None
+        self.slow_release: asyncio.Event | None = None
+
+    def _check(self, call: str) -> None:
+        if self.unavailable:
+            raise RuntimeUnavailable("the engine is away")
+        if call in self.fail:
+            raise self.fail[call]
+
+    def end(self, slot: SlotId, code: int) -> None:
+        """The program of a slot ends."""
+        container = self.containers[slot]
+        container.state, container.exit_code = SlotState.EXITED, code
+        container.changed.set()
+
+    async def probe(self) -> Facts:
+        self._check("probe")
+        return self.facts
+
+    async def prepare_folders(self, spec: SlotSpec) -> None:
+        self._check("prepare_folders")
+        spec.paths.log.touch()
+
+    async def create(self, spec: SlotSpec) -> None:
+        self._check("create")
+        self.containers.setdefault(spec.slot, Container())
+
+    async def start(self, slot: SlotId) -> None:
+        self._check("start")
+        container = self.containers[slot]
+        if container.state is SlotState.CREATED:
+            container.state = SlotState.RUNNING
+            self.starts.append(slot)
+
+    async def release(self, slot: SlotId, environment: Mapping[str, str]) -> bool:
+        self._check("release")
+        container = self.containers[slot]
+        if container.state is not SlotState.RUNNING:
+            return False
+        if container.environment is None:
+            container.environment = dict(environment)
+            self.releases.append(slot)
+            if self.ends_at_once is not None:
+                self.end(slot, self.ends_at_once)
+        return True
+
+    async def was_released(self, slot: SlotId) -> bool:
+        self._check("was_released")
+        return slot in self.containers and self.containers[slot].environment is not None
+
+    async def observe(self, slot: SlotId) -> Observation:
+        self._check("observe")
+        return self.containers[slot].seen if slot in self.containers else Observation(SlotState.ABSENT)
+
+    async def wait(self, slot: SlotId) -> Observation:
+        self._check("wait")
+        while slot in self.containers and self.containers[slot].state is not SlotState.EXITED:
+            container = self.containers[slot]
+            container.changed.clear()
+            await container.changed.wait()
+        return await self.observe(slot)
+
+    async def signal(self, slot: SlotId, signal: int) -> bool:
+        self._check("signal")
+        container = self.containers.get(slot)
+        if container is None or container.state is not SlotState.RUNNING:
+            return False
+        container.signals.append(signal)
+        if signal not in container.ignores:
+            self.end(slot, 128 + signal)
+        return True
+
+    async def remove(self, slot: SlotId) -> None:
+        self._check("remove")
+        if container := self.containers.pop(slot, None):
+            container.changed.set()
+
+    async def slots(self) -> dict[SlotId, Observation]:
+        self._check("slots")
+        return {slot: container.seen for slot, container in self.containers.items()}
+
+    def group(self, slot: SlotId) -> SlotGroup | None:
+        return None
+
+    async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
+        return PreparerResult(0, b"")
+
+    async def aclose(self) -> None:
+        pass
+
+
+class FakeShipper:
+    """Delivers every log at once."""
+
+    def __init__(self) -> None:
+        self.logs: dict[AttemptKey, bytes] = {}
+        self.sealed: dict[AttemptKey, int] = {}
+        self.spools: dict[AttemptKey, Spool] = {}
+        self.blocked = asyncio.Event()
+        self.blocked.set()
+        self.on_loss: dict[AttemptKey, Callable[[LogLoss], None]] = {}
+
+    def add(self, key: AttemptKey, spool: Spool, durable_offset: int, on_loss: Callable[[LogLoss], None]) -> None:
+        self.spools[key] = spool
+        self.on_loss[key] = on_loss
+        self.logs[key] = self.logs.get(key, b"")[:durable_offset]
+
+    def durable(self, key: AttemptKey) -> int:
+        return len(self.logs.get(key, b""))
+
+    async def seal(self, key: AttemptKey) -> int:
+        await self.blocked.wait()
+        spool = self.spools[key]
+        end = spool.finish()
+        while len(self.logs[key]) < end:
+            data = spool.read(len(self.logs[key]), end)
+            self.logs[key] += data if isinstance(data, bytes) else b"\0" * (end - len(self.logs[key]))
+        self.sealed[key] = end
+        return end
+
+    async def remove(self, key: AttemptKey) -> None:
+        if spool := self.spools.pop(key, None):
+            spool.close()
+
+
+class FakeBundles:
+    """Code that is always there, or fails as told, or is waited for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fault: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def ensure(self, digest: str, size: int) -> Path:
+        await self.gate.wait()
+        if self.fault:
+            raise self.fault
+        return self.folder
+
+
+@dataclass(frozen=True)
+class FakeGeneration:
+    id: str
+    path: Path
+    offline: bool = True
+    packages: tuple[str, ...] = ()
+
+
+class FakeUvCache:
+    """One generation that holds everything; its pins are those of this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fault: Exception | None = None
+        self.pins: dict[SlotId, str] = {}
+
+    async def ensure(self, code: Path, python_version: str, image_digest: str) -> FakeGeneration:
+        if self.fault:
+            raise self.fault
+        return FakeGeneration("generation-1", self.folder)
+
+    def pin(self, generation: str, slot: SlotId) -> None:
+        self.pins[slot] = generation
+
+    def unpin(self, slot: SlotId) -> None:
+        self.pins.pop(slot, None)
+
+    def environments(self) -> list[str]:
+        return ["environment"]

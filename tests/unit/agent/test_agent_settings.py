@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from fastflow.service.settings import SettingsError
+from fastflow_agent.__main__ import main
+from fastflow_agent.settings import AgentSettings
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FASTFLOW_TOKEN", "FASTFLOW_CONTROLPLANE", "FASTFLOW_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_help_explains_every_setting() -> None:
+    shown = CliRunner().invoke(main, ["run", "--help"])
+    assert shown.exit_code == 0
+    for name, field in AgentSettings.model_fields.items():
+        assert f"FASTFLOW_{name.upper()}" in shown.output
+        assert field.description
+
+
+def test_print_config_shows_what_is_in_force_and_hides_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text('agent_name = "worker-7"\nmemory_capacity = "6g"\nimage = "from-the-file"\n')
+    monkeypatch.setenv("FASTFLOW_IMAGE", "from-the-environment")
+    monkeypatch.setenv("FASTFLOW_TOKEN", "hush")
+    shown = CliRunner().invoke(main, ["run", "--config", str(config), "--print-config"])
+    assert shown.exit_code == 0, shown.output
+    assert 'agent_name = "worker-7"' in shown.output
+    assert f"memory_capacity = {6 << 30}" in shown.output
+    assert 'image = "from-the-environment"' in shown.output
+    assert "hush" not in shown.output
+
+
+def test_a_wrong_setting_is_named_and_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTFLOW_MEMORY_CAPACITY", "lots")
+    shown = CliRunner().invoke(main, ["run"])
+    assert shown.exit_code == 2
+    assert "FASTFLOW_MEMORY_CAPACITY" in shown.output
+
+
+def test_a_control_plane_on_another_host_needs_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTFLOW_CONTROLPLANE", "10.0.0.7:7233")
+    with pytest.raises(SettingsError, match="token"):
+        AgentSettings.load()
+    monkeypatch.setenv("FASTFLOW_TOKEN", "hush")
+    assert AgentSettings.load().token_value == "hush"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:7233", "localhost:7233", "[::1]:7233"])
+def test_a_control_plane_on_this_host_needs_none(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTFLOW_CONTROLPLANE", address)
+    assert AgentSettings.load().controlplane == address
+
+
+@pytest.mark.parametrize("address", ["nowhere", "host:", ":7233", "host:99999", "host:port"])
+def test_an_address_without_host_or_port_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTFLOW_CONTROLPLANE", address)
+    with pytest.raises(SettingsError, match="host:port"):
+        AgentSettings.load()
+
+
+def test_capacity_is_the_hosts_unless_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert AgentSettings.load().cpu_milli_cores >= 1000
+    assert AgentSettings.load().memory_bytes > 1 << 28
+    monkeypatch.setenv("FASTFLOW_CPU_CAPACITY", "1.5")
+    assert AgentSettings.load().cpu_milli_cores == 1500
