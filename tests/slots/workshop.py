@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import io
 import shutil
 import textwrap
 import zipfile
@@ -160,8 +161,6 @@ def tiny_wheel(name: str, source: str) -> tuple[str, bytes]:
 
 
 def _zip(contents: Mapping[str, str]) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for path, text in contents.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -98,37 +100,45 @@ class _Stream:
 
     def __init__(self, engine: Engine, label: str, retry: float, told: Callable[[str], None]) -> None:
         self._engine = engine
-        self._label = label
+        self._filters = json.dumps({"type": ["container"], "event": ["die", "destroy"], "label": [label]})
         self._retry = retry
         self._told = told
         self._closing = threading.Event()
-        self._events: Any = None
+        self._socket: socket.socket | None = None
         self._since_ns = time.time_ns() - int(LOOK_BACK_SECONDS * 1e9)
         self._thread = threading.Thread(target=self._run, name="docker-events", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Have the thread end. A hung engine may keep it in its read; being a daemon, it harms nobody there."""
+        """Have the thread end; it does so soon after, if the engine does not hang in its first answer."""
         self._closing.set()
-        if self._events is not None:
-            with suppress(Exception):
-                self._events.close()
+        if self._socket is not None:
+            with suppress(OSError):
+                # Wakes the thread from its read; closing the descriptor under it would not.
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _run(self) -> None:
         while not self._closing.is_set():
             try:
                 self._listen()
-            except (RuntimeUnavailable, DockerException, requests.RequestException, ValueError) as error:
+            except (RuntimeUnavailable, requests.RequestException, ValueError) as error:
                 log.debug("the events stream broke off", error=str(error))
             self._closing.wait(self._retry)
 
     def _listen(self) -> None:
-        filters = {"type": "container", "event": ["die", "destroy"], "label": self._label}
+        since = f"{self._since_ns // 10**9}.{self._since_ns % 10**9:09}"
+        parameters = {"since": since, "filters": self._filters}
         with self._engine.connection() as client:
-            since = f"{self._since_ns // 10**9}.{self._since_ns % 10**9:09}"
-            self._events = client.events(since=since, filters=filters, decode=True)
-            for event in self._events:
-                if self._closing.is_set():
-                    return
-                self._since_ns = event.get("timeNano") or self._since_ns
-                self._told(event["Actor"]["Attributes"].get("name", ""))
+            url = f"{client.base_url}/v{client.api_version}/events"
+            # Not the SDK's own `events`: its stream can not be closed without leaking the socket.
+            with client.get(url, params=parameters, stream=True, timeout=None) as response:
+                response.raise_for_status()
+                self._socket = response.raw.connection.sock
+                for line in response.iter_lines():
+                    if self._closing.is_set():
+                        return
+                    self._take(json.loads(line))
+
+    def _take(self, event: Any) -> None:
+        self._since_ns = event.get("timeNano") or self._since_ns
+        self._told(event["Actor"]["Attributes"].get("name", ""))

@@ -1,0 +1,107 @@
+"""How programs end, in which order their output stands, and what is left."""
+
+import signal
+from datetime import UTC, datetime
+
+import docker
+import pytest
+from fastflow_agent.runtime.base import SlotState
+from fastflow_agent.runtime.container_spec import container_name
+
+from tests.slots import Workshop
+
+
+@pytest.mark.parametrize(
+    ("program", "exit_code"),
+    [
+        ("raise SystemExit(0)", 0),
+        ("raise SystemExit(7)", 7),
+        ("raise ValueError('uncaught')", 1),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 139),
+    ],
+)
+async def test_exit_codes_pass_through(workshop: Workshop, program: str, exit_code: int) -> None:
+    assert (await workshop.slot(program).run()).exit_code == exit_code
+
+
+async def test_sigterm_without_a_handler_is_143(workshop: Workshop) -> None:
+    slot = workshop.slot("import time; print('up', flush=True); time.sleep(60)")
+    await slot.begin()
+    await slot.said("up")
+    await slot.runtime.signal(slot.id, signal.SIGTERM)
+    assert (await slot.end()).exit_code == 143
+
+
+async def test_sigkill_ends_all_of_it_with_137(workshop: Workshop) -> None:
+    slot = workshop.slot("""
+        import signal, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print('up', flush=True)
+        time.sleep(60)
+    """)
+    await slot.begin()
+    await slot.said("up")
+    before = datetime.now(UTC)
+    assert await slot.runtime.signal(slot.id, signal.SIGKILL)
+    seen = (await slot.end()).observation
+    assert (seen.state, seen.exit_code, seen.oom_flag) == (SlotState.EXITED, 137, False)
+    assert seen.finished_at
+    assert 0 <= (seen.finished_at - before).total_seconds() < 5
+
+
+async def test_a_signal_to_what_has_ended_or_gone_says_so(workshop: Workshop) -> None:
+    slot = workshop.slot("print('ran')")
+    await slot.run()
+    assert not await slot.runtime.signal(slot.id, signal.SIGTERM)
+    await slot.runtime.remove(slot.id)
+    assert not await slot.runtime.signal(slot.id, signal.SIGTERM)
+
+
+async def test_stdout_and_stderr_stand_in_the_order_in_which_they_were_written(workshop: Workshop) -> None:
+    slot = workshop.slot("""
+        import os
+        for number in range(20_000):
+            os.write(1 + number % 2, b"%d\\n" % number)
+    """)
+    ended = await slot.run()
+    assert ended.log == b"".join(b"%d\n" % number for number in range(20_000))
+
+
+async def test_any_bytes_stand_in_the_log_as_they_were_written(workshop: Workshop) -> None:
+    output = bytes(range(256)) * 4 + b"x" * (10 << 20) + b"no newline at the end"
+    slot = workshop.slot("""
+        import os
+        os.write(1, bytes(range(256)) * 4)
+        line = b"x" * (10 << 20)
+        while line:
+            line = line[os.write(1, line):]
+        os.write(2, b"no newline at the end")
+    """)
+    assert (await slot.run()).log == output
+
+
+async def test_a_removed_slot_leaves_no_container_no_volume_and_no_environment(workshop: Workshop) -> None:
+    slot = workshop.slot("import time; print('up', flush=True); time.sleep(60)")
+    await slot.begin()
+    await slot.said("up")
+    with docker.APIClient() as engine:
+        (mount,) = [
+            mount for mount in engine.inspect_container(container_name(slot.id))["Mounts"] if mount["Type"] == "volume"
+        ]
+        await slot.runtime.remove(slot.id)
+        await slot.runtime.remove(slot.id)
+        volumes = engine.volumes()["Volumes"] or []
+    assert (await slot.runtime.observe(slot.id)).state is SlotState.ABSENT
+    assert mount["Name"] not in {volume["Name"] for volume in volumes}
+    assert not slot.spec.paths.env.exists()
+    assert slot.log() == b"up\n"
+
+
+async def test_one_who_waits_is_told_that_the_container_was_taken_away(workshop: Workshop) -> None:
+    slot = workshop.slot("import time; print('up', flush=True); time.sleep(60)")
+    await slot.begin()
+    await slot.said("up")
+    with docker.APIClient() as engine:
+        engine.remove_container(container_name(slot.id), force=True, v=True)
+    assert (await slot.end()).observation.state is SlotState.ABSENT

@@ -1,0 +1,208 @@
+"""Hard limits are Docker's, and what the control groups tell while and after they bite."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from fastflow_agent.cgroups.sampler import Sampler
+from fastflow_agent.cgroups.stats import Usage
+from fastflow_agent.cgroups.verdict import Evidence, Verdict, judge
+from fastflow_agent.clock import Clock
+from fastflow_agent.facts import SoftLimitCrossed
+from fastflow_agent.model import Limits, Reason, SlotId, State
+
+from tests.slots import Slot, Workshop
+
+MIB = 1 << 20
+HOG = "blocks = []\nwhile True: blocks.append(bytearray(8 << 20))"
+HOG_CHILD = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {HOG!r}])\n"
+
+
+class Watch:
+    """A sampler with what it told."""
+
+    def __init__(self) -> None:
+        self.usages: list[Usage] = []
+        self.crossings: list[SoftLimitCrossed] = []
+        self.kills: list[int] = []
+        self.slots: dict[SlotId, Slot] = {}
+        self.sampler = Sampler(
+            Clock(),
+            on_usage=lambda _, usage: self.usages.append(usage),
+            on_crossing=lambda _, crossing: self.crossings.append(crossing),
+            on_oom=self._on_oom,
+        )
+        self._stops: list[asyncio.Task[bool]] = []
+
+    def add(self, slot: Slot) -> None:
+        group = slot.runtime.group(slot.id)
+        assert group
+        self.slots[slot.id] = slot
+        self.sampler.add(slot.id, group, slot.spec.limits)
+
+    async def verdict(self, slot: Slot) -> Verdict:
+        """Wait for the end and judge it, as the agent does."""
+        ended = await slot.end()
+        group = slot.runtime.group(slot.id)
+        assert group
+        return judge(
+            Evidence(
+                observation=ended.observation,
+                limits=slot.spec.limits,
+                released=await slot.runtime.was_released(slot.id),
+                reading=await self.sampler.finish(slot.id),
+                cgroup=group.version,
+                oom_seen=bool(self.kills),
+            )
+        )
+
+    def _on_oom(self, slot: SlotId, kills: int) -> None:
+        self.kills.append(kills)
+        self._stops.append(asyncio.ensure_future(self.slots[slot].runtime.signal(slot, 9)))
+
+
+@pytest.fixture
+async def watch() -> AsyncIterator[Watch]:
+    watch = Watch()
+    running = asyncio.ensure_future(watch.sampler.run())
+    yield watch
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    watch.sampler.close()
+
+
+def limited(memory: int = 256 * MIB, cpu: int = 2000, **soft: int) -> Limits:
+    return Limits(cpu, memory, **soft)
+
+
+async def test_memory_over_the_limit_ends_the_program_with_137_and_the_verdict_tells(
+    workshop: Workshop, watch: Watch
+) -> None:
+    slot = workshop.slot(HOG, limits=limited(memory=96 * MIB))
+    await slot.begin()
+    watch.add(slot)
+    verdict = await watch.verdict(slot)
+    assert (verdict.state, verdict.reason, verdict.exit_code) == (State.FAILED, Reason.OOM_KILLED, 137)
+    found = verdict.out_of_memory
+    assert found
+    assert found.limit_bytes == 96 * MIB
+    assert 0.98 * 96 * MIB <= (found.peak_bytes or 0) <= 97 * MIB
+    assert "96 MiB" in verdict.message
+
+
+async def test_an_oom_of_a_child_ends_the_whole_container(workshop: Workshop, watch: Watch) -> None:
+    slot = workshop.slot(f"{HOG_CHILD}import time\ntime.sleep(60)\n", limits=limited(memory=96 * MIB))
+    await slot.begin()
+    watch.add(slot)
+    begin = time.monotonic()
+    verdict = await watch.verdict(slot)
+    assert (verdict.state, verdict.reason) == (State.FAILED, Reason.OOM_KILLED)
+    assert time.monotonic() - begin < 20
+
+
+async def test_an_exit_of_0_right_after_a_childs_oom_is_a_failure_with_its_code_kept(
+    workshop: Workshop, watch: Watch
+) -> None:
+    slot = workshop.slot(HOG_CHILD, limits=limited(memory=96 * MIB))
+    await slot.begin()
+    watch.add(slot)
+    verdict = await watch.verdict(slot)
+    assert (verdict.state, verdict.reason) == (State.FAILED, Reason.OOM_KILLED)
+    assert verdict.exit_code in (0, 137)
+
+
+async def test_a_program_that_kills_itself_at_a_full_page_cache_is_no_oom(workshop: Workshop, watch: Watch) -> None:
+    slot = workshop.slot(
+        """
+        import os, signal
+        with open("/tmp/big", "wb") as file:
+            for _ in range(200):
+                file.write(bytes(1 << 20))
+        print("full", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        limits=limited(memory=96 * MIB),
+    )
+    await slot.begin()
+    watch.add(slot)
+    verdict = await watch.verdict(slot)
+    assert (verdict.state, verdict.reason, verdict.signal) == (State.FAILED, Reason.SIGNAL, 9)
+    assert slot.log() == b"full\n"
+
+
+async def test_there_is_no_swap_to_escape_to(workshop: Workshop) -> None:
+    slot = workshop.slot("import time; print('up', flush=True); time.sleep(60)", limits=limited(memory=96 * MIB))
+    await slot.begin()
+    await slot.said("up")
+    group = slot.runtime.group(slot.id)
+    assert group
+    container = group.container()
+    if group.version == "v2":
+        assert (container[""] / "memory.swap.max").read_text().strip() == "0"
+    else:
+        assert int((container["memory"] / "memory.memsw.limit_in_bytes").read_text()) == 96 * MIB
+
+
+async def test_cpu_over_the_limit_is_throttled_and_both_are_measured(workshop: Workshop, watch: Watch) -> None:
+    slot = workshop.slot(
+        """
+        import time
+        end = time.monotonic() + 3
+        while time.monotonic() < end: pass
+        print(time.process_time())
+        """,
+        limits=limited(cpu=250),
+    )
+    await slot.begin()
+    watch.add(slot)
+    verdict = await watch.verdict(slot)
+    assert verdict.state is State.SUCCEEDED
+    assert 0.4 < float(slot.log()) < 1.2
+    usage = watch.usages[-1]
+    assert usage.throttled_usec
+    assert usage.throttled_usec > 0.5e6
+    assert usage.cpu_milli_cores
+    assert 150 < usage.cpu_milli_cores < 400
+
+
+async def test_soft_limits_warn_of_memory_and_harm_nothing(workshop: Workshop, watch: Watch) -> None:
+    slot = workshop.slot(
+        """
+        import time
+        block = bytearray(80 << 20)
+        time.sleep(2.5)
+        del block
+        time.sleep(2.5)
+        print("unharmed")
+        """,
+        limits=limited(memory_soft_bytes=64 * MIB),
+    )
+    await slot.begin()
+    watch.add(slot)
+    verdict = await watch.verdict(slot)
+    assert (verdict.state, slot.log()) == (State.SUCCEEDED, b"unharmed\n")
+    raised, cleared = watch.crossings
+    assert (raised.crossing, raised.kind, raised.limit, raised.clear_time) == (1, "MEMORY", 64 * MIB, None)
+    assert (cleared.crossing, cleared.kind) == (1, "MEMORY")
+    assert cleared.peak > 80 * MIB
+    assert 1 < cleared.seconds_above < 4
+    assert abs((datetime.now(UTC) - cleared.raise_time).total_seconds()) < 30
+
+
+async def test_the_parent_group_tells_peak_and_cpu_time_after_the_end_and_goes_with_the_slot(
+    workshop: Workshop,
+) -> None:
+    slot = workshop.slot("block = bytearray(60 << 20)\nprint(sum(range(5_000_000)))")
+    await slot.run()
+    group = slot.runtime.group(slot.id)
+    assert group
+    usage = group.read().usage
+    assert 60 * MIB < (usage.peak_memory_bytes or 0) < 256 * MIB
+    assert (usage.cpu_usec or 0) > 50_000
+    await slot.runtime.remove(slot.id)
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/fastflow/{slot.id}"))
+    assert not list(Path("/sys/fs/cgroup").glob(f"fastflow/{slot.id}"))
+    assert group.read().usage == Usage()
