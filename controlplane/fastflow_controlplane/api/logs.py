@@ -1,6 +1,7 @@
 """LogService: translates and delegates to `logs.follow`."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from fastflow.v1 import logs_pb2, logs_pb2_grpc
@@ -29,8 +30,9 @@ class LogServicer(logs_pb2_grpc.LogServiceServicer):
             tail_lines=request.tail_lines,
             follow=request.follow,
         )
-        async for piece in pieces:
-            yield piece_message(piece)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece_message(piece)
 
 
 def _check(request: logs_pb2.ReadLogRequest) -> None:

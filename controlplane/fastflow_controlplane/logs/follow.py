@@ -4,8 +4,8 @@ A follower owns nothing but its offset, and reads the store at its own pace: a s
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from fastflow_controlplane.errors import NotFound
@@ -58,7 +58,7 @@ class LogFollower:
 
     async def read(
         self, run_id: str, *, attempt: int = 0, offset: int = 0, tail_lines: int = 0, follow: bool = False
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """Sends the log of a run from `offset` on, or its last `tail_lines` lines; the last piece holds no data.
 
         `attempt` 0 is the newest one; a follower without a number goes on with each later attempt. It ends once the
@@ -84,8 +84,11 @@ class LogFollower:
                 return
             while True:
                 reading = _Reading(number, offset, tail_lines, follow, self._settings)
-                async with self._store.open(LogKey(run_id, number)) as opened:
-                    async for piece in reading.pieces(opened, watch):
+                async with (
+                    self._store.open(LogKey(run_id, number)) as opened,
+                    aclosing(reading.pieces(opened, watch)) as pieces,
+                ):
+                    async for piece in pieces:
                         yield piece
                     sealed = opened.sealed
                 view = await watch.look()
@@ -155,7 +158,7 @@ class _Reading:
         self._settings = settings
         self._told: tuple[LogLoss, ...] = ()
 
-    async def pieces(self, opened: Log, watch: _Watch) -> AsyncIterator[Piece]:
+    async def pieces(self, opened: Log, watch: _Watch) -> AsyncGenerator[Piece, None]:
         """Yields all there is and, when following, all that comes."""
         unlisten = opened.listen(watch.woken.set)
         moved = asyncio.get_running_loop().time()
