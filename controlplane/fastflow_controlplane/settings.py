@@ -14,103 +14,104 @@ class ControlPlaneSettings(ServiceSettings):
     """Settings of `fastflow-controlplane`; times are seconds."""
 
     listen: str = Field(
-        "127.0.0.1:7233",
+        default="127.0.0.1:7233",
         description="Address and port for clients and agents. Other addresses than loopback need allow_remote and "
         "token; port 0 takes a free one.",
     )
     allow_remote: bool = Field(
-        False, description="Allow a listen address that other machines reach. The connection is not encrypted."
+        default=False, description="Allow a listen address that other machines reach. The connection is not encrypted."
     )
     token: SecretStr | None = Field(
-        None, description="Shared token that every client and agent must send. Needed with allow_remote."
+        default=None, description="Shared token that every client and agent must send. Needed with allow_remote."
     )
     data_dir: Path = Field(
-        Path(".fastflow/controlplane"),
+        default=Path(".fastflow/controlplane"),
         description="Folder for the database, logs, bundles and the key that seals secrets. Back it up as a whole.",
     )
     database_url: str = Field(
-        "", description="Database URL (sqlite or postgresql); empty = an SQLite file in data_dir."
+        default="", description="Database URL (sqlite or postgresql); empty = an SQLite file in data_dir."
     )
     pipelines_dir: Path = Field(
-        Path("pipelines"), description="Folder whose subfolders with a main.py are the pipelines. Only read."
+        default=Path("pipelines"), description="Folder whose subfolders with a main.py are the pipelines. Only read."
     )
     pipelines_interval: float = Field(
-        10.0,
+        default=10.0,
         gt=0,
         description="The pipelines folder is looked at this often, besides whenever a run is made or pipelines are "
         "listed; costs one stat per file.",
     )
     default_cpu_hard_limit: float = Field(
-        1.0,
+        default=1.0,
         ge=MIN_CPU_MILLI_CORES / 1000,
         description="Cores for a pipeline whose metadata sets no cpu_hard_limit.",
     )
     default_mem_hard_limit: str = Field(
-        "1g", description="Memory for a pipeline whose metadata sets no mem_hard_limit, for example 512m or 1.5g."
+        default="1g",
+        description="Memory for a pipeline whose metadata sets no mem_hard_limit, for example 512m or 1.5g.",
     )
     heartbeat_interval: float = Field(
-        5.0, gt=0, description="Agents say this often that they live; told to them when they connect."
+        default=5.0, gt=0, description="Agents say this often that they live; told to them when they connect."
     )
     suspect_after: int = Field(
-        3, ge=1, description="An agent that missed this many heartbeats is SUSPECT and gets no new runs."
+        default=3, ge=1, description="An agent that missed this many heartbeats is SUSPECT and gets no new runs."
     )
     silent_after: int = Field(
-        4, ge=1, description="An agent that missed this many heartbeats on an open stream is OFFLINE."
+        default=4, ge=1, description="An agent that missed this many heartbeats on an open stream is OFFLINE."
     )
     offline_after: float = Field(
-        10.0,
+        default=10.0,
         ge=0,
         description="An agent whose stream broke is OFFLINE after this long: enough for a restart of the agent.",
     )
     lost_after: float = Field(
-        60.0,
+        default=60.0,
         ge=0,
         description="Runs of an agent that is OFFLINE for this long more are LOST: longer than a host's reboot of "
         "its network, short enough that somebody learns of it.",
     )
     recovery_window: float = Field(
-        60.0,
+        default=60.0,
         ge=0,
         description="After its own start the control plane declares no run LOST for this long, so that all agents "
         "can return first.",
     )
     orphan_grace: float = Field(
-        300.0,
+        default=300.0,
         ge=0,
         description="Agents leave an attempt that the control plane does not know alive for this long: absence from "
         "a database kills nothing at once.",
     )
     stop_grace: float = Field(
-        10.0, ge=0, description="Time between SIGTERM and SIGKILL when a run is stopped; Docker's own default."
+        default=10.0, ge=0, description="Time between SIGTERM and SIGKILL when a run is stopped; Docker's own default."
     )
     queue_deadline: float = Field(
-        0.0, ge=0, description="A run that waits in the queue for longer FAILS; 0 = it may wait for ever."
+        default=0.0, ge=0, description="A run that waits in the queue for longer FAILS; 0 = it may wait for ever."
     )
     gone_grace: float = Field(
-        60.0,
+        default=60.0,
         ge=0,
         description="Waiting runs of a pipeline that disappeared FAIL after this long; a folder that is being "
         "replaced, or mounted again, returns sooner.",
     )
     max_placements: int = Field(
-        5, ge=1, description="A run that could not be started on this many placements in a row FAILS."
+        default=5, ge=1, description="A run that could not be started on this many placements in a row FAILS."
     )
     placement_delay: float = Field(
-        5.0,
+        default=5.0,
         ge=0,
         description="An agent that could not start a run gets the same run again after this long, and after twice "
         "as long the second time; other agents get it at once.",
     )
     priority_aging: float = Field(
-        300.0,
+        default=300.0,
         gt=0,
         description="A run that waits gains one step of priority per this time, so that none starves.",
     )
     log_limit: str = Field(
-        "1g", description="Output that is kept of one attempt; more is not stored, and the run says so."
+        default="1g", description="Output that is kept of one attempt; more is not stored, and the run says so."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least important messages that are logged."
+        default="info", description="Least important messages that are logged."
     )
 
     @field_validator("default_mem_hard_limit", "log_limit")

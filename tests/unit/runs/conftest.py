@@ -1,0 +1,109 @@
+"""A run service around a real database, with a scripted catalog and no agent."""
+
+import base64
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from fastflow.pipelines.metadata import Limits, Metadata
+from fastflow_controlplane.agents.registry import AgentRegistry
+from fastflow_controlplane.clock import ManualClock
+from fastflow_controlplane.errors import FastFlowError, NotFound
+from fastflow_controlplane.runs.changes import Changes
+from fastflow_controlplane.runs.reaper import Reaper
+from fastflow_controlplane.runs.service import RunService
+from fastflow_controlplane.scheduler.loop import Scheduler
+from fastflow_controlplane.settings import ControlPlaneSettings
+from fastflow_controlplane.sources.model import PinnedCode
+from fastflow_controlplane.store.engine import Store
+
+
+@dataclass
+class ScriptedCatalog:
+    """Pipelines by name; `fail_with` is raised instead, where it is set."""
+
+    metadata: dict[str, Metadata] = field(default_factory=lambda: {"hello": Metadata(Limits(1000, 2**30))})
+    fail_with: FastFlowError | None = None
+    condition: str = ""
+
+    async def snapshot(self, name: str) -> PinnedCode:
+        if self.fail_with:
+            raise self.fail_with
+        return PinnedCode(name, "tree", "", "sha256:" + "0" * 64, 10, self.metadata[name])
+
+    def get(self, name: str) -> object:
+        if name not in self.metadata:
+            raise NotFound(name)
+        return self.metadata[name]
+
+
+class ReversibleSealer:
+    """Makes values unreadable at a glance; encryption has tests of its own."""
+
+    def seal(self, data: bytes) -> bytes:
+        return base64.b85encode(data)
+
+    def open(self, sealed: bytes) -> bytes:
+        return base64.b85decode(sealed)
+
+
+@dataclass
+class World:
+    """All parts of runs, and the clock they go by."""
+
+    store: Store
+    clock: ManualClock
+    changes: Changes
+    catalog: ScriptedCatalog
+    scheduler: Scheduler
+    registry: AgentRegistry
+    settings: ControlPlaneSettings
+
+    @property
+    def service(self) -> RunService:
+        return RunService(
+            self.store,
+            self.clock,
+            self.settings,
+            self.changes,
+            self.catalog,
+            ReversibleSealer(),
+            self.scheduler,
+            self.registry,
+        )
+
+    @property
+    def reaper(self) -> Reaper:
+        return Reaper(
+            self.store, self.clock, self.settings, self.changes, self.scheduler, self.registry, 1, self.catalog
+        )
+
+    def configure(self, **settings: float) -> None:
+        """Changes settings; parts made afterwards go by them."""
+        self.settings = self.settings.model_copy(update=settings)
+        self.registry = AgentRegistry(self.store, self.clock, self.settings, self.scheduler)
+
+    def limits(self, name: str, limits: Limits) -> None:
+        """Gives a pipeline other limits."""
+        self.catalog.metadata[name] = replace(self.catalog.metadata["hello"], limits=limits)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    store = Store(f"sqlite:///{tmp_path}/fastflow.db")
+    store.open()
+    await store.start()
+    clock = ManualClock()
+    scheduler = Scheduler(clock, 5.0, 300.0)
+    settings = ControlPlaneSettings(data_dir=tmp_path)
+    yield World(
+        store,
+        clock,
+        Changes(),
+        ScriptedCatalog(),
+        scheduler,
+        AgentRegistry(store, clock, settings, scheduler),
+        settings,
+    )
+    await store.close()

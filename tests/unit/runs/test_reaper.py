@@ -1,0 +1,120 @@
+"""Runs that nobody else will end."""
+
+from fastflow.ids import new_id
+from fastflow_controlplane.agents.model import AgentFacts, Capacity
+from fastflow_controlplane.runs.model import NewRun, RunView
+from fastflow_controlplane.runs.states import Reason, RunState
+from fastflow_controlplane.store.queries import agents, attempts
+from fastflow_controlplane.store.queries.attempts import Epochs
+
+from tests.unit.runs.conftest import World
+
+
+async def live_run(world: World) -> tuple[AgentFacts, RunView]:
+    """A run that is placed on an agent which is away; the registry is told of it as after a restart."""
+    facts = AgentFacts(new_id(), "w", new_id(), capacity=Capacity(4000, 2**33))
+    await world.store.write(lambda connection: agents.register(connection, facts, [], 0, world.clock.now()))
+    run = await world.service.create(NewRun("hello"))
+    await world.store.write(
+        lambda connection: attempts.assign(
+            connection, run.id, facts.agent_id, "token", {}, Epochs(0, 1), world.clock.now()
+        )
+    )
+    await world.registry.restore()
+    return facts, run
+
+
+async def test_runs_of_an_agent_that_stays_away_are_lost(world: World) -> None:
+    world.configure(lost_after=60.0, recovery_window=0.0)
+    _, run = await live_run(world)
+    reaper = world.reaper
+    await world.clock.advance(59)
+    await reaper.tick()
+    assert (await world.service.get(run.id)).state is RunState.ASSIGNED
+    await world.clock.advance(2)
+    await reaper.tick()
+    lost = await world.service.get(run.id)
+    assert (lost.state, lost.reason) == (RunState.LOST, Reason.AGENT_LOST)
+    assert '"w" was out of reach' in lost.message
+
+
+async def test_nothing_is_lost_before_the_recovery_window_is_over(world: World) -> None:
+    world.configure(lost_after=1.0, recovery_window=60.0)
+    _, run = await live_run(world)
+    reaper = world.reaper
+    await world.clock.advance(59)
+    await reaper.tick()
+    assert (await world.service.get(run.id)).state is RunState.ASSIGNED
+    await world.clock.advance(2)
+    await reaper.tick()
+    assert (await world.service.get(run.id)).state is RunState.LOST
+
+
+async def test_an_agent_that_returns_in_the_last_moment_loses_nothing(world: World) -> None:
+    world.configure(lost_after=60.0, recovery_window=0.0)
+    facts, run = await live_run(world)
+    await world.clock.advance(61)
+    assert world.registry.lost() != []
+    await world.store.write(lambda connection: agents.register(connection, facts, [], 0, world.clock.now()))
+    await world.reaper.tick()
+    assert (await world.service.get(run.id)).state is RunState.ASSIGNED
+
+
+async def test_a_run_placed_in_the_last_moment_on_a_lost_agent_is_found_too(world: World) -> None:
+    world.configure(lost_after=60.0, recovery_window=0.0)
+    facts, _ = await live_run(world)
+    reaper = world.reaper
+    await world.clock.advance(61)
+    await reaper.tick()
+    late = await world.service.create(NewRun("hello"))
+    await world.store.write(
+        lambda connection: attempts.assign(
+            connection, late.id, facts.agent_id, "token", {}, Epochs(0, 1), world.clock.now()
+        )
+    )
+    await world.clock.advance(61)
+    await reaper.tick()
+    assert (await world.service.get(late.id)).state is RunState.LOST
+
+
+async def test_a_run_that_waits_past_the_deadline_fails(world: World) -> None:
+    world.configure(queue_deadline=100.0)
+    run = await world.service.create(NewRun("hello"))
+    reaper = world.reaper
+    await world.clock.advance(99)
+    await reaper.tick()
+    assert (await world.service.get(run.id)).state is RunState.QUEUED
+    await world.clock.advance(12)
+    await reaper.tick()
+    failed = await world.service.get(run.id)
+    assert (failed.state, failed.reason) == (RunState.FAILED, Reason.QUEUE_DEADLINE)
+    assert world.scheduler.explain(run.id) == ()
+
+
+async def test_runs_wait_for_ever_without_a_deadline(world: World) -> None:
+    run = await world.service.create(NewRun("hello"))
+    await world.clock.advance(10**7)
+    await world.reaper.tick()
+    assert (await world.service.get(run.id)).state is RunState.QUEUED
+
+
+async def test_waiting_runs_of_a_pipeline_that_stays_gone_fail(world: World) -> None:
+    run = await world.service.create(NewRun("hello"))
+    reaper = world.reaper
+    del world.catalog.metadata["hello"]
+    await reaper.tick()
+    await world.clock.advance(61)
+    await reaper.tick()
+    failed = await world.service.get(run.id)
+    assert (failed.state, failed.reason) == (RunState.FAILED, Reason.PIPELINE_GONE)
+
+
+async def test_a_folder_that_can_not_be_read_fails_nothing(world: World) -> None:
+    run = await world.service.create(NewRun("hello"))
+    reaper = world.reaper
+    world.catalog.metadata.clear()
+    world.catalog.condition = "the folder does not answer"
+    for _ in range(20):
+        await world.clock.advance(11)
+        await reaper.tick()
+    assert (await world.service.get(run.id)).state is RunState.QUEUED
