@@ -223,7 +223,7 @@ async def _until_listening(address: str) -> None:
 
 
 async def _agent_conditions(address: str) -> list[str]:
-    """Waits for an agent that takes runs, and returns what is wrong with it nonetheless."""
+    """Waits for an agent that has connected, and returns why it takes no runs yet, if so."""
     # Loaded now, while the two programs start: it would delay them, and this machine may have few cores.
     import grpc.aio
     from fastflow.v1 import agents_pb2
@@ -237,7 +237,11 @@ async def _agent_conditions(address: str) -> list[str]:
                 answer = await connection.agents.ListAgents(agents_pb2.ListAgentsRequest(), timeout=1.0)
                 for agent in answer.agents:
                     if agent.state == agents_pb2.AGENT_STATE_ACTIVE:
-                        return [f"{condition.type}: {condition.message}" for condition in agent.conditions]
+                        return [
+                            f"{condition.type}: {condition.message}"
+                            for condition in agent.conditions
+                            if condition.blocks_placement
+                        ]
             await asyncio.sleep(POLL_S)
 
 
