@@ -1,0 +1,106 @@
+"""What is read of a pipeline's code to know what to install."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fastflow_agent.uvcache.needs import Needs, UnreadableHeader, installed, without_listing
+
+HEADER = b'# /// script\n# dependencies = ["six"]\n# ///\n'
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "main.py").write_bytes(b"print('secret plans')\n")
+    return code
+
+
+def digest(needs: Needs) -> str:
+    return needs.digest("3.11", "sha256:image", "https://index/simple")
+
+
+def test_only_what_names_requirements_is_taken(code: Path) -> None:
+    (code / "requirements.txt").write_bytes(b"six\n")
+    (code / "data.csv").write_bytes(b"1,2\n")
+    needs = Needs.of(code)
+    assert needs == Needs((("requirements.txt", b"six\n"),))
+    (code / "main.py").write_bytes(b"print('other plans')\n")
+    assert digest(Needs.of(code)) == digest(needs)
+
+
+def test_a_header_is_taken_without_the_script(code: Path) -> None:
+    (code / "main.py").write_bytes(HEADER + b"\nimport six\n")
+    assert Needs.of(code) == Needs((), HEADER)
+
+
+def test_a_header_uv_would_refuse_is_named(code: Path) -> None:
+    (code / "main.py").write_bytes(HEADER + b"x = 1\n" + HEADER)
+    with pytest.raises(UnreadableHeader, match=r"main\.py has more than one block"):
+        Needs.of(code)
+
+
+def test_files_that_requirements_include_are_taken_as_far_as_they_lie_in_the_code(code: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside.txt").write_bytes(b"no\n")
+    (code / "requirements").mkdir()
+    (code / "requirements.txt").write_bytes(
+        b"# -r commented.txt\n-r requirements/base.txt\n--constraint=pins.txt\n-r ../outside.txt\n-r /etc/hostname\n"
+        b"-r missing.txt\n-r link.txt\n-r requirements.txt\n-r \x00.txt\n-r " + b"n" * 5000 + b"\n"
+    )
+    (code / "requirements" / "base.txt").write_bytes(b"six\n-c ../more.txt # why\n")
+    (code / "more.txt").write_bytes(b"idna<4\n")
+    (code / "pins.txt").write_bytes(b"six==1.16\n")
+    (code / "commented.txt").write_bytes(b"no\n")
+    (code / "link.txt").symlink_to("/etc/hostname")
+    names = [name for name, _ in Needs.of(code).files]
+    assert names == ["more.txt", "pins.txt", "requirements.txt", "requirements/base.txt"]
+
+
+def test_packages_that_lie_in_the_code_are_taken(code: Path) -> None:
+    (code / "wheels").mkdir()
+    for name in ("a-1-py3-none-any.whl", "b-1.tar.gz", "c-1-py3-none-any.whl", "unnamed-1-py3-none-any.whl"):
+        (code / "wheels" / name).write_bytes(name.encode())
+    (code / "requirements.txt").write_bytes(
+        b"./wheels/a-1-py3-none-any.whl ; python_version > '3'\nb @ file:///fastflow/code/wheels/b-1.tar.gz\n"
+    )
+    (code / "main.py").write_bytes(
+        b'# /// script\n# dependencies = ["c @ file:///fastflow/code/wheels/c-1-py3-none-any.whl"]\n# ///\n'
+    )
+    names = [name for name, _ in Needs.of(code).files]
+    assert names == [
+        "requirements.txt",
+        "wheels/a-1-py3-none-any.whl",
+        "wheels/b-1.tar.gz",
+        "wheels/c-1-py3-none-any.whl",
+    ]
+
+
+def test_every_part_that_decides_what_is_installed_makes_another_environment() -> None:
+    needs = Needs((("requirements.txt", b"six\n"),))
+    others = [
+        Needs((("requirements.txt", b"six \n"),)).digest("3.11", "image", "index"),
+        Needs((("requirements.txt", b""), ("pins.txt", b"six\n"))).digest("3.11", "image", "index"),
+        Needs(header=HEADER).digest("3.11", "image", "index"),
+        needs.digest("3.12", "image", "index"),
+        needs.digest("3.11", "other", "index"),
+        needs.digest("3.11", "image", "other"),
+        needs.digest("3.11i", "mage", "index"),
+    ]
+    assert len({needs.digest("3.11", "image", "index"), *others}) == len(others) + 1
+
+
+def test_needs_become_a_pipeline_whose_program_lists_what_is_installed(tmp_path: Path) -> None:
+    Needs((("reqs/base.txt", b"six\n"),), HEADER).write(tmp_path / "made")
+    assert (tmp_path / "made" / "reqs" / "base.txt").read_bytes() == b"six\n"
+    main = tmp_path / "made" / "main.py"
+    assert main.read_bytes().startswith(HEADER)
+    output = subprocess.run([sys.executable, str(main)], check=True, capture_output=True).stdout
+    packages = installed(b"Resolved 3 packages\n" + output + b"and more")
+    assert any(package.startswith("pytest==") for package in packages)
+    assert without_listing(b"Resolved\n" + output + b"more") == b"Resolved\nmore"
+
+
+def test_output_without_a_listing_names_no_package() -> None:
+    assert installed(b"error: no") == ()
