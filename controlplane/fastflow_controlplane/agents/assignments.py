@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
-from sqlalchemy import Connection
 
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
@@ -20,6 +19,7 @@ from fastflow_controlplane.logs.store import LogKey, LogStore, StoreUnavailable
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptKey, LogLoss, WaitingRun
 from fastflow_controlplane.scheduler.loop import Scheduler
+from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts, desired, events
 from fastflow_controlplane.store.queries.attempts import Epochs

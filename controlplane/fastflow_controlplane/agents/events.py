@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Connection
-
 from fastflow_controlplane.agents.model import AgentFacts
 from fastflow_controlplane.runs.model import (
     AttemptKey,
@@ -23,6 +21,7 @@ from fastflow_controlplane.runs.model import (
     WaitingRun,
 )
 from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, Reason, RunState
+from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.queries import attempts, events, runs
 from fastflow_controlplane.store.queries.agents import is_current
 from fastflow_controlplane.store.queries.attempts import AttemptRow, Ending, Epochs

@@ -10,6 +10,9 @@ from fastflow_controlplane.store.queries.cluster import Leadership
 
 PROTOCOL = 1
 """The version of the agent protocol that is spoken here."""
+LONGEST_TEXT = 255
+LARGEST = 2**53
+"""Integers stay below, so that JSON carries them unharmed."""
 
 
 def protocol_fault(hello: gateway_pb2.Hello) -> str:
@@ -28,8 +31,19 @@ def fault(facts: AgentFacts) -> str:
         return "agent_id must have 1 to 36 characters"
     if not 1 <= len(facts.name) <= 200 or not facts.name.isprintable() or "~" in facts.name:
         return "agent_name must have 1 to 200 printable characters, and no ~"
-    if facts.capacity.cpu_milli_cores <= 0 or facts.capacity.memory_bytes <= 0 or facts.capacity.slots < 0:
-        return "capacity must have cpu_milli_cores and memory_bytes above 0"
+    for name, text in (
+        ("instance_id", facts.instance_id),
+        ("boot_id", facts.boot_id),
+        ("machine_id", facts.machine_id),
+        ("agent_version", facts.version),
+        ("host_name", facts.host_name),
+        ("kernel", facts.kernel),
+    ):
+        if len(text) > LONGEST_TEXT:
+            return f"{name} must have at most {LONGEST_TEXT} characters"
+    capacity = facts.capacity
+    if not (0 < capacity.cpu_milli_cores < LARGEST and 0 < capacity.memory_bytes < LARGEST and capacity.slots >= 0):
+        return "capacity must have cpu_milli_cores and memory_bytes above 0 and below 2^53"
     return ""
 
 

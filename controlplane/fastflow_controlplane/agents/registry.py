@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import structlog
-from sqlalchemy import Connection
 
 from fastflow_controlplane import pages
 from fastflow_controlplane.agents.model import (
@@ -24,6 +23,7 @@ from fastflow_controlplane.errors import Unavailable, not_found
 from fastflow_controlplane.runs.model import AttemptKey, Usage
 from fastflow_controlplane.scheduler.placement import Offer
 from fastflow_controlplane.settings import ControlPlaneSettings
+from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents
 from fastflow_controlplane.store.queries.agents import AgentRow
@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 CHECK_SECONDS = 1.0
 """How often liveness is looked at: fine enough beside heartbeats of seconds, and next to no work."""
 
+STALL_SECONDS = 5.0
+"""A look that comes this much too late means that the control plane itself stood still, for example under SIGSTOP."""
 SEEN_SECONDS = 60.0
 """How often the moment an agent was last heard of is stored: a label for people, so seldom."""
 
@@ -89,17 +91,17 @@ class AgentRegistry:
         self._settings = settings
         self._placing = placing
         self._agents: dict[str, LiveAgent] = {}
-        self._started = clock.monotonic()
+        self._recovering_since = self._checked = clock.monotonic()
 
     async def restore(self) -> None:
         """Reads all agents; until they dial in they count as OFFLINE since now."""
-        self._started = self._clock.monotonic()
+        started = self._recovering_since = self._checked = self._clock.monotonic()
         for row in await self._store.read(agents.read_agents):
             agent = LiveAgent(
                 row,
-                broke=self._started,
+                broke=started,
                 last_seen_time=row.last_seen_time,
-                offline_since=self._started,
+                offline_since=started,
                 conditions=row.conditions,
             )
             self._agents[row.facts.agent_id] = agent
@@ -145,37 +147,45 @@ class AgentRegistry:
             if agent.state is not AgentState.ACTIVE:
                 self._judge(agent)
 
-    async def report(
+    def report(
         self,
         agent_id: str,
         stream: AgentStream,
         conditions: Sequence[Condition],
         runtime: RuntimeFacts | None,
         environments: Sequence[str],
-    ) -> None:
-        """A heartbeat brought conditions, environments and perhaps runtime facts."""
+    ) -> bool:
+        """A heartbeat brought conditions, environments and perhaps runtime facts; returns whether `store_report` is due.
+
+        Nothing here waits: a database that stalls must not make an agent look silent.
+        """
         agent = self._agents[agent_id]
         if agent.stream is not stream:
-            return
+            return False
         agent.environments = tuple(environments)
         facts = replace(agent.facts, runtime=runtime or agent.facts.runtime)
         reported = _keep_since(conditions, agent.conditions, self._clock.now())
         if facts == agent.facts and reported == agent.conditions:
-            return
+            return False
         for condition in reported:
             if condition not in agent.conditions:
                 log.warning("agent reports", agent=facts.name, condition=condition.type, why=condition.message)
         agent.row = replace(agent.row, facts=facts)
         agent.conditions = reported
         self._offer(agent)
+        return True
+
+    async def store_report(self, agent_id: str, stream: AgentStream) -> None:
+        """Stores what the agent reported last. Raises Unavailable."""
+        agent = self._agents[agent_id]
+        if agent.stream is not stream:
+            return
+        conditions, runtime = agent.conditions, agent.facts.runtime
 
         def note(connection: Connection) -> None:
-            agents.note_report(connection, agent_id, stream.epoch, reported, facts.runtime)
+            agents.note_report(connection, agent_id, stream.epoch, conditions, runtime)
 
-        try:
-            await self._store.write(note)
-        except Unavailable:
-            log.warning("an agent's conditions could not be stored", agent=facts.name)
+        await self._store.write(note)
 
     def telemetry(self, agent_id: str, stream: AgentStream, usage: Mapping[AttemptKey, Usage]) -> None:
         """Measured use came in; only the newest counts."""
@@ -197,7 +207,7 @@ class AgentRegistry:
     def lost(self) -> list[AgentRow]:
         """Returns agents that are OFFLINE for so long that their runs are LOST."""
         now = self._clock.monotonic()
-        if now - self._started < self._settings.recovery_window:
+        if now - self._recovering_since < self._settings.recovery_window:
             return []
         return [
             agent.row
@@ -226,6 +236,11 @@ class AgentRegistry:
 
     def check(self) -> None:
         """Judges who lives; a silent agent's stream is cut."""
+        now = self._clock.monotonic()
+        if now - self._checked > STALL_SECONDS or self._store.writer.condition:
+            # We were stopped, or can not register anybody: no fault of agents that are away.
+            self._recovering_since = now
+        self._checked = now
         for agent in self._agents.values():
             self._judge(agent)
             if agent.stream is not None and agent.state is AgentState.OFFLINE:

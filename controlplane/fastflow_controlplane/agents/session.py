@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import structlog
 from fastflow.agent.v1 import gateway_pb2
-from sqlalchemy import Connection
 
 from fastflow_controlplane.agents import greeting, wire
 from fastflow_controlplane.agents.assignments import Assignments
@@ -25,6 +24,7 @@ from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptKey
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
+from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents
 from fastflow_controlplane.store.queries.agents import AgentRow
@@ -38,7 +38,7 @@ HELLO_SECONDS = 10.0
 FAREWELL_SECONDS = 5.0
 """How long the last message of a stream may take: a peer that reads nothing must not keep it open."""
 RETRY_SECONDS = 1.0
-"""Events that could not be written (the disk is full) are tried again after this long."""
+"""What could not be written (the disk is full) is tried again after this long."""
 QUEUED_ANSWERS = 64
 """Answers that wait for a slow agent; behind them its events wait, and behind those its stream."""
 QUEUED_EVENTS = 10_000
@@ -92,6 +92,7 @@ class AgentSession:
         self._events: list[AttemptEvent] = []
         self._events_came = asyncio.Event()
         self._desired_changed = asyncio.Event()
+        self._report_changed = asyncio.Event()
         self._cut = asyncio.Event()
         self.epoch = 0
 
@@ -105,6 +106,7 @@ class AgentSession:
                     self._write,
                     self._apply_events,
                     self._push_desired,
+                    self._store_reports,
                     self._await_hello,
                     self._await_farewell,
                     self._await_cut,
@@ -148,13 +150,14 @@ class AgentSession:
                     self._note_inventory(request.inventory)
                 case "heartbeat":
                     heartbeat = request.heartbeat
-                    await self._parts.registry.report(
+                    if self._parts.registry.report(
                         agent_id,
                         self,
                         wire.read_conditions(heartbeat),
                         wire.read_runtime(heartbeat),
                         heartbeat.environments,
-                    )
+                    ):
+                        self._report_changed.set()
                 case "telemetry":
                     self._parts.registry.telemetry(agent_id, self, wire.read_telemetry(request.telemetry))
                 case "events":
@@ -300,6 +303,16 @@ class AgentSession:
             for page in delta_pages(deliveries, sent):
                 await self._outgoing.put(gateway_pb2.ConnectResponse(desired=page))
                 sent = page.revision
+
+    async def _store_reports(self) -> None:
+        while True:
+            await self._report_changed.wait()
+            self._report_changed.clear()
+            try:
+                await self._parts.registry.store_report(self._greeted.facts.agent_id, self)
+            except Unavailable:
+                self._report_changed.set()
+                await self._parts.clock.sleep(RETRY_SECONDS)
 
     @property
     def _greeted(self) -> AgentRow:

@@ -1,11 +1,10 @@
 """What the log path asks and tells about attempts."""
 
-from sqlalchemy import Connection
-
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.logs.ingest import Rejection
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptKey
+from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts
 

@@ -4,7 +4,6 @@ from functools import partial
 from typing import Protocol
 
 import structlog
-from sqlalchemy import Connection
 
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
@@ -14,6 +13,7 @@ from fastflow_controlplane.runs.model import AttemptKey
 from fastflow_controlplane.runs.states import Reason
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
+from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts, runs
 from fastflow_controlplane.store.queries.agents import AgentRow, is_current_session

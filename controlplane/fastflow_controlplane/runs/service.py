@@ -9,7 +9,6 @@ from typing import Protocol
 import structlog
 from fastflow.ids import new_id
 from fastflow.pipelines import environment
-from sqlalchemy import Connection
 
 from fastflow_controlplane import pages
 from fastflow_controlplane.agents.registry import AgentRegistry
@@ -21,6 +20,7 @@ from fastflow_controlplane.runs.states import LIVE, RunState
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.sources.model import PinnedCode
+from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import requests, runs
 from fastflow_controlplane.store.queries.runs import Cancelled, StoredRun

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 import structlog
 from fastflow.pipelines.environment import MAX_VALUE_BYTES, InvalidVariable, check_name
-from sqlalchemy import Connection
 
 from fastflow_controlplane import pages
 from fastflow_controlplane.clock import Clock
 from fastflow_controlplane.errors import FastFlowError, FieldViolation, InvalidArgument, NotFound, not_found
 from fastflow_controlplane.secrets.sealing import Sealer
+from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import requests
 from fastflow_controlplane.store.queries import secrets as queries
