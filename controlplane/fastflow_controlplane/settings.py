@@ -72,8 +72,8 @@ class ControlPlaneSettings(ServiceSettings):
     recovery_window: float = Field(
         default=60.0,
         ge=0,
-        description="After its own start the control plane declares no run LOST for this long, so that all agents "
-        "can return first.",
+        description="After its own start, and after a time in which it stood still or could not write, the control "
+        "plane declares no run LOST for this long, so that all agents can return first.",
     )
     orphan_grace: float = Field(
         default=300.0,

@@ -155,7 +155,7 @@ class AgentRegistry:
         runtime: RuntimeFacts | None,
         environments: Sequence[str],
     ) -> bool:
-        """A heartbeat brought conditions, environments and perhaps runtime facts; returns whether `store_report` is due.
+        """A heartbeat brought conditions, environments and perhaps runtime facts; True = `store_report` is due.
 
         Nothing here waits: a database that stalls must not make an agent look silent.
         """

@@ -55,7 +55,7 @@ agents = Table(
     metadata,
     Column("agent_id", Id, primary_key=True),
     Column("name", Name, nullable=False, unique=True),
-    Column("instance_id", Id, nullable=False),
+    Column("instance_id", Name, nullable=False),
     Column("boot_id", Name, nullable=False, default=""),
     Column("machine_id", Name, nullable=False, default=""),
     Column("session_epoch", BigInteger, nullable=False),

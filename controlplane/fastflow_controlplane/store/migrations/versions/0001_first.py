@@ -13,7 +13,7 @@ def upgrade() -> None:
         "agents",
         sa.Column("agent_id", sa.String(length=36), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
-        sa.Column("instance_id", sa.String(length=36), nullable=False),
+        sa.Column("instance_id", sa.String(length=255), nullable=False),
         sa.Column("boot_id", sa.String(length=255), nullable=False),
         sa.Column("machine_id", sa.String(length=255), nullable=False),
         sa.Column("session_epoch", sa.BigInteger(), nullable=False),

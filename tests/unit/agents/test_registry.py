@@ -1,0 +1,204 @@
+"""Who lives, by the control plane's own clock."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from fastflow.ids import new_id
+from fastflow_controlplane.agents.model import AgentFacts, AgentState, Capacity, Condition, RuntimeFacts
+from fastflow_controlplane.agents.registry import AgentRegistry
+from fastflow_controlplane.clock import ManualClock
+from fastflow_controlplane.errors import NotFound
+from fastflow_controlplane.scheduler.placement import Offer
+from fastflow_controlplane.settings import ControlPlaneSettings
+from fastflow_controlplane.store.engine import Store
+from fastflow_controlplane.store.queries import agents
+
+
+class Stream:
+    """A stream that remembers what it was told."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.told: list[str] = []
+
+    def supersede(self) -> None:
+        self.told.append("superseded")
+
+    def cut(self) -> None:
+        self.told.append("cut")
+
+    def desired_changed(self) -> None:
+        self.told.append("desired changed")
+
+
+@dataclass
+class Offers:
+    """What the scheduler was told last, by agent."""
+
+    blocked: dict[str, str] = field(default_factory=dict)
+
+    def agent_changed(self, offer: Offer) -> None:
+        self.blocked[offer.name] = offer.blocked
+
+
+@dataclass
+class World:
+    store: Store
+    clock: ManualClock
+    settings: ControlPlaneSettings
+    offers: Offers
+    registry: AgentRegistry
+
+    async def connect(self, name: str = "w", agent_id: str = "") -> tuple[str, Stream]:
+        facts = AgentFacts(agent_id or f"id of {name}", name, new_id(), capacity=Capacity(4000, 2**33))
+        row = await self.store.write(
+            lambda connection: agents.register(connection, facts, self.registry.connected(), 0, self.clock.now())
+        )
+        stream = Stream(row.session_epoch)
+        self.registry.attach(row, stream)
+        return facts.agent_id, stream
+
+    async def state(self, name: str = "w") -> AgentState:
+        return (await self.registry.get(name)).state
+
+    async def pass_by(self, seconds: float) -> None:
+        """Time passes while liveness is looked at each second."""
+        for _ in range(round(seconds)):
+            await self.clock.advance(1)
+            self.registry.check()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    store = Store(f"sqlite:///{tmp_path}/fastflow.db")
+    store.open()
+    await store.start()
+    clock, offers = ManualClock(), Offers()
+    settings = ControlPlaneSettings(data_dir=tmp_path, recovery_window=0)
+    yield World(store, clock, settings, offers, AgentRegistry(store, clock, settings, offers))
+    await store.close()
+
+
+async def test_three_missed_heartbeats_make_an_agent_suspect_and_four_cut_its_stream(world: World) -> None:
+    agent_id, stream = await world.connect()
+    await world.pass_by(14)
+    assert await world.state() is AgentState.ACTIVE
+    await world.pass_by(1)
+    assert await world.state() is AgentState.SUSPECT
+    assert "has not been heard of" in world.offers.blocked["w"]
+    world.registry.heard(agent_id, stream)
+    assert await world.state() is AgentState.ACTIVE
+    assert world.offers.blocked["w"] == ""
+    await world.pass_by(20)
+    assert await world.state() is AgentState.OFFLINE
+    assert "cut" in stream.told
+
+
+async def test_a_broken_stream_makes_an_agent_suspect_at_once_and_offline_later(world: World) -> None:
+    agent_id, stream = await world.connect()
+    world.registry.detach(agent_id, stream)
+    assert await world.state() is AgentState.SUSPECT
+    await world.pass_by(10)
+    assert await world.state() is AgentState.OFFLINE
+    assert world.offers.blocked["w"] == "is offline"
+    await world.connect()
+    assert await world.state() is AgentState.ACTIVE
+
+
+async def test_an_agent_is_lost_only_long_after_it_went_offline(world: World) -> None:
+    agent_id, stream = await world.connect()
+    world.registry.detach(agent_id, stream)
+    await world.pass_by(69)
+    assert world.registry.lost() == []
+    await world.pass_by(2)
+    assert [row.facts.agent_id for row in world.registry.lost()] == [agent_id]
+
+
+async def test_time_in_which_the_control_plane_stood_still_is_no_agents_fault(world: World) -> None:
+    world.registry._settings = world.settings.model_copy(update={"recovery_window": 60.0})
+    agent_id, stream = await world.connect()
+    world.registry.detach(agent_id, stream)
+    await world.pass_by(15)
+    await world.clock.advance(3600)  # nobody looks: the process was stopped
+    world.registry.check()
+    assert world.registry.lost() == []
+    await world.pass_by(59)
+    assert world.registry.lost() == []
+    await world.pass_by(2)
+    assert world.registry.lost() != []
+
+
+async def test_time_in_which_nobody_can_be_registered_is_no_agents_fault(world: World) -> None:
+    world.registry._settings = world.settings.model_copy(update={"recovery_window": 60.0})
+    agent_id, stream = await world.connect()
+    world.registry.detach(agent_id, stream)
+    world.store.writer.condition = "the disk is full"
+    await world.pass_by(200)
+    world.store.writer.condition = ""
+    await world.pass_by(59)
+    assert world.registry.lost() == []
+
+
+async def test_a_newer_stream_takes_over_at_once_and_the_older_ones_end_is_ignored(world: World) -> None:
+    agent_id, old = await world.connect()
+    _, new = await world.connect()
+    assert old.told == ["superseded"]
+    world.registry.detach(agent_id, old)
+    assert await world.state() is AgentState.ACTIVE
+    world.registry.desired_changed(agent_id)
+    assert (old.told, new.told) == (["superseded"], ["desired changed"])
+
+
+async def test_a_condition_that_blocks_keeps_runs_away_and_remembers_since_when(world: World) -> None:
+    agent_id, stream = await world.connect()
+    condition = Condition("DockerUnavailable", "no answer", blocks_placement=True, since=0)
+    harmless = Condition("ClockSkew", "3 s", blocks_placement=False, since=0)
+    assert world.registry.report(agent_id, stream, [condition, harmless], None, ["env"])
+    assert world.offers.blocked["w"] == "DockerUnavailable: no answer"
+    first = (await world.registry.get("w")).conditions
+    await world.clock.advance(5)
+    assert not world.registry.report(agent_id, stream, [condition, harmless], None, ["env"])
+    assert (await world.registry.get("w")).conditions == first
+    assert world.registry.report(agent_id, stream, [], None, [])
+    assert world.offers.blocked["w"] == ""
+
+
+async def test_what_an_agent_reported_outlives_a_restart(world: World) -> None:
+    agent_id, stream = await world.connect()
+    condition = Condition("DiskFull", "/var", blocks_placement=True, since=0)
+    world.registry.report(agent_id, stream, [condition], RuntimeFacts(python_versions=("3.12.1",)), [])
+    await world.registry.store_report(agent_id, stream)
+
+    restarted = AgentRegistry(world.store, world.clock, world.settings, world.offers)
+    await restarted.restore()
+    view = await restarted.get("w")
+    assert (view.state, view.facts.runtime.python_versions) == (AgentState.OFFLINE, ("3.12.1",))
+    assert [known.type for known in view.conditions] == ["DiskFull"]
+
+
+async def test_an_agent_with_a_new_data_folder_takes_the_name_of_its_former_self(world: World) -> None:
+    agent_id, stream = await world.connect("w", "11111111-first")
+    world.registry.detach(agent_id, stream)
+    await world.connect("w", "22222222-other")
+    page = await world.registry.list()
+    assert [(view.name, view.facts.agent_id) for view in page.agents] == [
+        ("w", "22222222-other"),
+        ("w~11-first", "11111111-first"),
+    ]
+
+
+async def test_an_unknown_agent_is_named_with_the_nearest(world: World) -> None:
+    await world.connect("worker-1")
+    with pytest.raises(NotFound, match='did you mean "worker-1"'):
+        await world.registry.get("worker-2")
+
+
+async def test_agents_are_listed_in_pages(world: World) -> None:
+    for name in ("c", "a", "b"):
+        await world.connect(name)
+    first = await world.registry.list(2)
+    second = await world.registry.list(2, first.next_page_token)
+    assert [view.name for view in (*first.agents, *second.agents)] == ["a", "b", "c"]
+    assert second.next_page_token == ""
