@@ -131,7 +131,7 @@ class Bundles:
             raise _Damaged(f"{received} bytes arrived with digest {found}, {size} bytes were announced")
 
     def _nameless_file(self) -> IO[bytes]:
-        return tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # the caller closes it, in a thread as well
+        return tempfile.TemporaryFile(dir=self._folder)
 
     def _clear_remains(self) -> None:
         """Makes the folder, and removes what a process that died left half unpacked."""

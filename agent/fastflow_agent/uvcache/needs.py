@@ -14,8 +14,17 @@ from fastflow.pipelines.scriptheader import HeaderFault, script_header
 REQUIREMENTS = "requirements.txt"
 SCRIPT = "main.py"
 
-_INCLUDE = re.compile(rb"^\s*(?:-r|-c|--requirements?|--constraints?)(?:\s+|=|\s*=\s*)(?P<path>[^\s#]+)", re.MULTILINE)
+_INCLUDE = re.compile(
+    rb"^[ \t]*(?:-r|-c|--requirements?|--constraints?)[ \t]*[ \t=][ \t]*(?P<path>[^\s#]+)", re.MULTILINE
+)
 """Other files that a requirements file names: pip's documentation, "Requirements File Format"."""
+
+_BETWEEN_WORDS = re.compile(rb"[\s#\"',;]+")
+_ARCHIVES = (b".whl", b".tar.gz", b".zip")
+"""Packages that lie in the code themselves."""
+
+_CODE = "/fastflow/code"
+"""Where the code is in a container."""
 
 _LISTING = b"""
 try:
@@ -37,8 +46,8 @@ class UnreadableHeader(Exception):
 class Needs:
     """The files that say what has to be installed, and nothing else of a pipeline.
 
-    `files` maps paths within the code to content: requirements.txt and what it includes. `header` is the script's
-    PEP 723 block, b"" without one.
+    `files` maps paths within the code to content: requirements.txt, the files of the same kind it includes, and the
+    packages all these name that lie in the code as archives. `header` is the script's PEP 723 block, b"" without one.
     """
 
     files: tuple[tuple[str, bytes], ...] = ()
@@ -47,13 +56,14 @@ class Needs:
     @classmethod
     def of(cls, code: Path) -> Needs:
         """Reads them from unpacked code. Raises UnreadableHeader and OSError."""
-        files: dict[str, bytes] = {}
-        _collect(code.resolve(), Path(REQUIREMENTS), files)
         try:
             header = script_header((code / SCRIPT).read_bytes()) or b""
         except HeaderFault as fault:
             raise UnreadableHeader(f"{SCRIPT} {fault}") from fault
-        return cls(tuple(sorted(files.items())), header)
+        files = _Files(code.resolve())
+        files.add_requirements(REQUIREMENTS)
+        files.add_archives(header, Path())
+        return cls(tuple(sorted(files.found.items())), header)
 
     def digest(self, python_version: str, image_digest: str, index_url: str) -> str:
         """Names the environment that these needs become with this Python, from this image and index."""
@@ -86,14 +96,40 @@ def without_listing(output: bytes) -> bytes:
     return re.sub(rb"^fastflow-packages .*\n?", b"", output, flags=re.MULTILINE)
 
 
-def _collect(root: Path, name: Path, files: dict[str, bytes]) -> None:
-    """Reads a requirements file and what it includes, as far as that lies in the code."""
-    path = (root / name).resolve()
-    if not path.is_relative_to(root) or not path.is_file() or name.as_posix() in files:
-        return
-    files[name.as_posix()] = content = path.read_bytes()
-    for match in _INCLUDE.finditer(content):
-        included = match["path"].decode("utf-8", "surrogateescape").strip("\"'")
-        relative = Path(os.path.normpath(name.parent / included))
-        if not relative.is_absolute() and ".." not in relative.parts:
-            _collect(root, relative, files)
+class _Files:
+    """What is read of the code, never from outside it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.found: dict[str, bytes] = {}
+
+    def add_requirements(self, name: str) -> None:
+        """Takes a requirements file and what it includes."""
+        if self._add(name):
+            content, folder = self.found[name], Path(name).parent
+            for match in _INCLUDE.finditer(content):
+                self.add_requirements(_within(folder, match["path"]))
+            self.add_archives(content, folder)
+
+    def add_archives(self, text: bytes, folder: Path) -> None:
+        """Takes the archives that `text` names; `folder` is where its relative paths begin."""
+        for word in _BETWEEN_WORDS.split(text):
+            if word.endswith(_ARCHIVES):
+                self._add(_within(folder, word.removeprefix(b"file://")))
+
+    def _add(self, name: str) -> bool:
+        try:
+            path = (self._root / name).resolve()
+            usable = path.is_relative_to(self._root) and path.is_file()
+        except (OSError, ValueError, RuntimeError):  # no name any file can have, or a loop of links
+            return False
+        if not usable or name in self.found:
+            return False
+        self.found[name] = path.read_bytes()
+        return True
+
+
+def _within(folder: Path, named: bytes) -> str:
+    """The path within the code that is meant, whatever its form."""
+    path = named.decode("utf-8", "surrogateescape").strip("\"'")
+    return os.path.normpath("/" / folder / path.removeprefix(f"{_CODE}/")).removeprefix("/")
