@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 
 LAST_LINES = 15
@@ -94,11 +95,18 @@ def readable(line: str) -> str:
     event = entry.pop("event", None)
     if event is None:
         return line
-    moment = str(entry.pop("timestamp", ""))[11:19]
     level = str(entry.pop("level", "info"))
-    facts = "  ".join(f"{name}={value}" for name, value in entry.items())
+    moment = _local_time(str(entry.pop("timestamp", "")))
+    facts = "  ".join(f"{name}={value}" for name, value in entry.items() if value not in ("", None, [], {}))
     words = [moment, "" if level == "info" else f"{level}:", str(event), facts]
     return " ".join(word for word in words if word)
+
+
+def _local_time(timestamp: str) -> str:
+    try:
+        return datetime.fromisoformat(timestamp).astimezone().strftime("%H:%M:%S")
+    except ValueError:
+        return ""
 
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
