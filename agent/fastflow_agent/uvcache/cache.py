@@ -181,6 +181,12 @@ def _check(result: PreparerResult) -> None:
     output = without_listing(result.output)
     if b"os error 28" in output:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    raise EnvironmentFault(f"the requirements can not be installed: {_gist(output)}", output)
+
+
+def _gist(output: bytes) -> str:
+    """The line of uv's output that says most: its error, and the innermost cause."""
     lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
-    first = next((line for line in lines if line.startswith(("error:", "×"))), lines[-1] if lines else "no output")
-    raise EnvironmentFault(f"the requirements can not be installed: {first[:300]}", output)
+    errors = [line for line in lines if line.startswith(("error:", "×"))][:1] or lines[-1:] or ["uv said nothing"]
+    causes = [line for line in lines if line.lower().startswith(("cause:", "caused by:"))][-1:]
+    return "; ".join([*errors, *causes])[:400]

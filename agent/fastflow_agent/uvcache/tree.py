@@ -1,9 +1,9 @@
 """Folder trees of uv caches: copied without copying bytes, and closed to change. All of it blocks.
 
 uv replaces the files of its cache by renaming, never in place (uv 0.13: inodes and checksums before and after adding,
-refreshing and reusing packages). What it opens for writing, locks and the databases of Git sources, is copied. But uv
-also runs the build scripts of source packages, which may do as they please: so files that were published belong to
-root and can not be written by the user a preparer runs as.
+refreshing and reusing packages). What it opens for writing, locks, marks and the databases of Git sources, is copied.
+But uv also runs the build scripts of source packages, which may do as they please: so files that were published belong
+to root and can not be written by the user a preparer runs as.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ def link(source: Path, target: Path, owner: int) -> None:
 def close(root: Path, owner: int) -> None:
     """Takes from `owner` what may change the files under `root`, which nobody uses any more, and makes all durable.
 
-    Nothing is done where the process is not root, or is `owner` itself. What is neither file, folder nor symbolic link
-    is removed. Links are never followed.
+    Locks and marks stay `owner`'s: they are empty, never shared (see `link`), and a run's uv opens them for writing
+    through its overlay. Nothing is done where the process is not root, or is `owner` itself. What is neither file,
+    folder nor symbolic link is removed. Links are never followed.
     """
     if os.geteuid() == 0 and owner != 0:
         for entry in _walk(root):
-            if entry.is_file(follow_symlinks=False):
+            if entry.is_file(follow_symlinks=False) and not _is_mark(entry):
                 found = entry.stat(follow_symlinks=False)
                 if found.st_uid == owner or found.st_mode & 0o7222:
                     os.chown(entry.path, 0, 0, follow_symlinks=False)
@@ -87,7 +88,7 @@ def _link(entry: os.DirEntry[str], target: Path, owner: int, *, copied: bool) ->
         for inner in _entries(entry.path):
             _link(inner, target / inner.name, owner, copied=copied)
     elif not os.path.lexists(target):
-        if entry.is_symlink() or not (copied or _is_lock(entry)):
+        if entry.is_symlink() or not (copied or _is_mark(entry)):
             try:
                 os.link(entry.path, target, follow_symlinks=False)
                 return
@@ -100,8 +101,10 @@ def _link(entry: os.DirEntry[str], target: Path, owner: int, *, copied: bool) ->
         _give(target, owner)
 
 
-def _is_lock(entry: os.DirEntry[str]) -> bool:
-    return entry.name.endswith(".lock") and entry.stat(follow_symlinks=False).st_size == 0
+def _is_mark(entry: os.DirEntry[str]) -> bool:
+    # `.lock`, `sdists-v9/.git` and their like: uv opens them for writing at every start.
+    named_so = entry.name.startswith(".") or entry.name.endswith(".lock")
+    return named_so and entry.stat(follow_symlinks=False).st_size == 0
 
 
 def _is_script_environment(bucket: os.DirEntry[str], entry: os.DirEntry[str]) -> bool:
