@@ -5,7 +5,7 @@ import inspect
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -78,8 +78,9 @@ class _Guard:
             return self.answering_once(behavior)
 
         async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            async with self._call(context):
-                async for answer in behavior(request, context):
+            # Closed with the call, not when it is collected: a follower holds a log open.
+            async with self._call(context), aclosing(behavior(request, context)) as answers:
+                async for answer in answers:
                     yield answer
 
         return guarded

@@ -1,6 +1,7 @@
 """RunService: translates and delegates to `runs.service`."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from fastflow.v1 import runs_pb2, runs_pb2_grpc
@@ -60,8 +61,9 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
         self, request: runs_pb2.WatchRunRequest, context: Any
     ) -> AsyncIterator[runs_pb2.WatchRunResponse]:
         """Sends the run now and after each change."""
-        async for run in self._runs.watch(request.id):
-            yield runs_pb2.WatchRunResponse(run=run_message(run))
+        async with aclosing(self._runs.watch(request.id)) as states:
+            async for run in states:
+                yield runs_pb2.WatchRunResponse(run=run_message(run))
 
 
 def _state(value: int) -> RunState:

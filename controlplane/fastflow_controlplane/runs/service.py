@@ -1,8 +1,9 @@
 """What callers may ask of runs: create, read, list, cancel, watch. Knows no protobuf."""
 
+import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -31,6 +32,8 @@ CREATE_RUN = "CREATE_RUN"
 MAX_PRIORITY = 1000
 """Priorities run from -1000 to 1000; aging adds one step per `priority_aging`."""
 MAX_REQUEST_ID_LENGTH = 255
+EXPLAIN_SECONDS = 1.0
+"""How old the reason of a waiting run may be that a watcher sees: computed without the database, so often."""
 
 
 class CodeCatalog(Protocol):
@@ -154,18 +157,35 @@ class RunService:
         done = await self._store.write(cancel, cancelled)
         return await self.get(done.run_id)
 
-    async def watch(self, run_id: str) -> AsyncIterator[RunView]:
-        """Gives the run now and after each change, and ends after the terminal state."""
+    async def watch(self, run_id: str) -> AsyncGenerator[RunView, None]:
+        """Gives the run now and after each change, and ends after the terminal state.
+
+        Of a run that waits, what placement says of it is part of the run: it is looked at each EXPLAIN_SECONDS.
+        """
         seen = self._changes.count
         run = await self.get(run_id)
         while True:
             yield run
             if run.terminal:
                 return
-            etag = run.etag
-            while run.etag == etag:
-                seen = await self._changes.wait(run.id, seen)
+            shown = run
+            while (run.etag, run.placements) == (shown.etag, shown.placements):
+                seen = await self._next_look(run, seen)
                 run = await self.get(run.id)
+
+    async def _next_look(self, run: RunView, seen: int) -> int:
+        """Waits until the run's row changed or its reason to wait, which is in no row; returns the count seen."""
+        changed = asyncio.create_task(self._changes.wait(run.id, seen))
+        try:
+            while run.state is RunState.QUEUED and not changed.done():
+                tick = asyncio.create_task(self._clock.sleep(EXPLAIN_SECONDS))
+                await asyncio.wait({changed, tick}, return_when=asyncio.FIRST_COMPLETED)
+                tick.cancel()
+                if not changed.done() and self._scheduler.explain(run.id) != run.placements:
+                    return seen
+            return await changed
+        finally:
+            changed.cancel()
 
     async def _repeat(self, new: NewRun, run_id: str) -> RunView:
         """Answers a repeated request. The values of --env are compared themselves: no hash of them is kept."""

@@ -9,7 +9,7 @@ from ffctl import engine
 from ffctl.children import readable
 
 
-def test_a_structured_line_becomes_a_sentence_with_its_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_structured_line_becomes_a_sentence_with_its_facts() -> None:
     line = (
         '{"agent": "vm", "problems": [], "attempts": 0, "event": "agent connected", "level": "info", '
         '"timestamp": "2025-11-23T20:31:05.1Z"}'

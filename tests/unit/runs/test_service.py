@@ -3,9 +3,13 @@
 import asyncio
 
 import pytest
+from fastflow.pipelines.metadata import Limits
+from fastflow_controlplane.agents.model import Capacity
 from fastflow_controlplane.errors import AlreadyExists, InvalidArgument, NotFound
 from fastflow_controlplane.runs.model import NewRun
+from fastflow_controlplane.runs.service import EXPLAIN_SECONDS
 from fastflow_controlplane.runs.states import RunState
+from fastflow_controlplane.scheduler.placement import Offer
 
 from tests.unit.runs.conftest import World
 
@@ -103,6 +107,21 @@ async def test_a_watcher_sees_each_change_and_the_end(world: World) -> None:
     await watching
     assert seen[-1] is RunState.CANCELLED
     assert len(seen) == len(set(seen))
+
+
+async def test_a_watcher_of_a_waiting_run_learns_when_the_reason_changes(world: World) -> None:
+    world.limits("large", Limits(1000, 64 * 2**30))
+    run = await world.service.create(NewRun("large"))
+    watching = world.service.watch(run.id)
+    assert "no agent is connected" in (await anext(watching)).placements[0].explanation
+    following = asyncio.ensure_future(anext(watching))
+    await asyncio.sleep(0)
+    world.scheduler.agent_changed(Offer("a", "worker-1", Capacity(4000, 8 * 2**30)))
+    while not following.done():
+        await world.clock.advance(EXPLAIN_SECONDS)
+        await asyncio.sleep(0.001)
+    assert "largest agent worker-1 has 8 GiB" in following.result().placements[0].explanation
+    await watching.aclose()
 
 
 async def test_a_watcher_of_an_ended_run_gets_it_once(world: World) -> None:
