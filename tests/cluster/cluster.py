@@ -136,6 +136,8 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # Else what a readline() has buffered is lost to communicate().
+            bufsize=0,
         )
 
     def ffctl_environment(self) -> dict[str, str]:
@@ -183,7 +185,7 @@ class Cluster:
         deadline = threading.Timer(timeout, follower.kill)
         deadline.start()
         seen = b""
-        while text not in seen and (more := follower.stdout.read1()):
+        while text not in seen and (more := os.read(follower.stdout.fileno(), 65536)):
             seen += more
         deadline.cancel()
         follower.kill()
@@ -194,8 +196,8 @@ class Cluster:
         """Waits until the agent is in `state`."""
 
         def seen() -> bool:
-            for program in [self.controlplane, *self.agents.values()]:
-                program.check()
+            if state == "ACTIVE" and name in self.agents:
+                self.agents[name].check()
             done = self.ffctl("agents", "show", name, "-o", "json")
             return done.exit_code == 0 and json.loads(done.stdout)["state"] == f"AGENT_STATE_{state}"
 

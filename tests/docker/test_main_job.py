@@ -1,0 +1,246 @@
+"""The main job end to end, pipelines in containers of a real engine."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import docker
+import pytest
+
+from tests.cluster import Cluster
+from tests.cluster.scenarios import TICKER, Crashes, Leftovers, MainJob, ticker_log
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, runner_image: str) -> Iterator[Cluster]:
+    """A control plane and one agent with the Docker runtime."""
+    with Cluster(tmp_path / "cluster", "docker") as made:
+        yield made.start(FASTFLOW_IMAGE=runner_image)
+
+
+class TestMainJob(MainJob):
+    """With the Docker runtime."""
+
+
+class TestCrashes(Crashes):
+    """With the Docker runtime."""
+
+
+class TestLeftovers(Leftovers):
+    """With the Docker runtime."""
+
+
+class TestLimits:
+    """Hard limits end or slow a run, soft limits only warn, and the verdict says which."""
+
+    def test_memory_over_the_hard_limit_is_an_oom_kill_that_is_explained(self, cluster: Cluster) -> None:
+        main = "blocks = []\nwhile True: blocks.append(bytearray(8 * 1024 * 1024))"
+        cluster.add_pipeline("hog", main, pipeline={"mem_hard_limit": "96m"})
+        shown = cluster.finish(cluster.run("hog"))
+        assert (shown["state"], shown["reason"]) == ("RUN_STATE_FAILED", "REASON_OOM_KILLED")
+        assert shown["exit_code"] == 137
+        finding = shown["attempts"][0]["out_of_memory"]
+        assert int(finding["limit_bytes"]) == 96 * MIB
+        # The kernel charges in batches of 64 pages per core, which the parent group counts before they are refused.
+        assert 0.95 * 96 * MIB <= int(finding["peak_bytes"]) <= 97 * MIB
+        assert "96" in cluster.ffctl("runs", "show", shown["id"]).text
+
+    def test_an_oom_begun_by_a_child_ends_the_whole_container(self, cluster: Cluster) -> None:
+        main = """
+            import subprocess, sys, time
+            subprocess.run([sys.executable, "-c", "b = []\\nwhile True: b.append(bytearray(8 << 20))"])
+            print("the child is dead", flush=True)
+            time.sleep(30)
+            print("the parent lived on", flush=True)
+        """
+        cluster.add_pipeline("family", main, pipeline={"mem_hard_limit": "96m"})
+        shown = cluster.finish(cluster.run("family"))
+        assert (shown["state"], shown["reason"]) == ("RUN_STATE_FAILED", "REASON_OOM_KILLED")
+        assert b"the parent lived on" not in cluster.log(shown["id"])
+
+    def test_an_exit_of_zero_right_after_a_childs_oom_kill_is_no_success(self, cluster: Cluster) -> None:
+        main = """
+            import subprocess, sys
+            subprocess.run([sys.executable, "-c", "b = []\\nwhile True: b.append(bytearray(8 << 20))"])
+        """
+        cluster.add_pipeline("denial", main, pipeline={"mem_hard_limit": "96m"})
+        shown = cluster.finish(cluster.run("denial"))
+        assert (shown["state"], shown["reason"]) == ("RUN_STATE_FAILED", "REASON_OOM_KILLED")
+
+    def test_a_pipelines_own_sigkill_is_not_taken_for_an_oom_kill(self, cluster: Cluster) -> None:
+        cluster.add_pipeline("suicide", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+        shown = cluster.finish(cluster.run("suicide"))
+        assert (shown["state"], shown["exit_code"]) == ("RUN_STATE_FAILED", 137)
+        assert shown["reason"] != "REASON_OOM_KILLED"
+
+    def test_cpu_over_the_hard_limit_is_throttled_and_counted(self, cluster: Cluster) -> None:
+        main = """
+            import time
+            end = time.monotonic() + 3
+            while time.monotonic() < end: pass
+        """
+        cluster.add_pipeline("busy", main, pipeline={"cpu_hard_limit": 0.25})
+        usage = cluster.finish(cluster.run("busy"))["attempts"][0]["usage"]
+        assert int(usage["cpu_usec"]) < 0.25 * 6e6
+        assert int(usage["throttled_usec"]) > 1e6
+
+    def test_crossing_a_soft_memory_limit_warns_once_and_harms_nothing(self, cluster: Cluster) -> None:
+        main = """
+            import time
+            block = bytearray(80 * 1024 * 1024)
+            time.sleep(3)
+            del block
+            time.sleep(3)
+        """
+        limits = {"mem_hard_limit": "256m", "mem_soft_limit": "64m"}
+        cluster.add_pipeline("wide", main, pipeline=limits)
+        shown = cluster.finish(cluster.run("wide"))
+        assert shown["state"] == "RUN_STATE_SUCCEEDED"
+        (warning,) = shown["attempts"][0]["warnings"]
+        assert warning["kind"] == "SOFT_LIMIT_KIND_MEMORY"
+        assert int(warning["limit"]) == 64 * MIB
+        assert int(warning["peak"]) > 80 * MIB
+        assert 2 <= warning["seconds_above"] <= 5
+        assert "raise_time" in warning
+        assert "clear_time" in warning
+
+    def test_crossing_a_soft_cpu_limit_warns(self, cluster: Cluster) -> None:
+        main = """
+            import time
+            end = time.monotonic() + 8
+            while time.monotonic() < end: pass
+        """
+        cluster.add_pipeline("warm", main, pipeline={"cpu_hard_limit": 1.0, "cpu_soft_limit": 0.3})
+        shown = cluster.finish(cluster.run("warm"))
+        assert shown["state"] == "RUN_STATE_SUCCEEDED"
+        assert [warning["kind"] for warning in shown["attempts"][0]["warnings"]] == ["SOFT_LIMIT_KIND_CPU"]
+
+
+class TestDependencies:
+    """Packages come from the shared cache; what can not be had is said in uv's words."""
+
+    def test_requirements_are_installed_and_a_second_start_takes_less_than_a_second(self, cluster: Cluster) -> None:
+        main = "import time; print(time.time(), flush=True); import tabulate; print(tabulate.__version__)"
+        cluster.add_pipeline("tables", main, requirements="tabulate==0.9.0\n")
+        cold = cluster.finish(cluster.run("tables"))
+        assert cold["state"] == "RUN_STATE_SUCCEEDED", cluster.log(cold["id"])
+        warm = cluster.run("tables")
+        shown = cluster.finish(warm)
+        first_byte, version = cluster.log(warm).decode().split()
+        assert version == "0.9.0"
+        assert float(first_byte) - _seconds(shown["create_time"]) < 1.0
+
+    def test_a_pep_723_header_is_honoured(self, cluster: Cluster) -> None:
+        main = """\
+            # /// script
+            # dependencies = ["tabulate==0.9.0"]
+            # ///
+            import tabulate
+            print(tabulate.__version__)
+        """
+        cluster.add_pipeline("inline", main)
+        run = cluster.run("inline")
+        cluster.finish(run)
+        assert cluster.log(run) == b"0.9.0\n"
+
+    def test_requirements_that_do_not_resolve_fail_the_run_with_uvs_own_message(self, cluster: Cluster) -> None:
+        cluster.add_pipeline("wishful", "print('never')", requirements="tabulate==999.0\n")
+        shown = cluster.finish(cluster.run("wishful"))
+        assert (shown["state"], shown["reason"]) == ("RUN_STATE_FAILED", "REASON_ENVIRONMENT")
+        log = cluster.log(shown["id"])
+        assert b"tabulate==999.0" in log
+        assert b"never" not in log
+
+
+class TestEngine:
+    """An engine or image in trouble is a condition with a cure, not a lost run."""
+
+    def test_a_missing_image_fails_the_run_with_the_fix_and_the_agent_stays_healthy(
+        self, tmp_path: Path, runner_image: str
+    ) -> None:
+        with Cluster(tmp_path / "cluster", "docker") as cluster:
+            cluster.start(FASTFLOW_IMAGE="fastflow/no-such-image:1")
+            cluster.add_pipeline("hello", "print('hello')")
+            shown = cluster.finish(cluster.run("hello"))
+            assert (shown["state"], shown["reason"]) == ("RUN_STATE_FAILED", "REASON_IMAGE")
+            assert "fastflow/no-such-image:1" in shown["message"]
+            cluster.wait_for_agent("worker-1")
+
+    def test_a_container_removed_by_hand_is_a_failed_run_that_says_so(self, cluster: Cluster) -> None:
+        cluster.add_pipeline("ticker", TICKER)
+        run = cluster.run("ticker", "--env", "TICKS=400")
+        cluster.wait_for_log(run, b"tick 3 ")
+        agent = (Path(cluster.agent.settings["FASTFLOW_DATA_DIR"]) / "agent-id").read_text().strip()
+        engine = docker.from_env()
+        (container,) = engine.containers.list(filters={"label": f"org.fastflow.agent={agent}"})
+        container.remove(force=True)
+        engine.close()
+        shown = cluster.finish(run)
+        assert shown["state"] == "RUN_STATE_FAILED"
+        assert shown["reason"] in ("REASON_CONTAINER_VANISHED", "REASON_SIGNAL")
+        assert cluster.log(run).startswith(ticker_log(3))
+
+
+class TestTampering:
+    """A pipeline that meddles with its own plumbing harms itself at most."""
+
+    def test_a_truncated_log_is_a_recorded_fact(self, cluster: Cluster) -> None:
+        main = """
+            import os, time
+            print("x" * 1000, flush=True)
+            time.sleep(1)
+            os.truncate("/fastflow/log", 10)
+            time.sleep(1)
+            print("after", flush=True)
+            time.sleep(1)
+        """
+        cluster.add_pipeline("eraser", main)
+        shown = cluster.finish(cluster.run("eraser"))
+        assert shown["state"] == "RUN_STATE_SUCCEEDED"
+        assert [loss["kind"] for loss in shown["attempts"][0]["log_losses"]] == ["LOG_LOSS_KIND_TAMPERED"]
+        assert cluster.log(shown["id"]).startswith(b"x" * 1000)
+
+    def test_nothing_under_fastflow_can_be_removed_replaced_or_linked(self, cluster: Cluster) -> None:
+        main = """
+            import os
+            def refused(action, *arguments):
+                try:
+                    action(*arguments)
+                except OSError as error:
+                    return True
+                return False
+            print(refused(os.remove, "/fastflow/log"))
+            print(refused(os.rename, "/fastflow/log", "/fastflow/out/log"))
+            print(refused(os.symlink, "/etc/passwd", "/fastflow/link"))
+            print(refused(os.rmdir, "/fastflow/env"))
+            print(refused(os.remove, "/fastflow/start"))
+            print(refused(open, "/fastflow/code/main.py", "a"))
+        """
+        cluster.add_pipeline("vandal", main)
+        run = cluster.run("vandal")
+        cluster.finish(run)
+        assert cluster.log(run).split() == [b"True"] * 6
+
+    def test_links_left_in_writable_folders_are_not_followed_when_the_slot_is_removed(
+        self, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        treasure = tmp_path / "treasure"
+        treasure.mkdir()
+        (treasure / "gold").write_text("coins")
+        main = f"""
+            import os
+            for folder in ("/fastflow/out", "/fastflow/env", "/tmp"):
+                os.symlink({str(treasure)!r}, folder + "/link")
+        """
+        cluster.add_pipeline("trap", main)
+        shown = cluster.finish(cluster.run("trap"))
+        assert shown["state"] == "RUN_STATE_SUCCEEDED", cluster.log(shown["id"])
+        slots = Path(cluster.agent.settings["FASTFLOW_DATA_DIR"]) / "slots"
+        cluster.until(lambda: not list(slots.iterdir()), 20, "the slot folder to be removed")
+        assert (treasure / "gold").read_text() == "coins"
+
+
+def _seconds(timestamp: str) -> float:
+    return datetime.fromisoformat(timestamp).timestamp()
