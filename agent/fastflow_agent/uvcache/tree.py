@@ -52,9 +52,10 @@ def close(root: Path, owner: int) -> None:
         for entry in _walk(root):
             if entry.is_file(follow_symlinks=False) and not _is_mark(entry):
                 found = entry.stat(follow_symlinks=False)
-                if found.st_uid == owner or found.st_mode & 0o7222:
+                if found.st_uid == owner or found.st_mode & 0o7022:
                     os.chown(entry.path, 0, 0, follow_symlinks=False)
-                    Path(entry.path).chmod(stat.S_IMODE(found.st_mode) & 0o555)
+                    # Its owner may write still: a copy of it that uv makes would be of no use otherwise.
+                    Path(entry.path).chmod(stat.S_IMODE(found.st_mode) & 0o755)
             elif not entry.is_dir(follow_symlinks=False) and not entry.is_symlink():
                 Path(entry.path).unlink()
     _sync(root)
