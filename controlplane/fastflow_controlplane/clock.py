@@ -73,6 +73,7 @@ class ManualClock:
 
     async def advance(self, seconds: float) -> None:
         """Moves time on, and lets every task woken by it run before returning."""
+        await _let_tasks_run()
         end = self._monotonic + seconds
         while self._sleepers and self._sleepers[0][0] <= end:
             moment, _, woken = heapq.heappop(self._sleepers)
