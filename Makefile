@@ -3,6 +3,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+STATE := .fastflow/engine
 
 .PHONY: help demo up test test-hosts bench lint types format engine image clean
 
@@ -17,13 +18,13 @@ up: $(INSTALLED) ## Starts a control plane and an agent on the example pipelines
 
 test: $(INSTALLED) engine image ## All tests but those of the host lab
 	@$(BIN)/python -m pytest tests/unit tests/contract tests/integration tests/docker; \
-	  code=$$?; deploy/engine/engine stop; exit $$code
+	  code=$$?; deploy/engine/engine stop $(STATE); exit $$code
 
 test-hosts: $(INSTALLED) engine image ## Tests on virtual worker hosts with cgroup v2 (root, a few minutes)
-	@$(BIN)/python -m pytest tests/hosts; code=$$?; deploy/engine/engine stop; exit $$code
+	@$(BIN)/python -m pytest tests/hosts; code=$$?; deploy/engine/engine stop $(STATE); exit $$code
 
 bench: $(INSTALLED) engine image ## Measures; writes build/bench.json
-	@$(BIN)/python -m tests.bench; code=$$?; deploy/engine/engine stop; exit $$code
+	@$(BIN)/python -m tests.bench; code=$$?; deploy/engine/engine stop $(STATE); exit $$code
 
 lint: $(INSTALLED) ## Style of code and protocol
 	$(BIN)/ruff check .
@@ -38,7 +39,7 @@ format: $(INSTALLED) ## Formats the code
 	$(BIN)/ruff check --fix .
 
 engine: ## Makes sure a Docker engine runs
-	@deploy/engine/engine ensure
+	@deploy/engine/engine ensure $(STATE)
 
 image: $(INSTALLED) engine ## Makes sure the runner image is there
 	@$(BIN)/python deploy/runner/build

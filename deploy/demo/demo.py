@@ -64,7 +64,7 @@ def heading(text: str) -> None:
 def _container_runtime(cleanup: ExitStack) -> str:
     """Returns "docker" with engine and image in place, or "process" where Docker can not be had."""
     heading("Docker engine and runner image")
-    ensured = subprocess.run([*ENGINE, "ensure"], check=False)
+    ensured = subprocess.run([*ENGINE, "ensure", str(STATE / "engine")], check=False)
     if ensured.returncode == NO_ENGINE:
         print(
             f"{YELLOW}Docker can not be had here, so pipelines run as plain processes of this machine:\n"
@@ -73,7 +73,7 @@ def _container_runtime(cleanup: ExitStack) -> str:
         return "process"
     if ensured.returncode != 0:
         raise DemoFailed("The Docker engine could not be started; its message stands above.")
-    cleanup.callback(subprocess.run, [*ENGINE, "stop"], check=False)
+    cleanup.callback(subprocess.run, [*ENGINE, "stop", str(STATE / "engine")], check=False)
     if subprocess.run(IMAGE, check=False).returncode != 0:
         raise DemoFailed("The runner image could not be built; the message stands above.")
     return "docker"
