@@ -190,6 +190,7 @@ async def test_a_reconnect_needs_no_replay(plane: ControlPlane, agent: ScriptedA
     journal = Journal(key)
     await stream.report([journal.moved("PREPARING"), journal.moved("RUNNING")])
     await agent.upload(key, b"some output\n", seal=False)
+    assert (await plane.run(run.id)).attempts[0].log_bytes == len(b"some output\n")
     await stream.close()
 
     again = await agent.connect([journal.inventory("RUNNING", 2)])

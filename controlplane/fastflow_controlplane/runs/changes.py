@@ -1,7 +1,9 @@
 """Tells tasks that wait for a run that it changed. Nothing is queued per waiter, so a slow one only lags."""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 REMEMBERED_RUNS = 10_000
 """Runs whose last change is kept apart; for one that is forgotten a waiter wakes once too often, never too rarely."""
@@ -15,6 +17,7 @@ class Changes:
         self._count = 0
         self._forgotten_until = 0
         self._last: OrderedDict[str, int] = OrderedDict()
+        self._watchers: Counter[str] = Counter()
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
 
     @property
@@ -32,6 +35,21 @@ class Changes:
         for waiter in self._waiters.pop(run_id, ()):
             if not waiter.done():
                 waiter.set_result(None)
+
+    @contextmanager
+    def watching(self, run_id: str) -> Iterator[None]:
+        """Makes the run one of `watched`; enter it before the run is read."""
+        self._watchers[run_id] += 1
+        try:
+            yield
+        finally:
+            self._watchers[run_id] -= 1
+            if not self._watchers[run_id]:
+                del self._watchers[run_id]
+
+    def watched(self) -> list[str]:
+        """Returns the runs that somebody watches, for changes that no write announces."""
+        return list(self._watchers)
 
     async def wait(self, run_id: str, seen: int) -> int:
         """Returns once the run changed after the count `seen`, with the count to wait from next."""

@@ -1,6 +1,5 @@
 """What callers may ask of runs: create, read, list, cancel, watch. Knows no protobuf."""
 
-import asyncio
 import hashlib
 import json
 from collections.abc import AsyncGenerator, Sequence
@@ -15,6 +14,7 @@ from fastflow_controlplane import pages
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument
+from fastflow_controlplane.logs.store import LogKey, LogStore, StoreUnavailable
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptView, NewRun, RunPage, RunView, WaitingRun
 from fastflow_controlplane.runs.states import LIVE, RunState
@@ -32,8 +32,6 @@ CREATE_RUN = "CREATE_RUN"
 MAX_PRIORITY = 1000
 """Priorities run from -1000 to 1000; aging adds one step per `priority_aging`."""
 MAX_REQUEST_ID_LENGTH = 255
-EXPLAIN_SECONDS = 1.0
-"""How old the reason of a waiting run may be that a watcher sees: computed without the database, so often."""
 
 
 class CodeCatalog(Protocol):
@@ -64,6 +62,7 @@ class RunService:
         changes: Changes,
         catalog: CodeCatalog,
         sealer: Sealer,
+        logs: LogStore,
         scheduler: Scheduler,
         registry: AgentRegistry,
     ) -> None:
@@ -73,6 +72,7 @@ class RunService:
         self._changes = changes
         self._catalog = catalog
         self._sealer = sealer
+        self._logs = logs
         self._scheduler = scheduler
         self._registry = registry
 
@@ -117,7 +117,7 @@ class RunService:
         def read(connection: Connection) -> RunView:
             return runs.read_run(connection, runs.resolve(connection, run_id))
 
-        return self._complete(await self._store.read(read))
+        return await self._with_log_size(self._complete(await self._store.read(read)))
 
     async def list(
         self,
@@ -158,34 +158,19 @@ class RunService:
         return await self.get(done.run_id)
 
     async def watch(self, run_id: str) -> AsyncGenerator[RunView, None]:
-        """Gives the run now and after each change, and ends after the terminal state.
-
-        Of a run that waits, what placement says of it is part of the run: it is looked at each EXPLAIN_SECONDS.
-        """
-        seen = self._changes.count
-        run = await self.get(run_id)
-        while True:
-            yield run
-            if run.terminal:
-                return
-            shown = run
-            while (run.etag, run.placements) == (shown.etag, shown.placements):
-                seen = await self._next_look(run, seen)
-                run = await self.get(run.id)
-
-    async def _next_look(self, run: RunView, seen: int) -> int:
-        """Waits until the run's row changed or its reason to wait, which is in no row; returns the count seen."""
-        changed = asyncio.create_task(self._changes.wait(run.id, seen))
-        try:
-            while run.state is RunState.QUEUED and not changed.done():
-                tick = asyncio.create_task(self._clock.sleep(EXPLAIN_SECONDS))
-                await asyncio.wait({changed, tick}, return_when=asyncio.FIRST_COMPLETED)
-                tick.cancel()
-                if not changed.done() and self._scheduler.explain(run.id) != run.placements:
-                    return seen
-            return await changed
-        finally:
-            changed.cancel()
+        """Gives the run now and after each change, also of why it waits, and ends after the terminal state."""
+        whole_id = (await self.get(run_id)).id
+        with self._changes.watching(whole_id):
+            seen = self._changes.count
+            run = await self.get(whole_id)
+            while True:
+                yield run
+                if run.terminal:
+                    return
+                shown = run.etag, run.placements
+                while shown == (run.etag, run.placements):
+                    seen = await self._changes.wait(whole_id, seen)
+                    run = await self.get(whole_id)
 
     async def _repeat(self, new: NewRun, run_id: str) -> RunView:
         """Answers a repeated request. The values of --env are compared themselves: no hash of them is kept."""
@@ -225,6 +210,18 @@ class RunService:
             last = run.attempts[-1]
             return replace(run, attempts=(*run.attempts[:-1], self._with_usage(run.id, last)))
         return run
+
+    async def _with_log_size(self, run: RunView) -> RunView:
+        """Of an attempt whose log still grows, the rows do not know the size."""
+        last = run.attempts[-1] if run.attempts else None
+        if last is None or last.log_sealed:
+            return run
+        try:
+            async with self._logs.open(LogKey(run.id, last.number)) as opened:
+                grown = replace(last, log_bytes=opened.durable)
+        except StoreUnavailable:
+            return run
+        return replace(run, attempts=(*run.attempts[:-1], grown))
 
     def _with_usage(self, run_id: str, attempt: AttemptView) -> AttemptView:
         usage = self._registry.usage(attempt.agent_id, run_id, attempt.number)

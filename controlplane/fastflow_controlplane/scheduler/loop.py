@@ -16,6 +16,7 @@ import structlog
 from fastflow_controlplane.agents.model import Capacity
 from fastflow_controlplane.clock import MICROSECONDS, Clock
 from fastflow_controlplane.errors import FastFlowError
+from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptKey, Held, Placement, WaitingRun
 from fastflow_controlplane.scheduler.explain import explain
 from fastflow_controlplane.scheduler.placement import Offer, Shape, choose, obstacle
@@ -33,10 +34,14 @@ Assign = Callable[[WaitingRun, str], Awaitable[AttemptKey | None]]
 
 
 class Scheduler:
-    """Places waiting runs on agents. `placement_delay` (seconds) and `priority_aging` (seconds) as in the settings."""
+    """Places waiting runs on agents. `placement_delay` (seconds) and `priority_aging` (seconds) as in the settings.
 
-    def __init__(self, clock: Clock, placement_delay: float, priority_aging: float) -> None:
+    `changes` learns when the reasons of a waiting run change for another cause than a write.
+    """
+
+    def __init__(self, clock: Clock, changes: Changes, placement_delay: float, priority_aging: float) -> None:
         self._clock = clock
+        self._changes = changes
         self._placement_delay = placement_delay
         self._queue = WaitingQueue(round(priority_aging * MICROSECONDS))
         self._offers: dict[str, Offer] = {}
@@ -92,6 +97,7 @@ class Scheduler:
         )
         self._offers[offer.agent_id] = replace(offer, reserved=reserved)
         self._wake_fitting(offer.agent_id)
+        self._tell_watchers()
 
     def released(self, key: AttemptKey) -> None:
         """The container of an attempt is gone."""
@@ -180,6 +186,13 @@ class Scheduler:
             offer.reserved.slots + sign,
         )
         self._offers[held.agent_id] = replace(offer, reserved=reserved)
+        self._tell_watchers()
+
+    def _tell_watchers(self) -> None:
+        """The reasons of waiting runs may have changed; only those that somebody watches need to know."""
+        for run_id in self._changes.watched():
+            if run_id in self._queue:
+                self._changes.notify(run_id)
 
     def _wake_fitting(self, agent_id: str) -> None:
         offer = self._offers.get(agent_id)

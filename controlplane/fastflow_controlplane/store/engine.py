@@ -90,6 +90,8 @@ def parse_url(url: str) -> URL:
         ) from error
     backend = parsed.get_backend_name()
     if backend == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            raise InvalidArgument(f'database_url "{url}" names no file: runs would be gone with the process')
         return parsed.set(drivername="sqlite+pysqlite")
     if backend == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
@@ -98,7 +100,7 @@ def parse_url(url: str) -> URL:
 
 def place(url: URL) -> str:
     """Returns where the data lies, for messages; without a password."""
-    return url.database or "memory" if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
+    return url.database or "" if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
 
 
 def _engine(url: URL, *, immediate: bool, size: int) -> Engine:

@@ -155,7 +155,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     await store.start()
     clock, changes = ManualClock(), Changes()
     settings = ControlPlaneSettings(data_dir=tmp_path)
-    scheduler = Scheduler(clock, 5.0, 300.0)
+    scheduler = Scheduler(clock, changes, 5.0, 300.0)
     registry = AgentRegistry(store, clock, settings, scheduler)
     logs = FileLogStore(tmp_path / "logs")
     assignments = Assignments(store, clock, NoSecrets(), logs, changes, scheduler, registry, 1, 10.0)

@@ -10,6 +10,7 @@ from fastflow.pipelines.metadata import Limits, Metadata
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.errors import FastFlowError, NotFound
+from fastflow_controlplane.logs.files import FileLogStore
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.reaper import Reaper
 from fastflow_controlplane.runs.service import RunService
@@ -56,6 +57,7 @@ class World:
     clock: ManualClock
     changes: Changes
     catalog: ScriptedCatalog
+    logs: FileLogStore
     scheduler: Scheduler
     registry: AgentRegistry
     settings: ControlPlaneSettings
@@ -69,6 +71,7 @@ class World:
             self.changes,
             self.catalog,
             ReversibleSealer(),
+            self.logs,
             self.scheduler,
             self.registry,
         )
@@ -94,16 +97,19 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     store = Store(f"sqlite:///{tmp_path}/fastflow.db")
     store.open()
     await store.start()
-    clock = ManualClock()
-    scheduler = Scheduler(clock, 5.0, 300.0)
+    clock, changes = ManualClock(), Changes()
+    scheduler = Scheduler(clock, changes, 5.0, 300.0)
     settings = ControlPlaneSettings(data_dir=tmp_path)
+    logs = FileLogStore(tmp_path / "logs")
     yield World(
         store,
         clock,
-        Changes(),
+        changes,
         ScriptedCatalog(),
+        logs,
         scheduler,
         AgentRegistry(store, clock, settings, scheduler),
         settings,
     )
+    await logs.aclose()
     await store.close()

@@ -8,6 +8,7 @@ from fastflow.pipelines.metadata import Limits
 from fastflow_controlplane.agents.model import Capacity
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.errors import Unavailable
+from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptKey, FailedPlacements, Held, WaitingRun
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.scheduler.placement import Offer
@@ -20,7 +21,7 @@ class World:
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.scheduler = Scheduler(self.clock, placement_delay=5.0, priority_aging=300.0)
+        self.scheduler = Scheduler(self.clock, Changes(), placement_delay=5.0, priority_aging=300.0)
         self.placed: list[tuple[str, str]] = []
         self.fail_with: Exception | None = None
         self.refuse: set[str] = set()

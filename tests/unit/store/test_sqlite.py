@@ -96,5 +96,7 @@ def test_a_database_of_a_newer_version_is_refused(file: Path) -> None:
 def test_other_databases_are_refused_by_name() -> None:
     with pytest.raises(InvalidArgument, match="mysql"):
         parse_url("mysql://host/name")
+    with pytest.raises(InvalidArgument, match="names no file"):
+        parse_url("sqlite://")
     with pytest.raises(InvalidArgument, match="no database URL"):
         parse_url("fastflow.db")

@@ -1,0 +1,123 @@
+"""The composition root: builds every part around the rows of the database and gives each what it needs."""
+
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from fastflow_controlplane.agents.assignments import Assignments
+from fastflow_controlplane.agents.registry import AgentRegistry
+from fastflow_controlplane.agents.session import AgentSessions, SessionParts
+from fastflow_controlplane.api.services import Parts
+from fastflow_controlplane.clock import Clock
+from fastflow_controlplane.logs.files import FileLogStore
+from fastflow_controlplane.logs.follow import LogFollower
+from fastflow_controlplane.logs.ingest import LogIngest
+from fastflow_controlplane.runs.attempt_logs import AttemptLogRecords
+from fastflow_controlplane.runs.changes import Changes
+from fastflow_controlplane.runs.reaper import Reaper
+from fastflow_controlplane.runs.service import RunService
+from fastflow_controlplane.scheduler.loop import Scheduler
+from fastflow_controlplane.secrets.sealing import Sealer
+from fastflow_controlplane.secrets.service import SecretService
+from fastflow_controlplane.settings import ControlPlaneSettings
+from fastflow_controlplane.sources.catalog import Catalog
+from fastflow_controlplane.store.engine import Store
+from fastflow_controlplane.store.queries import attempts, runs
+from fastflow_controlplane.store.queries.cluster import take_over
+
+Task = Callable[[], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True)
+class ControlPlane:
+    """What is served, and by name the tasks that must run beside it, each without end."""
+
+    services: Parts
+    tasks: Mapping[str, Task]
+
+
+@asynccontextmanager
+async def compose(settings: ControlPlaneSettings, clock: Clock) -> AsyncIterator[ControlPlane]:
+    """Builds a control plane on its data folder, and closes its files at the end. Raises FastFlowError."""
+    async with AsyncExitStack() as opened:
+        store = Store(settings.database)
+        opened.push_async_callback(store.close)
+        store.open()
+        await store.start()
+        logs = FileLogStore(settings.data_dir / "logs")
+        opened.push_async_callback(logs.aclose)
+        changes = Changes()
+        scheduler = Scheduler(clock, changes, settings.placement_delay, settings.priority_aging)
+        catalog = Catalog(
+            settings.pipelines_dir.absolute(),
+            settings.data_dir.absolute(),
+            settings.default_limits,
+            scheduler.python_versions,
+            clock,
+        )
+        opened.push_async_callback(catalog.close)
+        secrets = SecretService(
+            store, clock, Sealer.load(settings.data_dir / "secret.key"), partial(_pipeline_names, catalog)
+        )
+        await secrets.check()
+        yield await _compose(settings, clock, store, logs, changes, scheduler, catalog, secrets)
+
+
+async def _compose(
+    settings: ControlPlaneSettings,
+    clock: Clock,
+    store: Store,
+    logs: FileLogStore,
+    changes: Changes,
+    scheduler: Scheduler,
+    catalog: Catalog,
+    secrets: SecretService,
+) -> ControlPlane:
+    leadership = await store.write(lambda connection: take_over(connection, clock.now()))
+    registry = AgentRegistry(store, clock, settings, scheduler)
+    assignments = Assignments(
+        store, clock, secrets, logs, changes, scheduler, registry, leadership.leader_epoch, settings.stop_grace
+    )
+    reaper = Reaper(store, clock, settings, changes, scheduler, registry, leadership.leader_epoch, catalog)
+    run_service = RunService(store, clock, settings, changes, catalog, secrets, logs, scheduler, registry)
+    sessions = AgentSessions(
+        SessionParts(
+            store=store,
+            clock=clock,
+            settings=settings,
+            leadership=leadership,
+            registry=registry,
+            assignments=assignments,
+            scheduler=scheduler,
+            changes=changes,
+            version=version("fast-flow"),
+        )
+    )
+    scheduler.restore(await store.read(runs.read_waiting), await store.read(attempts.read_held))
+    await registry.restore()
+    return ControlPlane(
+        services=Parts(
+            runs=run_service,
+            follower=LogFollower(logs, run_service.get, changes),
+            catalog=catalog,
+            registry=registry,
+            secrets=secrets,
+            sessions=sessions,
+            ingest=LogIngest(logs, AttemptLogRecords(store, changes, registry)),
+        ),
+        tasks={
+            "scheduler": partial(scheduler.run, assignments.assign),
+            "liveness": registry.watch,
+            "reaper": reaper.run,
+            "pipelines": partial(catalog.watch, settings.pipelines_interval),
+            "secrets": secrets.watch,
+        },
+    )
+
+
+async def _pipeline_names(catalog: Catalog) -> Collection[str]:
+    await catalog.refresh()
+    return [pipeline.name for pipeline in catalog.list()]
