@@ -43,6 +43,11 @@ def test_a_wrong_setting_is_named_and_nothing_starts(monkeypatch: pytest.MonkeyP
     assert "FASTFLOW_MEMORY_CAPACITY" in shown.output
 
 
+def test_runs_can_be_left_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTFLOW_NETWORK", "none")
+    assert AgentSettings.load().egress.network == "none"
+
+
 def test_a_control_plane_on_another_host_needs_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTFLOW_CONTROLPLANE", "10.0.0.7:7233")
     with pytest.raises(SettingsError, match="token"):

@@ -25,9 +25,7 @@ class SettingsError(Exception):
 class ServiceSettings(BaseSettings):
     """Base of a program's settings. Each field's `description` is its line in `--help`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="forbid", frozen=True, env_parse_none_str="none", env_ignore_empty=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
 
     @classmethod
     def settings_customise_sources(
