@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -21,6 +21,7 @@ from fastflow_agent.runtime.base import (
     PreparerSpec,
     Runtime,
     RuntimeFault,
+    RuntimeUnavailable,
     SlotPaths,
     SlotSpec,
     SlotState,
@@ -62,15 +63,16 @@ class DockerRuntime(Runtime):
         self._preparers = Preparers(options, self._containers, self._on_disk)
         self._template: Path | None = None
         self._cgroups: CgroupHost | None = None
-        self._probed = False
+        self._version = ""
 
     async def probe(self) -> Facts:
         """See `Runtime.probe`."""
-        info, found = await self._engine.probe(self._ask, self._times.probe)
-        self._cgroups = CgroupHost.detect(
-            str(info.get("CgroupVersion", "1")), str(info.get("CgroupDriver", "")), self._options.cgroup_base
-        )
-        self._probed = True
+        try:
+            version, found = await self._engine.probe(self._ask, self._times.probe)
+        except RuntimeUnavailable:
+            # It may come back as another one.
+            self._version = ""
+            raise
         problem, image = "", None
         try:
             image = await self._images.known(found)
@@ -78,7 +80,7 @@ class DockerRuntime(Runtime):
             problem = str(error)
         return Facts(
             runtime="docker",
-            runtime_version=str(info.get("ServerVersion", "")),
+            runtime_version=version,
             cgroup=self._cgroups.version if self._cgroups else "none",
             image=self._options.image,
             image_digest=image.id if image else "",
@@ -189,7 +191,7 @@ class DockerRuntime(Runtime):
             raise RuntimeFault(f"A folder of the slot could not be made or removed: {error}.") from error
 
     async def _cgroup_host(self) -> CgroupHost | None:
-        if not self._probed:
+        if not self._version:
             await self.probe()
         return self._cgroups
 
@@ -203,5 +205,13 @@ class DockerRuntime(Runtime):
             raise RuntimeFault(str(error)) from error
         return cgroups.parent(slot)
 
-    def _ask(self, client: Client) -> tuple[dict[str, Any], str]:
-        return client.info(), image_id(client, self._options.image)
+    def _ask(self, client: Client) -> tuple[str, str]:
+        version = str(client.version(api_version=False)["Version"])
+        if version != self._version:
+            # This question makes the engine count what it has; it is not for every few seconds.
+            info = client.info()
+            self._cgroups = CgroupHost.detect(
+                str(info.get("CgroupVersion", "1")), str(info.get("CgroupDriver", "")), self._options.cgroup_base
+            )
+            self._version = version
+        return version, image_id(client, self._options.image)

@@ -76,7 +76,9 @@ class Images:
                     lambda client: self._kept(found) or self._look(client, found), self._options.times.image_look
                 )
             except APIError as error:
-                raise RuntimeFault(f"The runner image could not be looked at: {error.explanation}") from error
+                raise RuntimeFault(
+                    f"The image {self._options.image} is no runner image: it does not start ({error.explanation})."
+                ) from error
             self._seen[found] = image
         return self._seen[found]
 

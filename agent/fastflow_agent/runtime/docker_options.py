@@ -12,8 +12,8 @@ from fastflow_agent.runtime.base import Egress
 class DockerTimes:
     """Time constants, in seconds."""
 
-    probe: float = 5.0
-    """Patience with the probe: an engine under load answers `info` in well under one second, a hung one never."""
+    probe: float = 10.0
+    """Patience with the probe: an engine answers in milliseconds, on a crowded host in seconds, a hung one never."""
 
     question: float = 20.0
     """Patience with an inspection or a list; on a crowded two-core host they were seen to take three."""

@@ -1,0 +1,96 @@
+"""A new agent process finds the slots of the one before it, whatever they were doing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from fastflow_agent.runtime.base import SlotState
+from fastflow_agent.runtime.docker import DockerRuntime
+from fastflow_agent.runtime.docker_options import DockerOptions
+
+from tests.slots import Slot, Workshop
+
+
+@pytest.fixture
+async def successor(options: DockerOptions) -> AsyncIterator[DockerRuntime]:
+    """The runtime of the next agent process: same folders, same agent id."""
+    runtime = DockerRuntime(options)
+    yield runtime
+    await runtime.aclose()
+
+
+async def test_it_lists_all_slots_with_their_states(workshop: Workshop, successor: DockerRuntime) -> None:
+    created, waiting, ended = (workshop.slot("raise SystemExit(3)") for _ in range(3))
+    await created.runtime.prepare_folders(created.spec)
+    await created.runtime.create(created.spec)
+    await waiting.wait_for_release()
+    await ended.run()
+    found = await successor.slots()
+    assert {slot: (seen.state, seen.exit_code) for slot, seen in found.items()} == {
+        created.id: (SlotState.CREATED, None),
+        waiting.id: (SlotState.RUNNING, None),
+        ended.id: (SlotState.EXITED, 3),
+    }
+    assert [await successor.was_released(slot.id) for slot in (created, waiting, ended)] == [False, False, True]
+
+
+async def test_it_sees_no_slot_of_another_agent(
+    workshop: Workshop, docker_options: Callable[..., DockerOptions]
+) -> None:
+    slot = workshop.slot("print('ran')")
+    await slot.run()
+    other = DockerRuntime(docker_options())
+    try:
+        assert await other.slots() == {}
+    finally:
+        await other.aclose()
+
+
+async def test_it_waits_for_a_slot_it_did_not_start(workshop: Workshop, successor: DockerRuntime) -> None:
+    slot = workshop.slot("import time; print('up', flush=True); time.sleep(1.5); raise SystemExit(7)")
+    await slot.begin()
+    await slot.said("up")
+    async with asyncio.timeout(30):
+        assert (await successor.wait(slot.id)).exit_code == 7
+
+
+async def test_it_starts_and_releases_what_was_only_created(workshop: Workshop, successor: DockerRuntime) -> None:
+    slot = workshop.slot("import os; print(os.environ['A'])")
+    await slot.runtime.prepare_folders(slot.spec)
+    await slot.runtime.create(slot.spec)
+    adopted = Slot(successor, slot.spec)
+    # Every step may be repeated: the agent may have died after it, before it wrote so down.
+    await adopted.begin({"A": "from the successor"})
+    await successor.start(slot.id)
+    assert (await adopted.end()).text == "from the successor"
+
+
+async def test_it_can_neither_start_nor_release_a_second_time(workshop: Workshop, successor: DockerRuntime) -> None:
+    slot = workshop.slot("print('ran', flush=True); import time; time.sleep(2)")
+    await slot.begin()
+    await slot.said("ran")
+    await Slot(successor, slot.spec).begin()
+    assert (await Slot(successor, slot.spec).end()).text == "ran"
+
+
+async def test_it_reads_the_control_groups_of_what_it_adopted(workshop: Workshop, successor: DockerRuntime) -> None:
+    slot = workshop.slot("import time; print('up', flush=True); time.sleep(30)")
+    await slot.begin()
+    await slot.said("up")
+    await successor.probe()
+    group = successor.group(slot.id)
+    assert group
+    assert (group.read().usage.pids or 0) >= 2
+
+
+async def test_a_slot_whose_environment_a_reboot_took_counts_as_released_once_it_ran(workshop: Workshop) -> None:
+    created, ended = workshop.slot("print('ran')"), workshop.slot("print('ran')")
+    await created.runtime.prepare_folders(created.spec)
+    await created.runtime.create(created.spec)
+    await ended.run()
+    for slot in (created, ended):
+        for path in slot.spec.paths.env.iterdir():
+            path.unlink()
+        slot.spec.paths.env.rmdir()
+    assert not await created.runtime.was_released(created.id)
+    assert await ended.runtime.was_released(ended.id)

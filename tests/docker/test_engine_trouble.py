@@ -1,0 +1,271 @@
+"""An engine that is missing, stopped, hanging or restarted, and an image that is missing or wrong."""
+
+import asyncio
+import gc
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import docker
+import pytest
+from fastflow_agent.model import new_slot_id
+from fastflow_agent.runtime.base import ImageMissing, RuntimeUnavailable, SlotState
+from fastflow_agent.runtime.docker import DockerRuntime
+from fastflow_agent.runtime.docker_options import DockerOptions, DockerTimes
+
+from tests.slots import Workshop
+
+# The SDK drops a socket that was refused or timed out without closing it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+TIMES = DockerTimes(probe=1.5, question=2.0, action=30.0, reinspect=0.5, event_retry=0.2)
+UP_SECONDS = 60.0
+EMPTY_TAR = bytes(10240)
+
+
+class OwnEngine:
+    """A Docker engine beside the machine's own, which may be maltreated.
+
+    It lives in namespaces of its own: a daemon takes the machine's docker0 for its own, and all that it leaves behind
+    goes with them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        namespaces = ["unshare", "--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]
+        # Under an init that reaps: to a daemon, its containerd of before is alive as long as it is a zombie.
+        self._home = subprocess.Popen([*namespaces, "docker-init", "--", "sleep", "infinity"])
+        self._daemon = 0
+
+    @property
+    def host(self) -> str:
+        return f"unix://{self._folder}/docker.sock"
+
+    def start(self) -> None:
+        """Start the daemon and wait until it answers."""
+        options = [f"--{name}={self._folder / name}" for name in ("data-root", "exec-root", "pidfile")]
+        options += [f"--host={self.host}", "--iptables=false", "--bridge=none", "--live-restore"]
+        inside = ["nsenter", f"--target={_child(self._home.pid)}", "--net", "--mount", "--pid"]
+        with (self._folder / "dockerd.log").open("ab") as log:
+            self._entrance = subprocess.Popen([*inside, "dockerd", *options], stdout=log, stderr=log)
+        self._daemon = _child(self._entrance.pid)
+        deadline = time.monotonic() + UP_SECONDS
+        while not self._answers():
+            assert time.monotonic() < deadline, (self._folder / "dockerd.log").read_text()[-4000:]
+            time.sleep(0.1)
+
+    def load(self, image: str) -> None:
+        """Give it an image of the machine's engine."""
+        saved = subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE)
+        subprocess.run(["docker", "-H", self.host, "load", "-q"], stdin=saved.stdout, check=True, timeout=120)
+        assert saved.wait() == 0
+
+    def signal(self, number: int) -> None:
+        """Signal the daemon."""
+        os.kill(self._daemon, number)
+        if number == signal.SIGCONT:
+            # nsenter stops with its child, but does not go on with it.
+            self._entrance.send_signal(number)
+
+    def stop(self) -> None:
+        """End the daemon; containers go on."""
+        self.signal(signal.SIGTERM)
+        self._entrance.wait(timeout=60)
+
+    def close(self) -> None:
+        """End all of it."""
+        self._home.kill()
+        self._home.wait()
+        self._entrance.wait(timeout=60)
+
+    def _answers(self) -> bool:
+        command = ["docker", "-H", self.host, "version"]
+        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+
+
+def _child(pid: int) -> int:
+    """The one child of a process, once there is one."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    deadline = time.monotonic() + 10
+    while not (found := children.read_text().split()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return int(found[0])
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """What the SDK dropped is collected within the test that had it drop."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def engine(runner_image: str) -> Iterator[OwnEngine]:
+    # Not tmp_path: the path of a Unix socket ends at 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="ff-own-"))
+    engine = OwnEngine(folder)
+    engine.start()
+    engine.load(runner_image)
+    yield engine
+    engine.close()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def own(
+    engine: OwnEngine, docker_options: Callable[..., DockerOptions], empty_cache: Path, tmp_path: Path
+) -> AsyncIterator[Workshop]:
+    """Slots of the engine that may be maltreated."""
+    options = docker_options(docker_host=engine.host, times=TIMES)
+    runtime = DockerRuntime(options)
+    workshop = Workshop(runtime, options.data_dir, options.env_dir, empty_cache)
+    yield workshop
+    await workshop.clear()
+    await runtime.aclose()
+
+
+async def test_a_hanging_engine_is_told_within_the_probes_patience_whatever_else_hangs(
+    engine: OwnEngine, own: Workshop
+) -> None:
+    await own.runtime.probe()
+    engine.signal(signal.SIGSTOP)
+    try:
+        hanging = [asyncio.ensure_future(own.runtime.observe(new_slot_id())) for _ in range(30)]
+        await asyncio.sleep(0.1)
+        begin = time.monotonic()
+        with pytest.raises(RuntimeUnavailable, match="does not answer"):
+            await own.runtime.probe()
+        assert time.monotonic() - begin < TIMES.probe + 1
+        results = await asyncio.gather(*hanging, return_exceptions=True)
+        assert {type(result) for result in results} == {RuntimeUnavailable}
+    finally:
+        engine.signal(signal.SIGCONT)
+    assert (await own.runtime.probe()).runtime == "docker"
+    assert (await own.runtime.observe(new_slot_id())).state is SlotState.ABSENT
+
+
+async def test_the_loop_goes_on_while_the_engine_hangs(engine: OwnEngine, own: Workshop) -> None:
+    await own.runtime.probe()
+    engine.signal(signal.SIGSTOP)
+    gaps: list[float] = []
+    try:
+        hanging = asyncio.gather(
+            own.runtime.probe(),
+            own.runtime.slots(),
+            *(own.runtime.observe(new_slot_id()) for _ in range(5)),
+            return_exceptions=True,
+        )
+        while not hanging.done():
+            begin = time.monotonic()
+            await asyncio.sleep(0.01)
+            gaps.append(time.monotonic() - begin)
+        await hanging
+    finally:
+        engine.signal(signal.SIGCONT)
+    assert max(gaps) < 0.5
+
+
+async def test_an_end_during_a_hang_is_told_after_it(engine: OwnEngine, own: Workshop) -> None:
+    slot = own.slot("import time; print('up', flush=True); time.sleep(1); print('bye'); raise SystemExit(5)")
+    await slot.begin()
+    await slot.said("up")
+    waiting = asyncio.ensure_future(slot.end())
+    await asyncio.sleep(0.2)
+    engine.signal(signal.SIGSTOP)
+    try:
+        await slot.said("bye")
+        await asyncio.sleep(TIMES.question + 0.5)
+        assert not waiting.done()
+    finally:
+        engine.signal(signal.SIGCONT)
+    assert (await waiting).exit_code == 5
+
+
+async def test_a_run_outlives_a_stopped_engine_and_its_end_is_told_by_the_next(
+    engine: OwnEngine, own: Workshop
+) -> None:
+    slot = own.slot("import time; print('up', flush=True); time.sleep(4); print('bye'); raise SystemExit(6)")
+    await slot.begin()
+    await slot.said("up")
+    waiting = asyncio.ensure_future(slot.end())
+    await asyncio.sleep(0.2)
+    await asyncio.to_thread(engine.stop)
+    with pytest.raises(RuntimeUnavailable, match="can not be reached"):
+        await own.runtime.probe()
+    await asyncio.to_thread(engine.start)
+    ended = await waiting
+    assert (ended.exit_code, ended.text) == (6, "up\nbye")
+
+
+async def test_an_engine_that_is_not_there_is_told_with_its_address(
+    docker_options: Callable[..., DockerOptions], tmp_path: Path
+) -> None:
+    runtime = DockerRuntime(docker_options(docker_host=f"unix://{tmp_path}/none.sock"))
+    try:
+        with pytest.raises(RuntimeUnavailable, match=r"none\.sock can not be reached \(No such file or directory\)"):
+            await runtime.probe()
+        with pytest.raises(RuntimeUnavailable):
+            await runtime.slots()
+    finally:
+        await runtime.aclose()
+
+
+async def test_a_missing_image_is_told_with_its_fix_and_the_engine_counts_as_well(
+    docker_options: Callable[..., DockerOptions], empty_cache: Path
+) -> None:
+    options = docker_options(image="fastflow/no-such-image:1")
+    runtime = DockerRuntime(options)
+    workshop = Workshop(runtime, options.data_dir, options.env_dir, empty_cache)
+    slot = workshop.slot("print('ran')")
+    try:
+        facts = await runtime.probe()
+        assert facts.runtime_version
+        assert "deploy/runner/build" in facts.problem
+        await runtime.prepare_folders(slot.spec)
+        with pytest.raises(ImageMissing, match="fastflow/no-such-image:1 is not on this worker host"):
+            await runtime.create(slot.spec)
+    finally:
+        await workshop.clear()
+        await runtime.aclose()
+
+
+async def test_an_image_removed_while_the_agent_runs_is_missing_at_the_next_creation(
+    docker_options: Callable[..., DockerOptions], runner_image: str, empty_cache: Path
+) -> None:
+    tag = f"fastflow/for-a-test:{os.getpid()}"
+    with docker.APIClient() as engine:
+        engine.tag(runner_image, "fastflow/for-a-test", str(os.getpid()))
+        options = docker_options(image=tag)
+        runtime = DockerRuntime(options)
+        workshop = Workshop(runtime, options.data_dir, options.env_dir, empty_cache)
+        try:
+            assert (await runtime.probe()).problem == ""
+            engine.remove_image(tag)
+            assert "is not on this worker host" in (await runtime.probe()).problem
+            slot = workshop.slot("print('ran')")
+            await runtime.prepare_folders(slot.spec)
+            with pytest.raises(ImageMissing):
+                await runtime.create(slot.spec)
+        finally:
+            await workshop.clear()
+            await runtime.aclose()
+
+
+async def test_an_image_without_uv_is_told_to_be_no_runner(docker_options: Callable[..., DockerOptions]) -> None:
+    tag = f"fastflow/no-runner:{os.getpid()}"
+    with docker.APIClient() as engine:
+        engine.import_image_from_data(EMPTY_TAR, repository="fastflow/no-runner", tag=str(os.getpid()))
+        runtime = DockerRuntime(docker_options(image=tag))
+        try:
+            facts = await runtime.probe()
+            assert tag in facts.problem
+            assert (facts.image_digest, facts.python_versions) == ("", ())
+        finally:
+            await runtime.aclose()
+            engine.remove_image(tag)
