@@ -1,5 +1,7 @@
 """What all tests share."""
 
+from collections.abc import Generator
+
 import pytest
 from hypothesis import settings
 
@@ -9,3 +11,16 @@ pytest.register_assert_rewrite("tests.cluster")
 # How long one example takes says something of the machine's load, nothing of the code.
 settings.register_profile("fastflow", deadline=None)
 settings.load_profile("fastflow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Shows how the programs of a failed test fared."""
+    from tests.cluster import Cluster
+
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        for used in item.funcargs.values():
+            if type(used) is Cluster:
+                report.sections += [(program.describe(), program.tail()) for program in used.programs]
+    return report

@@ -100,6 +100,11 @@ class Cluster:
         return agent
 
     @property
+    def programs(self) -> list[Program]:
+        """Control plane and agents."""
+        return [self.controlplane, *self.agents.values()]
+
+    @property
     def agent(self) -> Program:
         """The first agent."""
         return next(iter(self.agents.values()))
@@ -208,11 +213,7 @@ class Cluster:
         deadline = time.monotonic() + timeout
         while not (found := condition()):
             if time.monotonic() > deadline:
-                logs = "\n".join(
-                    f"--- {program.log.name}\n{program.tail()}"
-                    for program in [self.controlplane, *self.agents.values()]
-                )
-                raise AssertionError(f"waited {timeout} s in vain for {what}\n{logs}")
+                raise AssertionError(f"waited {timeout} s in vain for {what}")
             time.sleep(0.05)
         return found
 

@@ -61,6 +61,11 @@ class Program:
         if not self.alive:
             raise ProgramDied(f"{self.name} is not running; its log ends:\n{self.tail()}")
 
+    def describe(self) -> str:
+        """One line: which program, and whether it lives or how it ended."""
+        code = self._process.poll() if self._process else None
+        return f"{self.log.name}, {'running' if self.alive else f'ended with {code}'}"
+
     def tail(self) -> str:
         """The last lines of the program's log."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
