@@ -106,10 +106,11 @@ class Agent:
         self.spool_quota = 1 << 30
         self.log_limit = 0
         self.masks: tuple[bytes, ...] = ()
+        self.settings = ShipSettings(idle_after=0.1)
 
     async def start(self) -> None:
         self._channel = open_channel(self._address, own_connection=True)
-        self.shipper = Shipper(self._channel, backoff=Backoff(0.02, 0.1), settings=ShipSettings())
+        self.shipper = Shipper(self._channel, backoff=Backoff(0.02, 0.1), settings=self.settings)
         self._running = asyncio.create_task(self.shipper.run())
 
     async def kill(self) -> None:
@@ -210,7 +211,11 @@ async def test_a_run_without_output_is_sealed_empty(world: World) -> None:
     assert world.attempts.ends == {(key.run_id, 1): 0}
 
 
-async def test_a_line_is_readable_within_200_ms_of_being_written(world: World) -> None:
+@pytest.mark.parametrize("rests", [False, True])
+async def test_a_line_is_readable_within_200_ms_of_being_written(world: World, rests: bool) -> None:
+    world.agent.settings = ShipSettings(idle_after=0.01 if rests else 60.0)
+    await world.agent.kill()
+    await world.agent.start()
     key = world.key()
     world.agent.ship(key)
     clock = asyncio.get_running_loop().time

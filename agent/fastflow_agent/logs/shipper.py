@@ -9,9 +9,9 @@ run delays a quiet one by no more than a batch.
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,6 +22,7 @@ import structlog
 from fastflow.agent.v1 import attempts_pb2, gateway_pb2, gateway_pb2_grpc
 from fastflow.backoff import Backoff
 
+from fastflow_agent.logs.growth import Growth
 from fastflow_agent.logs.losses import LogLoss
 from fastflow_agent.logs.spool import PUNCH_BYTES, Spool
 from fastflow_agent.model import AttemptKey
@@ -39,9 +40,10 @@ class ShipSettings:
     """How output is shipped. Bytes and seconds.
 
     `chunk_bytes` is one message: measured, 64 to 128 KiB carry most bytes a second through gRPC. `batch_chunks` go out
-    before it is the next run's turn. `poll` and `idle_poll` are how often spools are looked at while any of them grows
-    and, `idle_after` seconds later, while none does: a fifth of the time within which a line is to be seen.
-    `acknowledge_interval` is how long a quiet spool keeps what was acknowledged.
+    before it is the next run's turn. `poll` is how often spools are looked at while any of them grows. `idle_after` is
+    how long none has to grow until the kernel is asked to tell; where it can not, they are looked at each `idle_poll`:
+    a fifth of the time within which a line is to be seen. `round_interval` is how often a spool that rests is looked
+    at closely, and loses what was acknowledged.
     """
 
     chunk_bytes: int = 128 * 1024
@@ -49,7 +51,7 @@ class ShipSettings:
     poll: float = 0.02
     idle_poll: float = 0.04
     idle_after: float = 1.0
-    acknowledge_interval: float = 1.0
+    round_interval: float = 1.0
     threads: int = 2
 
 
@@ -100,7 +102,7 @@ class Shipper:
         self._settings = settings or ShipSettings()
         self._shipments: dict[tuple[str, int], _Shipment] = {}
         self._wake = asyncio.Event()
-        self._added = asyncio.Event()
+        self._look_now = asyncio.Event()
         self._threads = ThreadPoolExecutor(self._settings.threads, "spool")
 
     async def run(self) -> None:
@@ -116,7 +118,7 @@ class Shipper:
         """Ships `spool` from `durable_offset` on. `on_loss` is called on the event loop for each loss found."""
         shipment = _Shipment(key, spool, durable_offset, on_loss, cursor=durable_offset)
         self._shipments[key.run_id, key.attempt] = shipment
-        self._added.set()
+        self._look_now.set()
         self._wake.set()
 
     def durable(self, key: AttemptKey) -> int:
@@ -144,34 +146,76 @@ class Shipper:
 
     async def _tend(self) -> None:
         clock = asyncio.get_running_loop().time
-        last_growth = clock()
-        for tick in itertools.count():
-            if not self._shipments:
-                self._added.clear()
-                await self._added.wait()
-            grew = False
-            for name, shipment in tuple(self._shipments.items()):
-                if self._shipments.get(name) is not shipment:
-                    continue
-                size = shipment.spool.size()
-                if size != shipment.size:
-                    shipment.size, grew = size, True
-                await self._keep_within_bounds(shipment, tick)
-            if grew:
-                last_growth = clock()
-                self._wake.set()
-            idle = clock() - last_growth > self._settings.idle_after
-            await asyncio.sleep(self._settings.idle_poll if idle else self._settings.poll)
+        with self._growth() as growth:
+            last_growth = last_round = clock()
+            while True:
+                self._look_now.clear()
+                if not self._shipments:
+                    await self._look_now.wait()
+                now = clock()
+                # A spool that rests costs one system call, and gets a closer look from time to time.
+                closely = now - last_round >= self._settings.round_interval
+                last_round = now if closely else last_round
+                if await self._look(closely):
+                    last_growth = now
+                    self._wake.set()
+                if now - last_growth <= self._settings.idle_after:
+                    await asyncio.sleep(self._settings.poll)
+                else:
+                    await self._rest(growth)
 
-    async def _keep_within_bounds(self, shipment: _Shipment, tick: int) -> None:
-        every = max(1, round(self._settings.acknowledge_interval / self._settings.poll))
+    @contextmanager
+    def _growth(self) -> Iterator[Growth | None]:
+        try:
+            growth = Growth(self._look_now.set)
+        except OSError as error:
+            log.warning("the kernel can not tell when logs grow: they are looked at all the time", error=str(error))
+            yield None
+            return
+        try:
+            yield growth
+        finally:
+            growth.close()
+
+    async def _rest(self, growth: Growth | None) -> None:
+        """Waits until some spool grows or is added, or it is time for a closer look."""
+        if growth is None:
+            await asyncio.sleep(self._settings.idle_poll)
+            return
+        try:
+            for shipment in self._shipments.values():
+                growth.arm(shipment.spool.fileno())
+        except OSError as error:
+            log.debug("a log can not be watched", error=str(error))
+            await asyncio.sleep(self._settings.idle_poll)
+            return
+        # Looked at after being armed: what came before is not told.
+        if all(shipment.spool.size() == shipment.size for shipment in self._shipments.values()):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.round_interval):
+                    await self._look_now.wait()
+
+    async def _look(self, closely: bool) -> bool:
+        grew = False
+        for name, shipment in tuple(self._shipments.items()):
+            # It may have been removed, and its spool closed, while another one was waited for.
+            if self._shipments.get(name) is shipment:
+                size = shipment.spool.size()
+                changed = size != shipment.size
+                grew |= changed
+                shipment.size = size
+                if changed or closely:
+                    await self._keep_within_bounds(shipment, closely)
+        return grew
+
+    async def _keep_within_bounds(self, shipment: _Shipment, closely: bool) -> None:
         try:
             if shipment.spool.wants_care(shipment.size):
                 await self._in_thread(shipment, shipment.spool.care)
-            if shipment.durable > shipment.acknowledged and tick % every == 0:
+            if closely and shipment.durable > shipment.acknowledged:
                 await self._acknowledge(shipment)
         except OSError as error:
-            if tick % every == 0:
+            if closely:
                 log.error("a log can not be kept within its bounds", run=shipment.key.run_id, error=str(error))
 
     async def _acknowledge(self, shipment: _Shipment) -> None:

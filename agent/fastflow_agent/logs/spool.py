@@ -101,6 +101,10 @@ class Spool:
         """Length of the file now. One system call that never waits; not to be called once the spool is closed."""
         return os.lseek(self._descriptor, 0, os.SEEK_END)
 
+    def fileno(self) -> int:
+        """The descriptor of the file, for being told when it grows; valid until the spool is closed."""
+        return self._descriptor
+
     def wants_care(self, size: int) -> bool:
         """Whether `care` has something to do, given the file's size. Cheap."""
         return (
