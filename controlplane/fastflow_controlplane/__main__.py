@@ -1,6 +1,7 @@
 """`fastflow-controlplane`: the command line of the control plane."""
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
@@ -46,6 +47,8 @@ def serve(config: Path | None, print_config: bool) -> None:
         click.echo(settings.print_config())
         return
     configure_logging(settings.log_level)
+    # gRPC's core writes lines of its own kind to stderr, where ours are JSON; its errors reach us as exceptions.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Here, since gRPC and SQLAlchemy take longer to import than --help may take.
     from fastflow_controlplane.errors import FastFlowError
 
