@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
@@ -69,6 +70,9 @@ def run(config: Path | None, print_config: bool) -> None:
     except (DataFolderInUse, UnknownRecord, RuntimeFault, OSError, ValueError) as error:
         log.error("the agent can not start", reason=str(error))
         sys.exit(EXIT_CANNOT_START)
+    # Threads that wait for an engine that hangs would keep the process for minutes; nothing they do needs us.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 async def _run(settings: AgentSettings) -> None:

@@ -67,6 +67,7 @@ class AgentHost:
 
     def opening(self) -> tuple[gateway_pb2.Hello, list[gateway_pb2.InventoryPage]]:
         """The first messages of a stream."""
+        self._worker.pause()
         hello = wire.hello(self._settings, self._identity, self._membership, self._health.facts)
         return hello, list(wire.inventory(self._worker.reports))
 

@@ -51,6 +51,7 @@ class Worker:
         self._desired: dict[AttemptNumber, Desired] = {}
         self._orphaned: dict[AttemptNumber, float] = {}
         self._orphan_grace = 0.0
+        self._connected = False
 
     # What the control plane says.
 
@@ -58,7 +59,12 @@ class Worker:
         """Take the whole desired state; what is not in it is an orphan, stopped after `orphan_grace` seconds."""
         self._desired = {number(word.key): word for word in words}
         self._orphan_grace = orphan_grace
+        self._connected = True
         self.converge()
+
+    def pause(self) -> None:
+        """What is desired is not known for certain now: begin and abandon nothing until `take_full`."""
+        self._connected = False
 
     def take_delta(self, words: Sequence[Desired]) -> None:
         """Take changes; what is not mentioned stays as it was."""
@@ -72,6 +78,8 @@ class Worker:
 
     def converge(self) -> None:
         """Bring what is here nearer to what is desired. Repeat while connected: orphans are stopped by time."""
+        if not self._connected:
+            return
         keys = [attempt.key for attempt in self._attempts.values()] + list(self._binding.values())
         local = [Local(key, self._orphaned.get(number(key))) for key in keys]
         for step in converge(self._desired, local, self._services.clock.monotonic(), self._orphan_grace):
@@ -176,7 +184,10 @@ class Worker:
             await journal.append(facts=self._with_loss(word, refusal))
         self._services.checkpoint(Checkpoint.BOUND)
         del self._binding[number(word.key)]
-        self._enter(Attempt(journal, self._services, fresh=True))
+        attempt = Attempt(journal, self._services, fresh=True)
+        newest = self._desired.get(number(word.key), word)
+        attempt.tell(newest if newest.key == word.key else word)
+        self._enter(attempt)
         self.converge()
 
     def _enter(self, attempt: Attempt) -> None:
@@ -235,7 +246,7 @@ class Worker:
             except Exception as error:
                 faults += 1
                 log.error("attempt met an error", attempt=str(attempt.key), error=repr(error), exc_info=error)
-                if faults == FAULTS_BEFORE_FAILURE and not attempt.began:
+                if faults == FAULTS_BEFORE_FAILURE:
                     await attempt.fail(f"the agent could not start it: {type(error).__name__}")
                 await self._services.clock.sleep(backoff.next())
         log.info("attempt is forgotten", attempt=str(attempt.key))

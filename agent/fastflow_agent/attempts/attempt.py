@@ -87,7 +87,7 @@ class Attempt:
 
     def acknowledge(self, sequence: int) -> None:
         """The control plane has settled all events up to `sequence`."""
-        self._dossier.journal.acknowledge(sequence)
+        self._dossier.acknowledge(sequence)
 
     @property
     def unacknowledged(self) -> list[Event]:
@@ -105,15 +105,21 @@ class Attempt:
 
     async def run(self) -> None:
         """Return once all of the attempt is deleted. Raises what nobody foresaw; then enter it again."""
-        notes = asyncio.create_task(self._dossier.keep_notes())
+        helpers = [asyncio.create_task(self._dossier.keep_notes())]
+        if self._dossier.history.created and not self._dossier.history.sealed:
+            # Taken over from an earlier agent: its output is shipped even while the engine does not answer.
+            helpers.append(asyncio.create_task(self._output.ship()))
         try:
             await self._live()
         finally:
-            notes.cancel()
-            await asyncio.wait([notes])
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.wait(helpers)
 
     async def fail(self, message: str) -> None:
-        """End an attempt whose user code has not run, because of a fault of the agent itself."""
+        """End an attempt whose user code has not run, because of a fault of the agent itself; a known end stands."""
+        if self.began or self._dossier.history.settled:
+            return
         await self._dossier.record(facts=(Ended(State.FAILED, Reason.RUNTIME, message),))
 
     async def _live(self) -> None:
@@ -125,6 +131,8 @@ class Attempt:
                 await closing.remove_container(self._dossier)
             await closing.seal_log(self._dossier, self._output)
             await self._dossier.wishes.until(lambda: self._dossier.wishes.forget)
+            # A loss of output may be found as late as the log's end, when the control plane lacks nothing it knows of.
+            await self._dossier.until_told()
         await closing.delete_all(self._dossier, self._output)
 
     async def _until_settled(self) -> None:
@@ -164,12 +172,7 @@ class Attempt:
         if not self._dossier.history.released:
             # The agent died, or the engine failed to answer, between the release and its record.
             await self._dossier.record(Released(), facts=(StateChanged(State.RUNNING, slot=self.slot),))
-        shipping = asyncio.create_task(self._output.open())
-        try:
-            await Watch(self._dossier).until_end()
-        finally:
-            shipping.cancel()
-            await asyncio.wait([shipping])
+        await Watch(self._dossier).until_end()
 
     async def _end_before_release(self, cause: StopCause) -> None:
         stopping = Stopping(cause, self._services.clock.now(), 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -61,7 +62,10 @@ async def delete_all(dossier: Dossier, output: Output) -> None:
     """Delete all that is kept of the attempt, its journal last."""
     await output.close()
     if not dossier.history.forgotten:
-        await dossier.record(Forget())
+        # Without it, a deletion that is interrupted goes on once the control plane says FORGET again. So a full disk
+        # must not hold up what makes room on it.
+        with contextlib.suppress(OSError):
+            await dossier.journal.append(Forget())
     dossier.checkpoint(Checkpoint.FORGET)
     dossier.journal.close()
     if dossier.slot:

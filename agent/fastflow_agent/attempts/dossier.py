@@ -107,6 +107,7 @@ class Dossier:
         self.oom_kills = 0
         self._notes: deque[Fact] = deque()
         self._noted = asyncio.Event()
+        self._acknowledged = asyncio.Event()
 
     @property
     def history(self) -> History:
@@ -156,6 +157,17 @@ class Dossier:
         """The kernel killed a process of the container over its limit, and the container still lives."""
         self.oom_kills = kills
         self.oom.set()
+
+    def acknowledge(self, sequence: int) -> None:
+        """The control plane has settled all events up to `sequence`."""
+        self.journal.acknowledge(sequence)
+        self._acknowledged.set()
+
+    async def until_told(self) -> None:
+        """Return once the control plane has settled every event there is."""
+        while self._notes or self.history.unacked:
+            self._acknowledged.clear()
+            await self._acknowledged.wait()
 
     async def keep_notes(self) -> None:
         """Journal what is noted, until cancelled."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
+from fastflow.backoff import Backoff
 
-from fastflow_agent.attempts.dossier import Dossier
+from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS, Dossier
 from fastflow_agent.desired import Desired
 from fastflow_agent.facts import LogLossFound
 from fastflow_agent.logs.losses import LogLoss
@@ -52,6 +53,17 @@ class Output:
                 shipper = self._dossier.services.shipper
                 shipper.add(self._dossier.key, self._spool, word.durable_offset, self._lost)
             return self._spool
+
+    async def ship(self) -> None:
+        """Begin to ship, and try again while the disk refuses."""
+        backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
+        while True:
+            try:
+                await self.open()
+                return
+            except OSError as error:
+                self._dossier.services.health.disk_refused(error)
+                await self._dossier.services.clock.sleep(backoff.next())
 
     async def explain(self, words: bytes) -> None:
         """Put what kept the attempt from starting into its log, unless an earlier try did."""

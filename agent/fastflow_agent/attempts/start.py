@@ -55,7 +55,6 @@ class Start:
         self._dossier = dossier
         self._output = output
         self._services = dossier.services
-        self._deadline = self._services.clock.monotonic() + self._services.start_patience
 
     async def bring_up(self, wishes: Wishes) -> None:
         """Start what is wanted; on return the program was released, or the end of its container is judged.
@@ -157,13 +156,16 @@ class Start:
         A step that speaks with the engine is not interrupted by a stop: its effect would come after the clean-up.
         """
         backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
+        deadline = None
         while True:
             self._check_wanted()
             try:
                 return await (self._unless_stopped(call()) if interruptible else call())
             except RuntimeUnavailable as error:
                 self._services.health.engine_refused(error)
-                if self._services.clock.monotonic() >= self._deadline:
+                now = self._services.clock.monotonic()
+                deadline = now + self._services.start_patience if deadline is None else deadline
+                if now >= deadline:
                     raise _sorted(error, self._dossier) from error
             except (BundleFault, EnvironmentFault, ImageMissing, RuntimeFault, OSError) as error:
                 raise _sorted(error, self._dossier) from error

@@ -103,6 +103,8 @@ class Session:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if stop in done and not done & {reader, writer, ticker}:
+                if self._welcome is None:
+                    return
                 self._outbox.say_goodbye()
                 await asyncio.wait({reader}, timeout=GOODBYE_SECONDS)
                 return

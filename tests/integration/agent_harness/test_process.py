@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -68,3 +69,25 @@ async def test_a_second_agent_on_the_same_data_folder_is_told_who_has_it(
     assert second.stop() == 1
     assert first.alive
     assert await asyncio.to_thread(first.stop) == 0
+
+
+async def test_an_engine_that_hangs_blocks_placement_and_neither_the_agent_nor_its_end(
+    controlplane: ScriptedControlPlane, settings: dict[str, str], tmp_path: Path
+) -> None:
+    hung = await asyncio.start_unix_server(lambda *_: asyncio.sleep(3600), tmp_path / "docker.sock")
+    async with hung:
+        changes = {"FASTFLOW_RUNTIME": "docker", "FASTFLOW_DOCKER_HOST": f"unix://{tmp_path / 'docker.sock'}"}
+        agent = _agent({**settings, **changes}, tmp_path / "agent.log")
+        agent.start()
+        stream = await controlplane.stream()
+        await stream.welcome()
+        await stream.full()
+        heartbeat = await stream.until_applied(1)
+        held = {condition.type: condition for condition in heartbeat.conditions}
+        assert held["DockerUnavailable"].blocks_placement
+        began = time.monotonic()
+        ending = asyncio.create_task(asyncio.to_thread(agent.stop))
+        assert await stream.next("goodbye") is not None
+        stream.end()
+        assert await ending == 0
+        assert time.monotonic() - began < 5

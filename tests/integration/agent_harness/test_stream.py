@@ -314,6 +314,7 @@ async def test_orphans_are_said_and_live_until_their_grace_is_over(
         heartbeat = await stream.next("heartbeat")
     assert word.key.run_id in _conditions(heartbeat)["OrphanedAttempts"]
     assert len(agent.slots()) == 1
+    await stream.until_fact("container_gone")
     await agent.until(lambda: not agent.slots())
     while "OrphanedAttempts" in _conditions(await stream.next("heartbeat")):
         pass

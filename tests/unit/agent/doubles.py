@@ -4,6 +4,7 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,10 +29,11 @@ FACTS = Facts("docker", "1", "none", "image", "sha256:image", ("3.11",), "0.9")
 
 
 class FakeClock(Clock):
-    """Time that passes only when a test says so."""
+    """Time that passes only when a test says so. `disk` is the one thread that does the work of the agent's threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, disk: Executor) -> None:
         self._now = 1000.0
+        self._disk = disk
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._count = itertools.count()
 
@@ -56,15 +58,21 @@ class FakeClock(Clock):
             self._now, _, waiting = heapq.heappop(self._sleepers)
             if not waiting.done():
                 waiting.set_result(None)
-                await settle()
+                await self.settle()
         self._now = end
-        await settle()
+        await self.settle()
+
+    async def settle(self, rounds: int = 25) -> None:
+        """Let tasks and their thread work until nothing moves."""
+        loop = asyncio.get_running_loop()
+        for _ in range(rounds):
+            await loop.run_in_executor(self._disk, _nothing)
+            for _ in range(5):
+                await asyncio.sleep(0)
 
 
-async def settle(rounds: int = 30) -> None:
-    """Let tasks and the short work of their threads run until nothing moves."""
-    for _ in range(rounds):
-        await asyncio.sleep(0.001)
+def _nothing() -> None:
+    """What is asked of the thread before this is done after it."""
 
 
 @dataclass
@@ -210,6 +218,8 @@ class FakeShipper:
         while len(self.logs[key]) < end:
             data = spool.read(len(self.logs[key]), end)
             self.logs[key] += data if isinstance(data, bytes) else b"\0" * (end - len(self.logs[key]))
+        for loss in spool.take_losses():
+            self.on_loss[key](loss)
         self.sealed[key] = end
         return end
 

@@ -1,6 +1,7 @@
 """One attempt's life, with an engine and a control plane in memory."""
 
 import errno
+import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,13 +11,13 @@ from fastflow_agent.attempts.dossier import Checkpoint
 from fastflow_agent.bundles import BundleFault
 from fastflow_agent.conditions import ConditionType
 from fastflow_agent.desired import Action, Desired
-from fastflow_agent.facts import Ended, LogLossFound, ProvenanceKnown, StateChanged
+from fastflow_agent.facts import Ended, LogLossFound, ProvenanceKnown, SoftLimitCrossed, StateChanged
+from fastflow_agent.logs.losses import LogLoss
 from fastflow_agent.model import AttemptKey, Reason, SlotId, State, StopCause
 from fastflow_agent.reconcile import number
 from fastflow_agent.runtime.base import ImageMissing, RuntimeFault, RuntimeUnavailable
 from fastflow_agent.uvcache import EnvironmentFault
 
-from tests.unit.agent.doubles import settle
 from tests.unit.agent.world import Known, World
 
 OF_A_STOP = (Checkpoint.STOPPING, Checkpoint.SIGNAL_SENT)
@@ -98,7 +99,7 @@ async def test_capacity_is_given_back_only_when_the_container_is_gone(world: Wor
     world.runtime.fail["remove"] = RuntimeFault("a process does not die")
     world.runtime.end(world.slot(key), 0)
     await world.until(lambda: world.known[key].ends)
-    await settle()
+    await world.clock.settle()
     world.pump()
     assert not world.known[key].gone
     del world.runtime.fail["remove"]
@@ -129,6 +130,7 @@ async def test_a_program_that_ignores_sigterm_is_killed_after_its_grace(world: W
     container.ignores = {signal.SIGTERM}
     world.stop(key, grace=10.0)
     await world.until(lambda: container.signals)
+    await world.clock.settle()
     await world.clock.advance(9.5)
     assert container.signals == [signal.SIGTERM]
     await world.clock.advance(1.0)
@@ -160,7 +162,7 @@ async def test_the_time_limit_counts_from_the_release(world: World) -> None:
     await world.start()
     world.bundles.gate.clear()
     key = world.assign(timeout=30.0)
-    await settle()
+    await world.clock.settle()
     await world.clock.advance(100.0)
     world.bundles.gate.set()
     await world.running(key)
@@ -180,7 +182,7 @@ async def test_the_time_limit_survives_the_agent(world: World) -> None:
     await world.kill()
     await world.clock.advance(20.0)
     await world.start()
-    await settle()
+    await world.clock.settle()
     container = world.runtime.containers[world.slot(key)]
     await world.clock.advance(9.0)
     assert container.signals == []
@@ -208,6 +210,80 @@ async def test_a_stop_that_comes_before_the_attempt_ends_it_unstarted(world: Wor
     await world.forgotten(key)
     assert _ended(world, key).state is State.CANCELLED
     assert world.runtime.starts == []
+
+
+# What the sampler and the spool find.
+
+
+async def test_a_childs_oom_ends_the_whole_container_and_is_the_verdict(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    container = world.runtime.containers[world.slot(key)]
+    world.attempt(key).note_oom(2)
+    await world.forgotten(key)
+    assert container.signals == [signal.SIGKILL]
+    ended = _ended(world, key)
+    assert (ended.state, ended.reason, ended.exit_code) == (State.FAILED, Reason.OOM_KILLED, 137)
+
+
+async def test_an_oom_seen_before_the_agent_died_is_still_the_verdict(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    world.runtime.containers[world.slot(key)].ignores = {signal.SIGKILL}
+    world.attempt(key).note_oom(1)
+    await world.until(lambda: world.runtime.containers[world.slot(key)].signals)
+    await world.kill()
+    world.runtime.end(next(iter(world.runtime.containers)), 137)
+    await world.start()
+    await world.forgotten(key)
+    assert _ended(world, key).reason is Reason.OOM_KILLED
+
+
+async def test_a_crossing_of_a_soft_limit_is_a_fact_and_comes_before_the_end(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    crossing = SoftLimitCrossed(1, "MEMORY", 10, 12, world.clock.now())
+    world.attempt(key).note(crossing)
+    world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key)
+    facts = world.known[key].facts
+    assert facts.index(crossing) < facts.index(_ended(world, key))
+
+
+async def test_a_loss_of_output_is_told_once_even_if_it_is_found_again(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    loss = LogLoss("DROPPED", 5, 7, "too fast")
+    world.shipper.on_loss[key](loss)
+    await world.until(lambda: any(isinstance(fact, LogLossFound) for fact in world.known[key].facts))
+    await world.restart()
+    await world.until(lambda: key in world.shipper.spools)
+    world.shipper.on_loss[key](loss)
+    world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key)
+    losses = [fact for fact in world.known[key].facts if isinstance(fact, LogLossFound)]
+    assert [(found.kind, found.offset, found.bytes) for found in losses] == [("DROPPED", 5, 7)]
+
+
+async def test_a_log_that_was_replaced_while_no_agent_watched_is_not_taken_for_the_programs(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    log = world.paths(world.slot(key)).log
+    await world.kill()
+    log.rename(log.with_name("moved"))
+    log.write_bytes(b"forged\n")
+    await world.start()
+    await world.until(lambda: key in world.shipper.spools)
+    world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key)
+    assert world.shipper.logs[key] == b""
+    (loss,) = [fact for fact in world.known[key].facts if isinstance(fact, LogLossFound)]
+    assert loss.kind == "TAMPERED"
 
 
 # What can not start.
@@ -266,7 +342,7 @@ async def test_an_engine_that_is_away_for_a_moment_only_delays_the_start(world: 
     await world.start()
     world.runtime.unavailable = True
     key = world.assign()
-    await settle()
+    await world.clock.settle()
     assert world.conditions.holds(ConditionType.DOCKER_UNAVAILABLE)
     await world.clock.advance(3.0)
     world.runtime.unavailable = False
@@ -317,6 +393,62 @@ async def test_an_error_nobody_foresaw_fails_that_attempt_alone(world: World) ->
     world.runtime.end(world.slot(other), 0)
     await world.forgotten(other)
     assert _ended(world, other).state is State.SUCCEEDED
+
+
+async def test_only_one_long_outage_sends_an_attempt_elsewhere_and_not_a_long_preparation(world: World) -> None:
+    await world.start()
+    world.bundles.gate.clear()
+    key = world.assign()
+    await world.clock.settle()
+    await world.clock.advance(600.0)
+    world.runtime.fail["create"] = RuntimeUnavailable("for a moment")
+    world.bundles.gate.set()
+    await world.clock.settle()
+    await world.clock.advance(2.0)
+    world.runtime.fail.clear()
+    await world.until(lambda: State.RUNNING in world.known[key].states, passing=0.5)
+    world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key, passing=0.5)
+
+
+async def test_a_disk_that_refuses_the_journal_delays_the_end_and_loses_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    slot = world.slot(key)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", refuse)
+        world.runtime.end(slot, 9)
+        await world.clock.settle()
+        await world.clock.advance(5.0)
+        world.pump()
+        assert not world.known[key].ends
+        assert world.conditions.holds(ConditionType.DISK_FULL)
+    await world.forgotten(key, passing=1.0)
+    assert _ended(world, key).exit_code == 9
+
+
+async def test_a_disk_that_refuses_the_first_record_sends_the_attempt_elsewhere(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.start()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    key = world.assign()
+    await world.forgotten(key)
+    end = world.known[key].end
+    assert isinstance(end, StateChanged)
+    assert (end.state, end.reason) == (State.QUEUED, Reason.DISK_FULL)
+    assert world.runtime.starts == []
 
 
 # What happens while the agent is away.
@@ -377,13 +509,27 @@ async def test_an_agent_that_comes_back_watches_what_still_runs(world: World) ->
     await world.running(key)
     world.write(key, b"before\n")
     await world.restart()
-    await settle()
+    await world.clock.settle()
     world.write(key, b"after\n")
     world.runtime.end(world.slot(key), 5)
     await world.forgotten(key)
     assert _ended(world, key).exit_code == 5
     assert world.shipper.logs[key] == b"before\nafter\n"
     assert len(world.runtime.releases) == 1
+
+
+async def test_output_is_shipped_while_the_engine_does_not_answer_a_new_agent(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    await world.kill()
+    world.runtime.unavailable = True
+    await world.start()
+    await world.until(lambda: key in world.shipper.spools)
+    world.runtime.unavailable = False
+    world.runtime.end(next(iter(world.runtime.containers)), 0)
+    await world.forgotten(key, passing=1.0)
+    assert _ended(world, key).state is State.SUCCEEDED
 
 
 async def test_a_container_removed_behind_the_agents_back_has_vanished(world: World) -> None:
@@ -427,7 +573,7 @@ async def test_what_was_never_released_waits_for_the_control_plane_after_a_resta
     await world.until(lambda: not world.alive)
     await world.kill()
     await world.start(connect=False)
-    await settle()
+    await world.clock.settle()
     assert world.runtime.releases == []
     assert not world.known[key].ends
     world.connect()
@@ -484,7 +630,7 @@ async def test_an_orphan_lives_through_its_grace_and_is_stopped_after_it(world: 
     assert world.conditions.holds(ConditionType.ORPHANS)
     await world.clock.advance(world.grace - 1)
     world.worker.converge()
-    await settle()
+    await world.clock.settle()
     assert container.signals == []
     await world.clock.advance(2)
     world.worker.converge()
@@ -506,7 +652,7 @@ async def test_an_orphan_that_is_known_again_lives_on(world: World) -> None:
     assert not world.conditions.holds(ConditionType.ORPHANS)
     await world.clock.advance(world.grace)
     world.worker.converge()
-    await settle()
+    await world.clock.settle()
     world.runtime.end(world.slot(key), 0)
     await world.forgotten(key)
     assert _ended(world, key).state is State.SUCCEEDED
@@ -519,7 +665,7 @@ async def test_absence_from_a_difference_changes_nothing(world: World) -> None:
     world.worker.take_delta([])
     await world.clock.advance(10 * world.grace)
     world.worker.converge()
-    await settle()
+    await world.clock.settle()
     assert world.runtime.containers[world.slot(key)].signals == []
 
 
@@ -539,7 +685,7 @@ async def test_the_result_waits_for_a_control_plane_that_is_away(world: World) -
     await world.running(key)
     world.connected = False
     world.runtime.end(world.slot(key), 4)
-    await settle()
+    await world.clock.settle()
     assert not world.known[key].ends
     await world.restart()
     world.connected = True

@@ -15,7 +15,7 @@ class Sick:
     """A host whose health is looked at."""
 
     def __init__(self, folder: Path, disk: Executor, reserve: int = 0) -> None:
-        self.clock = FakeClock()
+        self.clock = FakeClock(disk)
         self.changes = 0
         self.conditions = Conditions(self.clock, self._changed)
         self.runtime = FakeRuntime()

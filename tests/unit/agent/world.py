@@ -23,7 +23,7 @@ from fastflow_agent.runtime.base import SlotPaths
 from fastflow_agent.uvcache import UvCache
 from fastflow_agent.worker import Worker
 
-from tests.unit.agent.doubles import FakeBundles, FakeClock, FakeRuntime, FakeShipper, FakeUvCache, settle
+from tests.unit.agent.doubles import FakeBundles, FakeClock, FakeRuntime, FakeShipper, FakeUvCache
 
 SPEC = RunSpec(
     pipeline="p",
@@ -81,18 +81,19 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.clock = FakeClock()
+        self.disk = ThreadPoolExecutor(1)
+        self.clock = FakeClock(self.disk)
         self.runtime = FakeRuntime()
         self.bundles = FakeBundles(folder)
         self.uvcache = FakeUvCache(folder)
         self.shipper = FakeShipper()
         self.conditions = Conditions(self.clock)
-        self.disk = ThreadPoolExecutor(2)
         self.known: dict[AttemptKey, Known] = {}
         self.boot_id = "boot-1"
         self.grace = 300.0
         self.connected = True
         self.worker: Worker
+        self.services: Services
         self.died_at: Checkpoint | None = None
         self._life: asyncio.Task[None] | None = None
         self.health: Health
@@ -158,7 +159,7 @@ class World:
             interval=3.0,
             runtime_name="docker",
         )
-        services = Services(
+        self.services = services = Services(
             runtime=self.runtime,
             bundles=cast(Bundles, self.bundles),
             uvcache=cast(UvCache, self.uvcache),
@@ -230,6 +231,9 @@ class World:
         """Take all events there are, and let go of what is settled."""
         if not self.alive or not self.connected:
             return
+        for report in self.worker.reports:
+            if report.key not in self.known:
+                self.worker.acknowledge(number(report.key), report.last_event)
         for key, known in list(self.known.items()):
             found = self.worker.unacknowledged(number(key))
             for event in found[1] if found else []:
@@ -249,7 +253,7 @@ class World:
                 self.pump()
                 if passing:
                     await self.clock.advance(passing)
-                await settle(2)
+                await self.clock.settle(2)
 
     async def running(self, key: AttemptKey) -> None:
         """Wait until the attempt's program runs."""
