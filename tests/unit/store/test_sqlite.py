@@ -8,7 +8,7 @@ import pytest
 from fastflow_controlplane.errors import FailedPrecondition, InvalidArgument, Unavailable
 from fastflow_controlplane.store import migrations
 from fastflow_controlplane.store.engine import Store, parse_url
-from fastflow_controlplane.store.models import metadata, requests
+from fastflow_controlplane.store.models import requests
 from sqlalchemy import Connection, insert, text
 
 
@@ -65,16 +65,6 @@ async def test_a_full_disk_is_named_acknowledges_nothing_and_heals_by_itself(sto
     assert store.writer.condition == ""
     names = await store.read(lambda connection: connection.execute(text("SELECT count(*) FROM requests")).scalar())
     assert names == 1001
-
-
-async def test_the_migrations_make_exactly_the_tables_of_the_models(store: Store) -> None:
-    from alembic.autogenerate import compare_metadata
-    from alembic.migration import MigrationContext
-
-    differences = await store.write(
-        lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
-    )
-    assert differences == []
 
 
 def test_the_newest_revision_is_known_without_alembic() -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, text
 
 from fastflow_controlplane.errors import FailedPrecondition
+from fastflow_controlplane.store.models import metadata
 
 HEAD = "0001"
-"""Newest revision. Known without Alembic, whose import would cost each start a tenth of a second."""
+"""Newest revision. Known without Alembic, whose import would cost each start a third of a second."""
 
 
 def migrate(connection: Connection) -> None:
@@ -17,9 +18,10 @@ def migrate(connection: Connection) -> None:
     """
     with connection.begin():
         current = _current(connection)
-        if current == HEAD:
-            return
-        _upgrade(connection, current)
+        if current is None:
+            _create(connection)
+        elif current != HEAD:
+            upgrade(connection, current)
 
 
 def _current(connection: Connection) -> str | None:
@@ -28,7 +30,16 @@ def _current(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 
 
-def _upgrade(connection: Connection, current: str | None) -> None:
+def _create(connection: Connection) -> None:
+    """Makes the tables as they are now, which is where all migrations lead (a test compares the two)."""
+    metadata.create_all(connection)
+    # As Alembic makes it.
+    connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
+    connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
+
+
+def upgrade(connection: Connection, current: str | None) -> None:
+    """Applies all migrations after `current`, None = from an empty database. Raises FailedPrecondition."""
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
