@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, cast
 import grpc
 import grpc.aio
 from fastflow.backoff import Backoff
-from fastflow.client import open_channel
+from fastflow.client import is_loopback, open_channel
 from fastflow.v1 import agents_pb2_grpc, logs_pb2_grpc, pipelines_pb2_grpc, runs_pb2_grpc, secrets_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -144,7 +144,7 @@ def explain(error: grpc.aio.AioRpcError, address: str) -> Failure:
     if status is None and code in _TRANSPORT:
         return Unreachable(
             f"no control plane answers at {address} ({_transport(error)})",
-            hint="Start one with `ffctl up`, or name another with --server or FASTFLOW_SERVER.",
+            hint=_advice(address),
         )
     if status is None:
         return Refused(
@@ -176,6 +176,12 @@ def _transport(error: grpc.aio.AioRpcError) -> str:
     details = error.details() or error.code().name
     # "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:7233: …": the end is the cause.
     return re.sub(r"^.*last error: (?:[A-Z_]+: )?(?:ipv[46]:\S+: )?", "", details)
+
+
+def _advice(address: str) -> str:
+    if is_loopback(address):
+        return "Start one with `ffctl up`, or name another with --server or FASTFLOW_SERVER."
+    return "See whether it runs and this machine may reach it, or name another with --server or FASTFLOW_SERVER."
 
 
 def _hint(code: grpc.StatusCode) -> str:

@@ -53,6 +53,6 @@ async def pages(
             return found, bool(answer.next_page_token)
 
 
-def still_trying(explanation: str) -> None:
-    """Tells a waiting person why nothing happens."""
-    say(f"{explanation}; trying again for a few seconds")
+def still_trying(_explanation: str) -> None:
+    """Tells a waiting person why nothing happens; the explanation follows if it stays so."""
+    say("no answer yet; trying again for a few seconds")
