@@ -65,6 +65,7 @@ class FileLogStore(LogStore):
             self._holders[key] -= 1
             if not self._holders[key]:
                 del self._holders[key], self._logs[key]
+                opened.let_go()
 
     def _path(self, key: LogKey) -> Path:
         # The id becomes part of a path: nothing but a run id may pass.
@@ -109,6 +110,10 @@ class FileLog(Log):
             if not self._loaded:
                 await self._change(self._load)
                 self._loaded = True
+
+    def let_go(self) -> None:
+        """Closes the file, once no thread uses it."""
+        self._file = None
 
     async def append(self, offset: int, pieces: Sequence[bytes]) -> None:
         """See `Log.append`."""
@@ -364,6 +369,9 @@ async def _finish(work: asyncio.Future[T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([work])
         raise
+    finally:
+        # An exception that knows this frame, which knows the exception, would keep the file open until collected.
+        del work
 
 
 def _make_folders(folder: Path) -> None:
