@@ -20,7 +20,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    false,
     text,
 )
 
@@ -71,13 +70,13 @@ agents = Table(
     Column("runtime", JSON, nullable=False),
     # [{type, message, blocks_placement, since_time}]
     Column("conditions", JSON, nullable=False),
-    Column("draining", Boolean, nullable=False, server_default=false()),
+    Column("draining", Boolean, nullable=False, default=False),
     Column("drain_deadline_time", BigInteger),
-    Column("quarantine_reason", Text, nullable=False, default="", server_default=""),
+    Column("quarantine_reason", Text, nullable=False, default=""),
     Column("create_time", BigInteger, nullable=False),
     Column("connect_time", BigInteger, nullable=False),
     Column("last_seen_time", BigInteger, nullable=False),
-    Column("message", Text, nullable=False, default="", server_default=""),
+    Column("message", Text, nullable=False, default=""),
 )
 
 runs = Table(
@@ -88,13 +87,13 @@ runs = Table(
     Column("reversed_id", String(32), nullable=False, unique=True),
     Column("pipeline", Name, nullable=False),
     Column("state", Word, nullable=False),
-    Column("reason", Word, nullable=False, default="", server_default=""),
-    Column("message", Text, nullable=False, default="", server_default=""),
+    Column("reason", Word, nullable=False, default=""),
+    Column("message", Text, nullable=False, default=""),
     Column("exit_code", Integer),
     # Number of the newest attempt; 0 before the first placement.
     Column("attempt", Integer, nullable=False),
     # Placements in a row that could not start; bounded by a setting, reset by a start.
-    Column("failed_placements", Integer, nullable=False, default=0, server_default="0"),
+    Column("failed_placements", Integer, nullable=False, default=0),
     Column("priority", Integer, nullable=False),
     Column("trigger", Name, nullable=False),
     Column("request_id", Name, nullable=False, default=""),
@@ -147,29 +146,29 @@ attempts = Table(
     Column("agent_id", Id, ForeignKey("agents.agent_id"), nullable=False),
     Column("claim_token", String(64), nullable=False),
     Column("state", Word, nullable=False),
-    Column("reason", Word, nullable=False, default="", server_default=""),
-    Column("message", Text, nullable=False, default="", server_default=""),
+    Column("reason", Word, nullable=False, default=""),
+    Column("message", Text, nullable=False, default=""),
     Column("exit_code", Integer),
     Column("signal", Integer),
-    Column("slot", Word, nullable=False, default="", server_default=""),
+    Column("slot", Word, nullable=False, default=""),
     Column("assign_time", BigInteger, nullable=False),
     Column("start_time", BigInteger),
     Column("end_time", BigInteger),
     # What the agent shall do: RUN, STOP or FORGET; stop_cause CANCEL, SUPERSEDED or "".
     Column("desired", Word, nullable=False),
-    Column("stop_cause", Word, nullable=False, default="", server_default=""),
+    Column("stop_cause", Word, nullable=False, default=""),
     # agents.revision of the last change of what is desired.
     Column("revision", BigInteger, nullable=False),
     # Number of the last event stored.
-    Column("known_seq", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("known_seq", BigInteger, nullable=False, default=0),
     # Epochs of the last write: of the agent's session (0 = none yet) and of the control plane.
-    Column("session_epoch", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("session_epoch", BigInteger, nullable=False, default=0),
     Column("leader_epoch", BigInteger, nullable=False),
     # True once the container is gone: only then its capacity is free.
-    Column("released", Boolean, nullable=False, server_default=false()),
+    Column("released", Boolean, nullable=False, default=False),
     # Log bytes on disk at the last look, and whether the agent delivered the last one.
-    Column("log_bytes", BigInteger, nullable=False, default=0, server_default="0"),
-    Column("log_sealed", Boolean, nullable=False, server_default=false()),
+    Column("log_bytes", BigInteger, nullable=False, default=0),
+    Column("log_sealed", Boolean, nullable=False, default=False),
     Column("cpu_milli_cores", BigInteger, nullable=False),
     Column("memory_bytes", BigInteger, nullable=False),
     # Usage, OutOfMemory and Provenance by proto field name, numbers as numbers; NULL while unknown.
@@ -201,7 +200,7 @@ attempt_events = Table(
     Column("kind", Word, nullable=False),
     Column("fact", JSON, nullable=False),
     # "" = applied; else the name of an EventRejection.
-    Column("rejection", Word, nullable=False, default="", server_default=""),
+    Column("rejection", Word, nullable=False, default=""),
     ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"], ondelete="CASCADE"),
 )
 
@@ -233,7 +232,7 @@ log_losses = Table(
     Column("offset", BigInteger, nullable=False),
     Column("bytes", BigInteger),
     Column("time", BigInteger, nullable=False),
-    Column("message", Text, nullable=False, default="", server_default=""),
+    Column("message", Text, nullable=False, default=""),
     ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"], ondelete="CASCADE"),
 )
 
