@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -74,8 +75,10 @@ async def test_a_second_agent_on_the_same_data_folder_is_told_who_has_it(
 async def test_an_engine_that_hangs_blocks_placement_and_neither_the_agent_nor_its_end(
     controlplane: ScriptedControlPlane, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    hung = await asyncio.start_unix_server(lambda *_: asyncio.sleep(3600), tmp_path / "docker.sock")
-    async with hung:
+    with socket.socket(socket.AF_UNIX) as hung:
+        hung.bind(str(tmp_path / "docker.sock"))
+        # Connections are made and never looked at.
+        hung.listen(128)
         changes = {"FASTFLOW_RUNTIME": "docker", "FASTFLOW_DOCKER_HOST": f"unix://{tmp_path / 'docker.sock'}"}
         agent = _agent({**settings, **changes}, tmp_path / "agent.log")
         agent.start()
