@@ -30,6 +30,29 @@ NOW = 1_800_000_000_000_000
 MAX_PLACEMENTS = 3
 
 
+def new_run(run_id: str, pipeline: str = "hello", parameters: bytes | None = None) -> StoredRun:
+    """A run that asks for one core and one GiB."""
+    return StoredRun(
+        id=run_id,
+        pipeline=pipeline,
+        priority=0,
+        trigger="api",
+        request_id="",
+        limits=Limits(1000, GIB),
+        timeout_usec=0,
+        python_version="",
+        bundle_digest="sha256:" + "0" * 64,
+        bundle_size=1,
+        commit="",
+        tree="",
+        environment_names=(),
+        default_environment={},
+        parameters=parameters,
+        log_limit_bytes=GIB,
+        on_log_backlog="DROP",
+    )
+
+
 @dataclass(frozen=True)
 class Rows:
     """Writes to one store, with a clock that stands at NOW."""
@@ -38,25 +61,7 @@ class Rows:
 
     async def run(self, pipeline: str = "hello", *, run_id: str = "", parameters: bytes | None = None) -> str:
         """Stores a waiting run."""
-        run = StoredRun(
-            id=run_id or new_id(),
-            pipeline=pipeline,
-            priority=0,
-            trigger="api",
-            request_id="",
-            limits=Limits(1000, GIB),
-            timeout_usec=0,
-            python_version="",
-            bundle_digest="sha256:" + "0" * 64,
-            bundle_size=1,
-            commit="",
-            tree="",
-            environment_names=(),
-            default_environment={},
-            parameters=parameters,
-            log_limit_bytes=GIB,
-            on_log_backlog="DROP",
-        )
+        run = new_run(run_id or new_id(), pipeline, parameters)
         await self.store.write(lambda connection: runs.insert_run(connection, run, NOW))
         return run.id
 

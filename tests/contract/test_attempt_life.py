@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from fastflow.ids import new_id
-from fastflow.pipelines.metadata import Limits
 from fastflow_controlplane.agents.events import AttemptEvent, SessionSuperseded, apply_events
 from fastflow_controlplane.agents.model import AgentFacts, Capacity
 from fastflow_controlplane.runs.model import AttemptKey, RunView
@@ -15,12 +14,11 @@ from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, RunState, a
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents, attempts, runs
 from fastflow_controlplane.store.queries.attempts import Epochs
-from fastflow_controlplane.store.queries.runs import StoredRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
-from tests.contract.rows import NOW, Journal
+from tests.contract.rows import NOW, Journal, new_run
 
 MAX_PLACEMENTS = 3
 MOVES = [RunState.PREPARING, RunState.RUNNING, RunState.STOPPING, RunState.QUEUED]
@@ -52,26 +50,7 @@ class Life:
     owners: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
-        run = StoredRun(
-            id=self.run_id,
-            pipeline="p",
-            priority=0,
-            trigger="api",
-            request_id="",
-            limits=Limits(1000, 2**30),
-            timeout_usec=0,
-            python_version="",
-            bundle_digest="sha256:0",
-            bundle_size=1,
-            commit="",
-            tree="",
-            environment_names=(),
-            default_environment={},
-            parameters=None,
-            log_limit_bytes=1,
-            on_log_backlog="DROP",
-        )
-        runs.insert_run(self.connection, run, NOW)
+        runs.insert_run(self.connection, new_run(self.run_id), NOW)
         for name in ("a", "b"):
             self.hello(name)
 

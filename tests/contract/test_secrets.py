@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from fastflow.ids import new_id
 from fastflow.pipelines.environment import MAX_VALUE_BYTES
-from fastflow.pipelines.metadata import Limits
 from fastflow_controlplane.agents.model import AgentFacts
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
@@ -22,6 +21,8 @@ from sqlalchemy import Connection, select, update
 
 VALUE = b"correct horse battery staple"
 PIPELINES = ["etl", "mail", "report"]
+
+from tests.contract.rows import new_run
 
 
 @pytest.fixture
@@ -47,26 +48,7 @@ async def assign(store: Store, versions: dict[str, int]) -> Callable[[], Awaitab
 
     def make(connection: Connection) -> None:
         agents.register(connection, AgentFacts(agent_id="agent", name="agent", instance_id="i"), (), 0, 1)
-        stored = runs.StoredRun(
-            id=run_id,
-            pipeline="etl",
-            priority=0,
-            trigger="api",
-            request_id="",
-            limits=Limits(1000, 2**30),
-            timeout_usec=0,
-            python_version="",
-            bundle_digest="sha256:",
-            bundle_size=0,
-            commit="",
-            tree="",
-            environment_names=(),
-            default_environment={},
-            parameters=None,
-            log_limit_bytes=0,
-            on_log_backlog="DROP",
-        )
-        runs.insert_run(connection, stored, 1)
+        runs.insert_run(connection, new_run(run_id, "etl"), 1)
         assert attempts.assign(connection, run_id, "agent", "token", versions, Epochs(session=0, leader=1), 2)
 
     def forget(connection: Connection) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from fastflow.agent.v1 import attempts_pb2, gateway_pb2
 from fastflow.ids import new_id
-from fastflow.pipelines.metadata import Limits
 from fastflow.v1 import agents_pb2
 from fastflow_controlplane.agents import session as session_module
 from fastflow_controlplane.agents.assignments import Assignments
@@ -26,8 +25,9 @@ from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts, runs
 from fastflow_controlplane.store.queries.attempts import Epochs
 from fastflow_controlplane.store.queries.cluster import Leadership
-from fastflow_controlplane.store.queries.runs import StoredRun
 from sqlalchemy import Connection
+
+from tests.contract.rows import new_run
 
 HELLO = gateway_pb2.Hello(
     protocol_min=1,
@@ -116,25 +116,7 @@ class World:
         return Peer(self.sessions)
 
     async def live_attempt(self) -> AttemptKey:
-        run = StoredRun(
-            id=new_id(),
-            pipeline="p",
-            priority=0,
-            trigger="api",
-            request_id="",
-            limits=Limits(1000, 2**30),
-            timeout_usec=0,
-            python_version="",
-            bundle_digest="sha256:0",
-            bundle_size=1,
-            commit="",
-            tree="",
-            environment_names=(),
-            default_environment={},
-            parameters=None,
-            log_limit_bytes=1,
-            on_log_backlog="DROP",
-        )
+        run = new_run(new_id())
 
         def place(connection: Connection) -> AttemptKey | None:
             runs.insert_run(connection, run, 0)

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, Select, select
 from fastflow_controlplane.runs.model import AttemptKey
 from fastflow_controlplane.runs.states import TERMINAL
 from fastflow_controlplane.store.models import agents, attempts, run_parameters, runs
+from fastflow_controlplane.store.queries.views import limits_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def _row(row: Row[Any]) -> DesiredRow:
         pipeline=row.pipeline,
         bundle_digest=row.bundle_digest,
         bundle_size=row.bundle_size,
-        limits=Limits(row.cpu_hard_milli_cores, row.memory_hard_bytes, row.cpu_soft_milli_cores, row.memory_soft_bytes),
+        limits=limits_of(row),
         timeout_usec=row.timeout_usec,
         default_environment=row.default_environment,
         parameters=row.sealed,

@@ -13,7 +13,7 @@ from fastflow_controlplane.runs.model import FailedPlacements, RunView, WaitingR
 from fastflow_controlplane.runs.states import LIVE, Actor, Reason, RunState, sources
 from fastflow_controlplane.store.models import attempts, run_parameters, runs
 from fastflow_controlplane.store.queries.agents import raise_revision
-from fastflow_controlplane.store.queries.views import read_runs
+from fastflow_controlplane.store.queries.views import limits_of, read_runs
 
 SHORTEST_ID = 8
 """Hex digits a short id has at least; it is the end of the id, since the beginning is a clock."""
@@ -161,9 +161,7 @@ def read_waiting(connection: Connection, run_id: str = "") -> list[WaitingRun]:
             pipeline=row.pipeline,
             priority=row.priority,
             queue_time=row.queue_time,
-            limits=Limits(
-                row.cpu_hard_milli_cores, row.memory_hard_bytes, row.cpu_soft_milli_cores, row.memory_soft_bytes
-            ),
+            limits=limits_of(row),
             python_version=row.python_version,
             failed_on=_failed_on(connection, row.id) if row.failed_placements else {},
         )

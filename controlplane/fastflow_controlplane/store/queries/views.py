@@ -27,6 +27,11 @@ def read_runs(connection: Connection, run_ids: Sequence[str]) -> list[RunView]:
     return [_run(rows[run_id], attempts_of[run_id]) for run_id in run_ids if run_id in rows]
 
 
+def limits_of(row: Row[Any]) -> Limits:
+    """Returns the limits in a row of a run."""
+    return Limits(row.cpu_hard_milli_cores, row.memory_hard_bytes, row.cpu_soft_milli_cores, row.memory_soft_bytes)
+
+
 def _attempts(connection: Connection, run_ids: Sequence[str]) -> Mapping[str, list[AttemptView]]:
     warnings_of = _per_attempt(connection, warnings, run_ids, warnings.c.crossing)
     losses_of = _per_attempt(connection, log_losses, run_ids, log_losses.c.time)
@@ -62,7 +67,7 @@ def _run(row: Row[Any], attempt_views: Sequence[AttemptView]) -> RunView:
         exit_code=row.exit_code,
         attempt=row.attempt,
         attempts=tuple(attempt_views),
-        limits=Limits(row.cpu_hard_milli_cores, row.memory_hard_bytes, row.cpu_soft_milli_cores, row.memory_soft_bytes),
+        limits=limits_of(row),
         create_time=row.create_time,
         queue_time=row.queue_time,
         start_time=row.start_time,
