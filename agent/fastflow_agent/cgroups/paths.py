@@ -104,7 +104,7 @@ class CgroupHost:
         """Reader of the slot's groups, whether they exist yet or no longer."""
         if self.version == "v2":
             return SlotGroup({"": self.base / self._relative(slot)}, "v2")
-        parents = {name: self.base / name / self._relative(slot) for name in V1_CONTROLLERS}
+        parents = {name: self.base / name / self._relative(slot) for name in (*V1_CONTROLLERS, "unified")}
         return SlotGroup(parents, self.version)
 
     def make(self, slot: SlotId) -> None:

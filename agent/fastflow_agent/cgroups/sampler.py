@@ -62,11 +62,14 @@ class Sampler:
         on_usage: Callable[[SlotId, Usage], None],
         on_crossing: Callable[[SlotId, SoftLimitCrossed], None],
         on_oom: Callable[[SlotId, int], None],
+        interval: float = SAMPLE_SECONDS,
     ) -> None:
+        """`interval` is the time in seconds between two samples of a slot."""
         self._clock = clock
         self._on_usage = on_usage
         self._on_crossing = on_crossing
         self._on_oom = on_oom
+        self._interval = interval
         self._slots: dict[SlotId, _Slot] = {}
         # One thread: a read that hangs in the kernel holds up telemetry, and nothing else.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cgroup-reader")
@@ -91,7 +94,7 @@ class Sampler:
     async def run(self) -> None:
         """Sample until cancelled."""
         while True:
-            next_round = self._clock.monotonic() + SAMPLE_SECONDS
+            next_round = self._clock.monotonic() + self._interval
             await self._sample(list(self._slots), full=True)
             while (left := next_round - self._clock.monotonic()) > 0:
                 near = [slot for slot, watched in self._slots.items() if watched.near_limit]

@@ -118,6 +118,8 @@ def read_v1(parents: Mapping[str, Path], container: Mapping[str, Path]) -> Readi
     """Read a slot on cgroup version 1: groups by controller, those of the container while it lives.
 
     OOM kills and throttling stand only in the container's own groups; memory, CPU time, pids and I/O are hierarchical.
+    Bytes written are not told: most of them are written back later, in the name of no group. Pressure stands in the
+    "unified" tree beside version 1, where there is one.
     """
     memory = _of(MemoryController, parents, "memory")
     usage, stat = _read(memory, "usage_in_bytes"), _read(memory, "stat") or {}
@@ -132,7 +134,9 @@ def read_v1(parents: Mapping[str, Path], container: Mapping[str, Path]) -> Readi
             working_set_bytes=_working_set(usage, stat.get("total_inactive_file")),
             pids=_read(_of(PidsController, parents, "pids"), "current"),
             io_read_bytes=None if transferred is None else (transferred or {}).get("Read", 0),
-            io_write_bytes=None if transferred is None else (transferred or {}).get("Write", 0),
+            memory_pressure_percent=_pressure(_of(MemoryV2Controller, parents, "unified")),
+            cpu_pressure_percent=_pressure(_of(CpuV2Controller, parents, "unified")),
+            io_pressure_percent=_pressure(_of(IoV2Controller, parents, "unified")),
         ),
         memory_bytes=usage,
         oom_kills=_oom_kills(_read(_of(MemoryController, container, "memory"), "oom_control")),
@@ -175,7 +179,7 @@ def _io_bytes(devices: Mapping[str, Mapping[str, str]] | str | None, key: str) -
     return sum(int(figures.get(key, 0)) for figures in devices.values()) if isinstance(devices, Mapping) else 0
 
 
-def _pressure(controller: Controller) -> float | None:
+def _pressure(controller: Controller | None) -> float | None:
     lines = _read(controller, "pressure")
     average = lines.get("some", {}).get("avg10") if isinstance(lines, dict) else None
     return None if average is None else float(average)

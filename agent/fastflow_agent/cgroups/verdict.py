@@ -141,7 +141,7 @@ def _over_memory(evidence: Evidence, found: OutOfMemory | None) -> Verdict | Non
 def _never_began(evidence: Evidence) -> Verdict | None:
     seen = evidence.observation
     if seen.error and not evidence.released:
-        return Verdict(State.FAILED, Reason.RUNTIME, f"The container could not be started: {seen.error}")
+        return Verdict(State.FAILED, Reason.RUNTIME, f"The container could not be started: {seen.error.rstrip('.')}.")
     if not evidence.released or (seen.wrapper_failed and seen.exit_code == WRAPPER_FAILED):
         message = (
             f"The start wrapper ended with exit code {seen.exit_code} before the program began; its message is in the "

@@ -1,0 +1,118 @@
+"""Where control groups lie, and making and removing them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fastflow_agent.cgroups.paths import CgroupFault, CgroupHost, SlotGroup
+from fastflow_agent.model import SlotId
+
+SLOT = SlotId("0123456789abcdef")
+V1 = ("memory", "cpu", "cpuacct", "pids", "blkio")
+
+
+@pytest.fixture
+def v1(tmp_path: Path) -> Path:
+    """Version 1 hierarchies, `cpu` a link as distributions have it, and some that are not read."""
+    for name in ("memory", "cpu,cpuacct", "pids", "blkio", "freezer", "systemd"):
+        (tmp_path / name).mkdir()
+    for name in ("cpu", "cpuacct"):
+        (tmp_path / name).symlink_to("cpu,cpuacct")
+    (tmp_path / "memory" / "tasks").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def v2(tmp_path: Path) -> Path:
+    """A version 2 tree."""
+    (tmp_path / "cgroup.subtree_control").touch()
+    return tmp_path
+
+
+def test_the_layout_is_what_the_engine_says_and_the_host_has(v1: Path) -> None:
+    assert CgroupHost.detect("1", "cgroupfs", v1) == CgroupHost("v1", "cgroupfs", v1)
+    (v1 / "unified").mkdir()
+    assert CgroupHost.detect("1", "systemd", v1) == CgroupHost("hybrid", "systemd", v1)
+
+
+def test_version_2_is_found(v2: Path) -> None:
+    assert CgroupHost.detect("2", "systemd", v2) == CgroupHost("v2", "systemd", v2)
+
+
+@pytest.mark.parametrize(("version", "driver"), [("2", "none"), ("1", ""), ("1", "cgroupfs"), ("2", "cgroupfs")])
+def test_groups_that_can_not_be_seen_are_none(tmp_path: Path, version: str, driver: str) -> None:
+    assert CgroupHost.detect(version, driver, tmp_path) is None
+
+
+def test_docker_is_told_a_path_or_a_slice() -> None:
+    assert CgroupHost("v2", "cgroupfs").parent(SLOT) == f"/fastflow/{SLOT}"
+    assert CgroupHost("v2", "systemd").parent(SLOT) == f"fastflow-{SLOT}.slice"
+
+
+def test_version_1_groups_are_made_in_each_controller_that_is_read(v1: Path) -> None:
+    host = CgroupHost("v1", "cgroupfs", v1)
+    host.make(SLOT)
+    host.make(SLOT)
+    assert all((v1 / name / "fastflow" / SLOT).is_dir() for name in V1)
+    assert (v1 / "memory" / "fastflow" / "memory.use_hierarchy").read_text() == "1"
+    assert not (v1 / "freezer" / "fastflow").exists()
+
+
+def test_version_1_groups_are_removed_everywhere_and_the_deepest_first(v1: Path) -> None:
+    host = CgroupHost("v1", "cgroupfs", v1)
+    host.make(SLOT)
+    for name in ("memory", "freezer", "systemd"):
+        (v1 / name / "fastflow" / SLOT / "container").mkdir(parents=True)
+    assert host.remove(SLOT)
+    assert host.remove(SLOT)
+    assert not list(v1.glob(f"*/fastflow/{SLOT}"))
+    assert (v1 / "memory" / "fastflow").is_dir()
+
+
+def test_a_group_something_still_lives_in_is_told_to_be_there(v1: Path) -> None:
+    host = CgroupHost("v1", "cgroupfs", v1)
+    host.make(SLOT)
+    # A file in the way stands in for a living process: the folder can not be removed.
+    survivor = v1 / "memory" / "fastflow" / SLOT / "alive"
+    survivor.touch()
+    assert not host.remove(SLOT)
+    survivor.unlink()
+    assert host.remove(SLOT)
+
+
+def test_version_2_groups_have_the_controllers_enabled_on_the_way(v2: Path) -> None:
+    host = CgroupHost("v2", "cgroupfs", v2)
+    host.make(SLOT)
+    for folder in (v2, v2 / "fastflow", v2 / "fastflow" / SLOT):
+        assert (folder / "cgroup.subtree_control").read_text().startswith("+")
+        (folder / "cgroup.subtree_control").unlink()
+    assert host.remove(SLOT)
+    assert not (v2 / "fastflow" / SLOT).exists()
+
+
+def test_slices_are_systemds_to_start_and_stop(v2: Path) -> None:
+    told: list[tuple[str, str]] = []
+    host = CgroupHost("v2", "systemd", v2, systemctl=lambda verb, unit: told.append((verb, unit)))
+    host.make(SLOT)
+    assert host.remove(SLOT)
+    assert told == [("start", f"fastflow-{SLOT}.slice"), ("stop", f"fastflow-{SLOT}.slice")]
+    (v2 / "fastflow.slice" / f"fastflow-{SLOT}.slice").mkdir(parents=True)
+    (v2 / "fastflow.slice" / f"fastflow-{SLOT}.slice" / "memory.peak").write_text("17\n")
+    assert host.group(SLOT).read().usage.peak_memory_bytes == 17
+
+
+def test_a_group_that_can_not_be_made_is_told_with_what_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(CgroupFault, match="must run as root"):
+        CgroupHost("v2", "cgroupfs", tmp_path / "missing").make(SLOT)
+
+
+def test_an_oom_is_made_everybodys_in_the_containers_own_group(v2: Path, recorded: Callable[[str], SlotGroup]) -> None:
+    host = CgroupHost("v2", "cgroupfs", v2)
+    host.make(SLOT)
+    assert not host.group(SLOT).end_together()
+    container = v2 / "fastflow" / SLOT / "container"
+    container.mkdir()
+    assert host.group(SLOT).end_together()
+    assert (container / "memory.oom.group").read_text() == "1"
+    assert not (container.parent / "memory.oom.group").exists()
+    assert not recorded("v1-busy").end_together()

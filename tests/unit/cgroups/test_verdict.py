@@ -1,0 +1,200 @@
+"""The verdict, as a table: what was seen, and what is said of it."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+from fastflow_agent.cgroups.stats import Reading, Usage
+from fastflow_agent.cgroups.verdict import Evidence, judge
+from fastflow_agent.model import Limits, Reason, State, StopCause
+from fastflow_agent.runtime.base import Observation, SlotState
+
+MIB = 1 << 20
+LIMIT = 100 * MIB
+FULL = Usage(peak_memory_bytes=LIMIT - 4096)
+HALF = Usage(peak_memory_bytes=LIMIT // 2)
+
+NO_OOM_V2 = Reading(HALF, oom_kills=0, oom_group_kills=0, limit_hits=0)
+GROUP_KILL_V2 = Reading(FULL, oom_kills=3, oom_group_kills=1, limit_hits=1)
+HOST_OOM_V2 = Reading(HALF, oom_kills=1, oom_group_kills=0, limit_hits=0)
+OLD_KERNEL_V2 = Reading(FULL, oom_kills=1, limit_hits=1)
+ENDED_V1 = Reading(HALF)
+ENDED_FULL_V1 = Reading(FULL)
+CHILD_KILL_V1 = Reading(FULL, oom_kills=1)
+HOST_KILL_V1 = Reading(HALF, oom_kills=1)
+
+
+def exited(code: int, **more: object) -> Observation:
+    return Observation(SlotState.EXITED, exit_code=code, **more)  # type: ignore[arg-type]
+
+
+def evidence(observation: Observation, cgroup: str = "v2", **more: object) -> Evidence:
+    reading = {"v2": NO_OOM_V2, "hybrid": ENDED_V1, "none": None}[cgroup]
+    base = Evidence(observation, Limits(1000, LIMIT), released=True, reading=reading, cgroup=cgroup)
+    return replace(base, **more)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    evidence: Evidence
+    state: State
+    reason: Reason
+    oom: bool = False
+    says: tuple[str, ...] = field(default=())
+
+
+GONE = Observation(SlotState.ABSENT)
+ENDINGS = [
+    Case("success", evidence(exited(0)), State.SUCCEEDED, Reason.NONE),
+    Case("exit code", evidence(exited(7)), State.FAILED, Reason.EXIT_CODE, says=("exit code 7",)),
+    Case("exit code without groups", evidence(exited(1), "none"), State.FAILED, Reason.EXIT_CODE),
+    Case("segfault", evidence(exited(139)), State.FAILED, Reason.SIGNAL, says=("SIGSEGV",)),
+    Case("own sigkill", evidence(exited(137)), State.FAILED, Reason.SIGNAL, says=("SIGKILL",)),
+    Case("255 is a code, not signal 127", evidence(exited(255)), State.FAILED, Reason.EXIT_CODE),
+    Case("128 is a code, not signal 0", evidence(exited(128)), State.FAILED, Reason.EXIT_CODE),
+]
+STOPS = [
+    Case("cancelled", evidence(exited(143), stop=StopCause.CANCEL), State.CANCELLED, Reason.CANCEL_REQUESTED),
+    Case("cancelled, exits 0", evidence(exited(0), stop=StopCause.CANCEL), State.CANCELLED, Reason.CANCEL_REQUESTED),
+    Case("superseded", evidence(exited(137), stop=StopCause.SUPERSEDED), State.CANCELLED, Reason.CANCEL_REQUESTED),
+    Case("orphan", evidence(exited(137), stop=StopCause.ORPHAN), State.CANCELLED, Reason.CANCEL_REQUESTED),
+    Case(
+        "timeout",
+        evidence(exited(137), stop=StopCause.TIMEOUT, timeout_seconds=90.0),
+        State.TIMED_OUT,
+        Reason.TIMEOUT,
+        says=("90 s", "`timeout`"),
+    ),
+    Case(
+        "over memory while it was cancelled",
+        evidence(exited(137), stop=StopCause.CANCEL, reading=GROUP_KILL_V2),
+        State.CANCELLED,
+        Reason.CANCEL_REQUESTED,
+        oom=True,
+    ),
+    Case("cancelled and removed", evidence(GONE, stop=StopCause.CANCEL), State.CANCELLED, Reason.CANCEL_REQUESTED),
+]
+MEMORY = [
+    Case(
+        "group kill",
+        evidence(exited(137), reading=GROUP_KILL_V2),
+        State.FAILED,
+        Reason.OOM_KILLED,
+        oom=True,
+        says=("100 MiB", "process: unknown", "`mem_hard_limit`"),
+    ),
+    Case("kernel before 5.17", evidence(exited(137), reading=OLD_KERNEL_V2), State.FAILED, Reason.OOM_KILLED, oom=True),
+    Case(
+        "a child, and the program exits 0",
+        evidence(exited(0), reading=OLD_KERNEL_V2),
+        State.FAILED,
+        Reason.OOM_KILLED,
+        oom=True,
+        says=("exited 0",),
+    ),
+    Case(
+        "the host's own shortage",
+        evidence(exited(137), reading=HOST_OOM_V2),
+        State.FAILED,
+        Reason.SIGNAL,
+        says=("host itself",),
+    ),
+    Case("137 and flag, but version 2 says no", evidence(exited(137, oom_flag=True)), State.FAILED, Reason.SIGNAL),
+    Case(
+        "full page cache on version 2",
+        evidence(exited(137), reading=Reading(FULL, oom_kills=0, limit_hits=0)),
+        State.FAILED,
+        Reason.SIGNAL,
+    ),
+    Case(
+        "version 1, gone first: 137, flag and peak",
+        evidence(exited(137, oom_flag=True), "hybrid", reading=ENDED_FULL_V1),
+        State.FAILED,
+        Reason.OOM_KILLED,
+        oom=True,
+        says=("100 MiB",),
+    ),
+    Case(
+        "version 1, gone first: no flag",
+        evidence(exited(137), "hybrid", reading=ENDED_FULL_V1),
+        State.FAILED,
+        Reason.SIGNAL,
+    ),
+    Case("version 1, gone first: no peak", evidence(exited(137, oom_flag=True), "hybrid"), State.FAILED, Reason.SIGNAL),
+    Case(
+        "version 1, a child seen while it lived",
+        evidence(exited(137), "hybrid", reading=CHILD_KILL_V1, oom_seen=True),
+        State.FAILED,
+        Reason.OOM_KILLED,
+        oom=True,
+    ),
+    Case(
+        "version 1, a child in the last sample",
+        evidence(exited(1), "hybrid", reading=CHILD_KILL_V1),
+        State.FAILED,
+        Reason.OOM_KILLED,
+        oom=True,
+    ),
+    Case(
+        "version 1, exit 0 before the agent could act",
+        evidence(exited(0, oom_flag=True), "hybrid", reading=ENDED_FULL_V1),
+        State.FAILED,
+        Reason.OOM_KILLED,
+        oom=True,
+        says=("exited 0",),
+    ),
+    Case(
+        "version 1, the host's own shortage",
+        evidence(exited(137), "hybrid", reading=HOST_KILL_V1),
+        State.FAILED,
+        Reason.SIGNAL,
+    ),
+    Case("no groups: 137 and flag alone", evidence(exited(137, oom_flag=True), "none"), State.FAILED, Reason.SIGNAL),
+]
+MISHAPS = [
+    Case("vanished", evidence(GONE), State.FAILED, Reason.CONTAINER_VANISHED, says=("removed it",)),
+    Case("vanished with a reboot", evidence(GONE, rebooted=True), State.FAILED, Reason.HOST_REBOOT),
+    Case("power cut", evidence(exited(255), rebooted=True), State.FAILED, Reason.HOST_REBOOT),
+    Case("shutdown", evidence(exited(143), rebooted=True), State.FAILED, Reason.HOST_REBOOT),
+    Case("ended before the reboot", evidence(exited(3), rebooted=True), State.FAILED, Reason.EXIT_CODE),
+    Case("succeeded before the reboot", evidence(exited(0), rebooted=True), State.SUCCEEDED, Reason.NONE),
+    Case(
+        "wrapper failed before the release",
+        evidence(exited(125, wrapper_failed=True), released=False),
+        State.FAILED,
+        Reason.WRAPPER,
+    ),
+    Case("killed before the release", evidence(exited(137), released=False), State.FAILED, Reason.WRAPPER),
+    Case("uv missing", evidence(exited(125, wrapper_failed=True)), State.FAILED, Reason.WRAPPER, says=("log",)),
+    Case("the program's own 125", evidence(exited(125)), State.FAILED, Reason.EXIT_CODE),
+    Case(
+        "could not be started",
+        evidence(exited(127, error="exec format error"), released=False),
+        State.FAILED,
+        Reason.RUNTIME,
+        says=("exec format error",),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", [*ENDINGS, *STOPS, *MEMORY, *MISHAPS], ids=lambda case: case.name)
+def test_the_verdict_follows_from_the_evidence(case: Case) -> None:
+    verdict = judge(case.evidence)
+    assert (verdict.state, verdict.reason) == (case.state, case.reason)
+    assert (verdict.out_of_memory is not None) == case.oom
+    assert verdict.exit_code == case.evidence.observation.exit_code
+    for word in case.says:
+        assert word in verdict.message
+    assert verdict.state is State.SUCCEEDED or verdict.message.endswith(".")
+
+
+def test_the_finding_names_limit_peak_and_what_it_rests_on() -> None:
+    finding = judge(evidence(exited(137), reading=GROUP_KILL_V2)).out_of_memory
+    assert finding
+    assert (finding.limit_bytes, finding.peak_bytes, finding.process) == (LIMIT, LIMIT - 4096, "unknown")
+    assert finding.evidence == "memory.events of the slot's group: oom_kill 3, oom_group_kill 1"
+
+
+@pytest.mark.parametrize(("code", "number"), [(137, 9), (143, 15), (139, 11), (128, None), (7, None), (255, None)])
+def test_the_signal_is_the_one_the_exit_code_stands_for(code: int, number: int | None) -> None:
+    assert judge(evidence(exited(code))).signal == number
