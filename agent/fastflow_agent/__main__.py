@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import structlog
+from fastflow.service.command import SettingsCommand
 from fastflow.service.logging import configure_logging
 from fastflow.service.settings import SettingsError
 
@@ -25,26 +26,13 @@ EXIT_CANNOT_START = 1
 EXIT_USAGE = 2
 
 
-class _RunCommand(click.Command):
-    """A command whose help explains every setting."""
-
-    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Adds the settings, each with its variable, kind, default and meaning."""
-        with formatter.section("Settings (environment, or the same names in lower case in the TOML file)"):
-            for paragraph in AgentSettings.describe().split("\n\n"):
-                head, _, meaning = paragraph.partition("\n")
-                formatter.write_text(head)
-                with formatter.indentation():
-                    formatter.write_text(meaning.strip())
-
-
 @click.group()
 @click.version_option(VERSION, prog_name="fastflow-agent")
 def main() -> None:
     """Fast-Flow's agent: runs pipelines on this host for a control plane."""
 
 
-@main.command(cls=_RunCommand)
+@main.command(cls=SettingsCommand, settings=AgentSettings)
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

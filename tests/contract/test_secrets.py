@@ -19,10 +19,10 @@ from fastflow_controlplane.store.queries import agents, attempts, runs
 from fastflow_controlplane.store.queries.attempts import Epochs
 from sqlalchemy import Connection, select, update
 
+from tests.contract.rows import new_run
+
 VALUE = b"correct horse battery staple"
 PIPELINES = ["etl", "mail", "report"]
-
-from tests.contract.rows import new_run
 
 
 @pytest.fixture
