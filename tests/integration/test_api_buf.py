@@ -4,6 +4,7 @@ import base64
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from tests.cluster import Cluster
 
 BUF = Path(sys.executable).parent / "buf"
 SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One cluster for all tests here: none changes what another sees."""
+    with Cluster(tmp_path_factory.mktemp("buf") / "cluster", "process") as made:
+        yield made.start()
 
 
 def curl(server: str, method: str, request: dict[str, Any], *arguments: str) -> list[dict[str, Any]]:

@@ -101,29 +101,33 @@ def up(tmp_path: Path) -> Iterator[Up]:
     made.end()
 
 
-def test_it_says_where_it_is_and_runs_pipelines_of_the_folder(up: Up) -> None:
-    up.start()
-    said = up.until_ready()
-    assert f"ready at 127.0.0.1:{up.port}" in said
-    assert f"export FASTFLOW_SERVER=127.0.0.1:{up.port}" in said
-    assert str(up.folder / "pipelines") in said
-    done = up.ffctl("run", "hello", "--follow")
-    assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
+class TestReady:
+    @pytest.fixture(scope="class")
+    def ready(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Up, str]]:
+        """One that is ready, and what it said then on stdout."""
+        made = Up(tmp_path_factory.mktemp("up"))
+        made.start()
+        yield made, made.until_ready()
+        made.end()
 
+    def test_it_says_where_it_is_and_runs_pipelines_of_the_folder(self, ready: tuple[Up, str]) -> None:
+        up, said = ready
+        assert f"ready at 127.0.0.1:{up.port}" in said
+        assert f"export FASTFLOW_SERVER=127.0.0.1:{up.port}" in said
+        assert str(up.folder / "pipelines") in said
+        done = up.ffctl("run", "hello", "--follow")
+        assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
 
-def test_without_docker_it_says_what_is_not_isolated_or_limited(up: Up) -> None:
-    up.start()
-    up.until_ready()
-    assert "Docker can not be had here: there is no /nowhere/docker.sock." in up.stderr
-    assert "no isolation" in up.stderr
-    assert "neither cpu_hard_limit nor mem_hard_limit is enforced" in up.stderr
+    def test_without_docker_it_says_what_is_not_isolated_or_limited(self, ready: tuple[Up, str]) -> None:
+        up, _ = ready
+        assert "Docker can not be had here: there is no /nowhere/docker.sock." in up.stderr
+        assert "no isolation" in up.stderr
+        assert "neither cpu_hard_limit nor mem_hard_limit is enforced" in up.stderr
 
-
-def test_lines_of_both_programs_carry_their_name(up: Up) -> None:
-    up.start()
-    up.until_ready()
-    names = {line.partition("|")[0].strip() for line in up.stderr.splitlines() if "|" in line}
-    assert {"controlplane", "agent"} <= names
+    def test_lines_of_both_programs_carry_their_name(self, ready: tuple[Up, str]) -> None:
+        up, _ = ready
+        names = {line.partition("|")[0].strip() for line in up.stderr.splitlines() if "|" in line}
+        assert {"controlplane", "agent"} <= names
 
 
 def test_ctrl_c_ends_both_and_nothing_is_left(up: Up) -> None:
