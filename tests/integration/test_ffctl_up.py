@@ -101,15 +101,16 @@ def up(tmp_path: Path) -> Iterator[Up]:
     made.end()
 
 
-class TestReady:
-    @pytest.fixture(scope="class")
-    def ready(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Up, str]]:
-        """One that is ready, and what it said then on stdout."""
-        made = Up(tmp_path_factory.mktemp("up"))
-        made.start()
-        yield made, made.until_ready()
-        made.end()
+@pytest.fixture(scope="class")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Up, str]]:
+    """One that is ready, and what it said then on stdout."""
+    made = Up(tmp_path_factory.mktemp("up"))
+    made.start()
+    yield made, made.until_ready()
+    made.end()
 
+
+class TestReady:
     def test_it_says_where_it_is_and_runs_pipelines_of_the_folder(self, ready: tuple[Up, str]) -> None:
         up, said = ready
         assert f"ready at 127.0.0.1:{up.port}" in said
