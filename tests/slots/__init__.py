@@ -1,5 +1,14 @@
-"""Slots for tests: a runtime with folders of its own, programs given as text, everything removed in the end."""
+"""Slots for tests: a runtime with folders of its own, programs given as text, everything removed in the end.
 
-from tests.slots.workshop import Ended, Slot, Workshop, tiny_wheel
+`contract` holds what every runtime promises, as tests for subclasses to bring their runtime to.
+"""
 
-__all__ = ["Ended", "Slot", "Workshop", "tiny_wheel"]
+import pytest
+
+# Their failures are told as those of tests are.
+pytest.register_assert_rewrite("tests.slots.contract", "tests.slots.workshop")
+
+from tests.slots.contract import RuntimeContract  # noqa: E402
+from tests.slots.workshop import Ended, Slot, Workshop, tiny_wheel  # noqa: E402
+
+__all__ = ["Ended", "RuntimeContract", "Slot", "Workshop", "tiny_wheel"]

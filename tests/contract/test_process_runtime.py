@@ -1,0 +1,119 @@
+"""The process runtime keeps the contract of runtimes, and says what it does not do."""
+
+import asyncio
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from fastflow_agent.runtime.process import ProcessOptions, ProcessRuntime
+from fastflow_agent.runtime.release import environments_folder
+
+from tests.slots import RuntimeContract, Slot, Workshop
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessOptions]:
+    # Interpreters of the system alone: each one more that uv has to ask costs every test.
+    monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin:/bin")
+    with tempfile.TemporaryDirectory(prefix="fastflow-test-", dir="/dev/shm") as folder:
+        env_dir = environments_folder(Path(folder) / "env")
+        yield ProcessOptions(tmp_path, env_dir)
+
+
+@pytest.fixture
+async def workshop(options: ProcessOptions) -> AsyncIterator[Workshop]:
+    """Slots of a process runtime; all are removed in the end."""
+    runtime = ProcessRuntime(options)
+    cache = options.data_dir / "empty-cache"
+    cache.mkdir()
+    workshop = Workshop(runtime, options.data_dir, options.env_dir, cache)
+    yield workshop
+    await workshop.clear()
+    await runtime.aclose()
+
+
+@pytest.fixture
+async def successor(options: ProcessOptions) -> AsyncIterator[ProcessRuntime]:
+    """The runtime of the next agent process."""
+    runtime = ProcessRuntime(options)
+    yield runtime
+    await runtime.aclose()
+
+
+@pytest.fixture
+def owner() -> int:
+    """Programs run as whoever runs the agent."""
+    return os.geteuid()
+
+
+class TestProcessRuntime(RuntimeContract):
+    """Slots are processes of this host."""
+
+    async def test_it_says_that_it_isolates_and_limits_nothing(self, workshop: Workshop) -> None:
+        facts = await workshop.runtime.probe()
+        assert "isolates and limits nothing" in facts.unconfined
+        assert (facts.runtime, facts.cgroup, facts.image) == ("process", "none", "")
+        assert workshop.runtime.group(workshop.slot("").id) is None
+
+    async def test_a_program_does_not_see_the_agents_environment(
+        self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FASTFLOW_TOKEN", "the token of the cluster")
+        slot = workshop.slot("import os; print('FASTFLOW_TOKEN' in os.environ, os.environ['HOME'])")
+        assert (await slot.run()).text == f"False {slot.spec.paths.tmp}"
+
+    async def test_a_slot_outlives_the_agent_that_started_it(self, workshop: Workshop, options: ProcessOptions) -> None:
+        slot = workshop.slot("import time; print('up', flush=True); time.sleep(1.5); raise SystemExit(5)")
+        agent = textwrap.dedent("""
+            import asyncio, os, pickle, signal, sys
+            from fastflow_agent.runtime.process import ProcessRuntime
+            spec, options = pickle.load(sys.stdin.buffer)
+
+            async def main():
+                runtime = ProcessRuntime(options)
+                await runtime.prepare_folders(spec)
+                await runtime.create(spec)
+                await runtime.start(spec.slot)
+                await runtime.release(spec.slot, {})
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            asyncio.run(main())
+        """)
+        given = pickle.dumps((slot.spec, options))
+        died = await asyncio.create_subprocess_exec(sys.executable, "-c", agent, stdin=subprocess.PIPE)
+        await died.communicate(given)
+        assert died.returncode == -9
+        await slot.said("up")
+        assert (await slot.end()).exit_code == 5
+
+    async def test_a_pid_that_went_to_another_process_is_not_signalled(self, workshop: Workshop) -> None:
+        slot = workshop.slot("import time; print('up', flush=True); time.sleep(60)")
+        await slot.begin()
+        await slot.said("up")
+        identity = slot.spec.paths.root / "process" / "identity"
+        genuine = identity.read_text()
+        bystander = await asyncio.create_subprocess_exec("sleep", "60")
+        try:
+            identity.write_text(f"{bystander.pid}:1 {bystander.pid}:1")
+            assert not await slot.runtime.signal(slot.id, 9)
+            assert (await Slot(workshop.runtime, slot.spec).runtime.observe(slot.id)).exit_code is None
+            assert bystander.returncode is None
+        finally:
+            identity.write_text(genuine)
+            bystander.kill()
+            await bystander.wait()
+
+    async def test_what_a_program_leaves_running_ends_with_it(self, workshop: Workshop) -> None:
+        slot = workshop.slot("""
+            import subprocess, sys
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1); print('left behind', flush=True)"])
+        """)
+        await slot.run()
+        await asyncio.sleep(1.5)
+        assert slot.log() == b""

@@ -1,0 +1,214 @@
+"""What every runtime promises, whatever it runs slots in."""
+
+import asyncio
+import json
+import signal
+
+import pytest
+from fastflow_agent.runtime.base import WRAPPER_FAILED, PreparerSpec, Runtime, RuntimeFault, SlotState
+
+from tests.slots.workshop import Slot, Workshop, tiny_wheel
+
+
+class RuntimeContract:
+    """Tests of the contract; a subclass brings the fixtures `workshop`, `successor` and `owner`.
+
+    `successor` is the runtime of the next agent process over the same folders, `owner` the uid of programs.
+    """
+
+    async def test_it_says_what_it_is(self, workshop: Workshop) -> None:
+        facts = await workshop.runtime.probe()
+        assert facts.runtime in ("docker", "process")
+        assert facts.runtime_version
+        assert facts.python_versions
+        assert facts.uv_version
+        assert facts.image_digest
+        assert facts.problem == ""
+
+    async def test_a_slot_lives_from_absent_to_absent(self, workshop: Workshop) -> None:
+        slot = workshop.slot("import time; print('up', flush=True); time.sleep(0.5); raise SystemExit(7)")
+        runtime = slot.runtime
+        states = [(await runtime.observe(slot.id)).state]
+        await runtime.prepare_folders(slot.spec)
+        await runtime.create(slot.spec)
+        states.append((await runtime.observe(slot.id)).state)
+        await runtime.start(slot.id)
+        states.append((await runtime.observe(slot.id)).state)
+        assert await runtime.release(slot.id, {})
+        ended = await slot.end()
+        states.append(ended.observation.state)
+        await runtime.remove(slot.id)
+        states.append((await runtime.observe(slot.id)).state)
+        assert states == [
+            SlotState.ABSENT,
+            SlotState.CREATED,
+            SlotState.RUNNING,
+            SlotState.EXITED,
+            SlotState.ABSENT,
+        ]
+        assert (ended.exit_code, ended.text) == (7, "up")
+        assert ended.observation.finished_at
+
+    async def test_every_step_may_be_repeated(self, workshop: Workshop) -> None:
+        slot = workshop.slot("import os; print(os.environ['A'])")
+        for _ in range(2):
+            await slot.runtime.prepare_folders(slot.spec)
+            await slot.runtime.create(slot.spec)
+        for _ in range(2):
+            await slot.runtime.start(slot.id)
+        assert await slot.runtime.release(slot.id, {"A": "once"})
+        assert (await slot.end()).text == "once"
+        assert await slot.runtime.release(slot.id, {"A": "twice"})
+        assert (await slot.end()).text == "once"
+        for _ in range(2):
+            await slot.runtime.remove(slot.id)
+
+    async def test_nothing_of_the_program_runs_before_its_release(self, workshop: Workshop) -> None:
+        slot = workshop.slot("print('ran')")
+        await slot.wait_for_release()
+        await asyncio.sleep(0.3)
+        assert (slot.log(), await slot.runtime.was_released(slot.id)) == (b"", False)
+        assert await slot.runtime.release(slot.id, {})
+        assert (await slot.end()).text == "ran"
+        assert await slot.runtime.was_released(slot.id)
+
+    async def test_values_arrive_as_they_are_and_uvs_settings_hold(self, workshop: Workshop) -> None:
+        values = {"SECRET": 'it\'s "this"\nand $HOME `id` \\', "EMPTY": "", "UV_LINK_MODE": "copy", "UV_PYTHON": "2.7"}
+        slot = workshop.slot("import json, os; print(json.dumps(dict(os.environ)))")
+        seen = json.loads((await slot.run(values)).text)
+        assert (seen["SECRET"], seen["EMPTY"]) == (values["SECRET"], "")
+        assert seen["UV_LINK_MODE"] == "symlink"
+        assert seen["UV_PYTHON_DOWNLOADS"] == "never"
+        assert seen["UV_PYTHON"].startswith("/")
+        assert list(slot.spec.paths.env.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("program", "exit_code"),
+        [
+            ("raise SystemExit(7)", 7),
+            ("raise ValueError", 1),
+            ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137),
+            ("raise SystemExit(125)", 125),
+        ],
+    )
+    async def test_exit_codes_pass_through(self, workshop: Workshop, program: str, exit_code: int) -> None:
+        ended = await workshop.slot(program).run()
+        assert (ended.exit_code, ended.observation.wrapper_failed) == (exit_code, False)
+
+    async def test_a_wrapper_that_fails_itself_says_so(self, workshop: Workshop) -> None:
+        slot = workshop.slot("print('ran')")
+        await slot.runtime.prepare_folders(slot.spec)
+        (slot.spec.paths.env / "release").unlink()
+        await slot.runtime.create(slot.spec)
+        await slot.runtime.start(slot.id)
+        ended = await slot.end()
+        assert (ended.exit_code, ended.observation.wrapper_failed) == (WRAPPER_FAILED, True)
+        assert "is not a pipe" in ended.text
+
+    async def test_sigterm_reaches_the_program(self, workshop: Workshop) -> None:
+        slot = workshop.slot("import time; print('up', flush=True); time.sleep(60)")
+        await slot.begin()
+        await slot.said("up")
+        assert await slot.runtime.signal(slot.id, signal.SIGTERM)
+        assert (await slot.end()).exit_code == 143
+        assert not await slot.runtime.signal(slot.id, signal.SIGTERM)
+
+    async def test_sigkill_ends_the_program_and_what_it_started(self, workshop: Workshop) -> None:
+        slot = workshop.slot("""
+            import os, signal, time
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if os.fork() == 0:
+                time.sleep(3)
+                print("the child lived on", flush=True)
+            print("up", flush=True)
+            time.sleep(60)
+        """)
+        await slot.begin()
+        await slot.said("up")
+        assert await slot.runtime.signal(slot.id, signal.SIGKILL)
+        assert (await slot.end()).exit_code == 137
+        await asyncio.sleep(3.5)
+        assert b"the child lived on" not in slot.log()
+
+    async def test_a_slot_that_ended_before_its_release_is_never_released(self, workshop: Workshop) -> None:
+        slot = workshop.slot("print('ran')")
+        await slot.wait_for_release()
+        await slot.runtime.signal(slot.id, signal.SIGKILL)
+        await slot.end()
+        assert not await slot.runtime.release(slot.id, {})
+        assert (slot.log(), await slot.runtime.was_released(slot.id)) == (b"", False)
+
+    async def test_removing_ends_what_runs_and_keeps_the_log(self, workshop: Workshop) -> None:
+        slot = workshop.slot("import time; print('up', flush=True); time.sleep(2); print('still there', flush=True)")
+        await slot.begin()
+        await slot.said("up")
+        waiting = asyncio.ensure_future(slot.end())
+        await slot.runtime.remove(slot.id)
+        await waiting
+        await asyncio.sleep(2.5)
+        assert slot.log() == b"up\n"
+        assert not slot.spec.paths.env.exists()
+        assert await slot.runtime.slots() == {}
+
+    async def test_a_successor_takes_over_all_slots(self, workshop: Workshop, successor: Runtime) -> None:
+        created, waiting, running, ended = (
+            workshop.slot(f"import time; print('up', flush=True); time.sleep({time}); raise SystemExit(3)")
+            for time in (0, 0, 1, 0)
+        )
+        await created.runtime.prepare_folders(created.spec)
+        await created.runtime.create(created.spec)
+        await waiting.wait_for_release()
+        await running.begin()
+        await ended.run()
+        found = await successor.slots()
+        assert {slot: seen.state for slot, seen in found.items()} == {
+            created.id: SlotState.CREATED,
+            waiting.id: SlotState.RUNNING,
+            running.id: SlotState.RUNNING,
+            ended.id: SlotState.EXITED,
+        }
+        assert (await Slot(successor, running.spec).end()).exit_code == 3
+        for slot in (created, waiting):
+            adopted = Slot(successor, slot.spec)
+            await adopted.begin()
+            assert ((await adopted.end()).exit_code, adopted.log()) == (3, b"up\n")
+
+    async def test_the_order_of_both_outputs_is_kept(self, workshop: Workshop) -> None:
+        ended = await workshop.slot("""
+            import os
+            for number in range(2000):
+                os.write(1 + number % 2, b"%d\\n" % number)
+        """).run()
+        assert ended.log == b"".join(b"%d\n" % number for number in range(2000))
+
+    async def test_a_name_no_environment_can_hold_is_refused(self, workshop: Workshop) -> None:
+        slot = workshop.slot("print('ran')")
+        await slot.runtime.prepare_folders(slot.spec)
+        with pytest.raises(RuntimeFault, match="no name for an environment variable"):
+            await slot.runtime.release(slot.id, {"A B": "value"})
+
+    async def test_a_python_that_is_not_there_is_refused(self, workshop: Workshop) -> None:
+        slot = workshop.slot("print('ran')", python_version="2.6")
+        await slot.runtime.prepare_folders(slot.spec)
+        with pytest.raises(RuntimeFault, match=r"no Python 2\.6"):
+            await slot.runtime.create(slot.spec)
+
+    async def test_what_a_preparer_put_into_a_cache_serves_without_a_network(
+        self, workshop: Workshop, owner: int
+    ) -> None:
+        file, wheel = tiny_wheel("prepared", "ANSWER = 42\n")
+        files = {"requirements.txt": f"./{file}\n".encode(), file: wheel}
+        cache = await workshop.prepare("prepared", owner, files=files)
+        before = {path.relative_to(cache) for path in cache.rglob("*")}
+        main = "import prepared; print(prepared.ANSWER)"
+        ended = await workshop.slot(main, files=files, cache=cache).run()
+        assert (ended.exit_code, ended.text.splitlines()[-1]) == (0, "42")
+        assert {path.relative_to(cache) for path in cache.rglob("*")} == before
+
+    async def test_what_uv_refuses_is_a_result_in_uvs_words(self, workshop: Workshop, owner: int) -> None:
+        code = workshop.code("broken", "", {"requirements.txt": b"./not-there.whl\n"})
+        result = await workshop.runtime.run_preparer(PreparerSpec("broken", code, workshop.new_cache("broken", owner)))
+        assert result.exit_code not in (0, WRAPPER_FAILED)
+        assert not result.offline
+        assert b"not-there.whl" in result.output
+        assert not (workshop.folder / "preparers" / "broken").exists()
