@@ -12,6 +12,9 @@ from ffctl import failures
 from ffctl.failures import Detached, Failure, ReaderLeft
 from ffctl.options import server_option
 
+DEBUG_VARIABLE = "FFCTL_DEBUG"
+"""Lets a defect show its traceback."""
+
 COMMANDS = {
     "run": ("run:command", "Runs a pipeline."),
     "runs": ("runs:group", "Lists, shows and cancels runs."),
@@ -107,6 +110,14 @@ def run(arguments: list[str]) -> int:
         return failure.exit_code
     except OSError as error:
         _complain(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        return failures.RUN_FAILED
+    except Exception as defect:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        _complain(
+            f"this is a defect of ffctl: {type(defect).__name__}: {defect}",
+            hint=f"Please report it; {DEBUG_VARIABLE}=1 shows where it is.",
+        )
         return failures.RUN_FAILED
 
 
