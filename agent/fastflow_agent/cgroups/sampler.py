@@ -117,11 +117,12 @@ class Sampler:
             reading = await self._read(watched.group)
             # It may have ended meanwhile: `finish` has then told all there is to tell.
             if self._slots.get(slot) is watched:
-                self._take(slot, watched, reading.over(watched.last), full=full)
+                self._take(slot, watched, reading, full=full)
 
-    def _take(self, slot: SlotId, watched: _Slot, reading: Reading, *, full: bool) -> None:
+    def _take(self, slot: SlotId, watched: _Slot, seen: Reading, *, full: bool) -> None:
+        reading = seen.over(watched.last)
         now, cpu = self._clock.monotonic(), reading.usage.cpu_usec
-        if full and cpu is not None:
+        if full and cpu is not None and not seen.ended:
             if watched.counted:
                 since, before = watched.counted
                 rate = milli_cores(cpu - before, now - since)

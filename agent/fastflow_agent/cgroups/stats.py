@@ -53,25 +53,21 @@ class Reading:
     oom_group_kills: int | None = None
     limit_hits: int | None = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether no process is left in the slot, which its engine tells seconds later on a slow host."""
+        return self.usage.pids == 0
+
     def over(self, last: Reading) -> Reading:
         """This reading, with what it lacks taken from an earlier one of the same slot.
 
         A peak the kernel does not keep (version 2 before 5.19) is the highest memory use seen in a reading.
         """
-        known = {name: value for name, value in vars(self.usage).items() if value is not None}
-        if "peak_memory_bytes" not in known and self.memory_bytes is not None:
-            known["peak_memory_bytes"] = max(self.memory_bytes, last.usage.peak_memory_bytes or 0)
-        return Reading(
-            usage=replace(last.usage, **known),
-            memory_bytes=_first(self.memory_bytes, last.memory_bytes),
-            oom_kills=_first(self.oom_kills, last.oom_kills),
-            oom_group_kills=_first(self.oom_group_kills, last.oom_group_kills),
-            limit_hits=_first(self.limit_hits, last.limit_hits),
-        )
+        return self.after(last) if self.ended else self._filled(last)
 
     def after(self, last: Reading) -> Reading:
         """This reading of an ended slot: counters from here, what describes a moment from the last one alive."""
-        merged, lived = self.over(last), last.usage
+        merged, lived = self._filled(last), last.usage
         usage = replace(
             merged.usage,
             working_set_bytes=lived.working_set_bytes,
@@ -82,6 +78,18 @@ class Reading:
             io_pressure_percent=lived.io_pressure_percent,
         )
         return replace(merged, usage=usage, memory_bytes=last.memory_bytes)
+
+    def _filled(self, last: Reading) -> Reading:
+        known = {name: value for name, value in vars(self.usage).items() if value is not None}
+        if "peak_memory_bytes" not in known and self.memory_bytes is not None:
+            known["peak_memory_bytes"] = max(self.memory_bytes, last.usage.peak_memory_bytes or 0)
+        return Reading(
+            usage=replace(last.usage, **known),
+            memory_bytes=_first(self.memory_bytes, last.memory_bytes),
+            oom_kills=_first(self.oom_kills, last.oom_kills),
+            oom_group_kills=_first(self.oom_group_kills, last.oom_group_kills),
+            limit_hits=_first(self.limit_hits, last.limit_hits),
+        )
 
 
 def read_v2(parent: Path, container: Path | None) -> Reading:

@@ -109,3 +109,12 @@ def test_after_the_end_counters_are_the_last_ones_and_moments_those_of_the_livin
     assert final.usage == Usage(
         peak_memory_bytes=150, cpu_usec=9, throttled_usec=7, working_set_bytes=100, pids=4, cpu_milli_cores=900
     )
+
+
+def test_a_sample_taken_when_the_last_process_is_gone_says_nothing_of_the_runs_last_moment() -> None:
+    alive = Reading(Usage(cpu_usec=5, working_set_bytes=100, pids=4, cpu_milli_cores=900), memory_bytes=120)
+    emptied = Reading(Usage(cpu_usec=9, peak_memory_bytes=150, working_set_bytes=1, pids=0), memory_bytes=2)
+    seen = emptied.over(alive)
+    assert seen.usage == Usage(peak_memory_bytes=150, cpu_usec=9, working_set_bytes=100, pids=4, cpu_milli_cores=900)
+    first = emptied.over(Reading()).usage
+    assert (first.pids, first.working_set_bytes, first.peak_memory_bytes) == (None, None, 150)
