@@ -234,6 +234,7 @@ class Shipper:
     # The stream.
 
     async def _stay_connected(self) -> None:
+        told = ""
         while True:
             if not self._shipments:
                 self._wake.clear()
@@ -241,7 +242,9 @@ class Shipper:
                 continue
             failure = await self._connection()
             delay = self._backoff.next()
-            log.info("log stream ended", reason=failure, retry_seconds=round(delay, 2))
+            # Said once: a control plane may be away for days.
+            (log.info if failure != told else log.debug)("log stream ended", reason=failure, retry=round(delay, 2))
+            told = failure
             await asyncio.sleep(delay)
 
     async def _connection(self) -> str:

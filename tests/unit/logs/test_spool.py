@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fastflow_agent.logs.holes import BLOCK, punch
 from fastflow_agent.logs.losses import LogLoss
-from fastflow_agent.logs.lost import LostBytes
+from fastflow_agent.logs.lost import Lost, LostBytes
 from fastflow_agent.logs.redact import Masks
 from fastflow_agent.logs.spool import PUNCH_BYTES, Spool
 
@@ -325,6 +325,21 @@ def test_a_record_of_a_loss_that_a_crash_cut_off_counts_as_not_written(path: Pat
     assert spool.read(0, 1000) == b"x" * 100
     assert isinstance(spool.read(100, 1000), LostBytes)
     assert spool.read(200, 1000) == b"x" * 800
+
+
+def test_bytes_the_disk_does_not_give_back_are_lost_and_told(path: Path) -> None:
+    write(path, b"x" * 1000)
+    unreadable = os.open(path, os.O_WRONLY)
+    lost = Lost.load(path.with_name("log.lost"))
+    spool = Spool(unreadable, lost, start_offset=0, masks=Masks(), log_limit=MIB, spool_quota=MIB)
+    found = spool.read(0, 600)
+    assert isinstance(found, LostBytes)
+    assert (found.kind, found.end) == ("DISK", 600)
+    spool.acknowledged(600)
+    assert kinds(spool.take_losses()) == [("DISK", 0, 600)]
+    # It stays lost, should the disk come to its senses.
+    assert isinstance(open_spool(path).read(0, 600), LostBytes)
+    assert open_spool(path).read(600, 600) == b"x" * 400
 
 
 def test_masks_of_no_secrets_cost_nothing() -> None:
