@@ -16,7 +16,7 @@ from fastflow.pipelines.folder import DiskFolder
 from fastflow.v1 import limits_pb2
 from google.protobuf.duration_pb2 import Duration
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds a test waits for a message before it fails."""
 
 HEARTBEAT_SECONDS = 0.2
