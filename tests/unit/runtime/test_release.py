@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -118,12 +118,13 @@ async def test_what_a_pipeline_puts_in_the_pipes_place_is_neither_believed_nor_f
     victim.write_text("as it was")
     pipe = paths.env / "release"
     pipe.unlink()
-    {
+    makers: dict[str, Callable[[], object]] = {
         "pipe": lambda: os.mkfifo(pipe),
         "file": lambda: pipe.write_text(""),
         "link": lambda: pipe.symlink_to(victim),
         "folder": pipe.mkdir,
-    }[what]()
+    }
+    makers[what]()
     (paths.env / "environment").symlink_to(victim)
     (paths.env / "environment.draft").symlink_to(victim)
     assert gate.was_released() is True
@@ -151,7 +152,7 @@ def test_the_wrappers_word_counts_only_as_a_file(gate: Gate, paths: SlotPaths) -
 @given(
     st.dictionaries(
         st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True).map("X_".__add__),
-        st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=40),
+        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40),
         max_size=5,
     )
 )
