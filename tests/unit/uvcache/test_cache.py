@@ -79,7 +79,10 @@ class World:
 
     def code(self, requirements: str = "", header: str = "") -> Path:
         code = self.folder / f"code {requirements} {header}"
-        code.mkdir(exist_ok=True)
+        if code.exists():
+            # As real code, it is never written again: others may be reading it.
+            return code
+        code.mkdir()
         (code / "main.py").write_text((HEADER.format(header) if header else "") + "print('code')\n")
         if requirements:
             (code / "requirements.txt").write_text(f"{requirements}\n")
