@@ -84,11 +84,12 @@ class RunService:
         """
         _check(new)
         fingerprint = _fingerprint(new)
-        known = await self._store.read(
-            lambda connection: requests.answered(connection, CREATE_RUN, new.request_id, fingerprint)
-        )
-        if known is not None:
-            return await self._repeat(new, known)
+        if new.request_id:
+            known = await self._store.read(
+                lambda connection: requests.answered(connection, CREATE_RUN, new.request_id, fingerprint)
+            )
+            if known is not None:
+                return await self._repeat(new, known)
         code = await self._catalog.snapshot(new.pipeline)
         run = self._pin(new, code)
         now = self._clock.now()

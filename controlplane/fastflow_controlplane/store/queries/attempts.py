@@ -83,20 +83,21 @@ def assign(
     if not placed.rowcount:
         return None
     connection.execute(
-        insert(attempts).values(
-            run_id=run_id,
-            number=number,
-            agent_id=agent_id,
-            claim_token=claim_token,
-            state=RunState.ASSIGNED,
-            assign_time=now,
-            desired="RUN",
-            revision=raise_revision(connection, agent_id),
-            leader_epoch=epochs.leader,
-            cpu_milli_cores=run.cpu_hard_milli_cores,
-            memory_bytes=run.memory_hard_bytes,
-            secret_versions=dict(secret_versions),
-        )
+        insert(attempts),
+        {
+            "run_id": run_id,
+            "number": number,
+            "agent_id": agent_id,
+            "claim_token": claim_token,
+            "state": RunState.ASSIGNED,
+            "assign_time": now,
+            "desired": "RUN",
+            "revision": raise_revision(connection, agent_id),
+            "leader_epoch": epochs.leader,
+            "cpu_milli_cores": run.cpu_hard_milli_cores,
+            "memory_bytes": run.memory_hard_bytes,
+            "secret_versions": dict(secret_versions),
+        },
     )
     return AttemptKey(run_id, number, claim_token)
 

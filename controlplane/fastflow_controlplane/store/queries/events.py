@@ -22,17 +22,18 @@ def add_to_history(
 ) -> None:
     """Keeps one event as it came; `rejection` says why it changed nothing, "" = it did."""
     connection.execute(
-        insert(attempt_events).values(
-            run_id=key.run_id,
-            attempt=key.attempt,
-            sequence=sequence,
-            time=time,
-            receive_time=now,
-            session_epoch=session_epoch,
-            kind=kind,
-            fact=dict(fact),
-            rejection=rejection,
-        )
+        insert(attempt_events),
+        {
+            "run_id": key.run_id,
+            "attempt": key.attempt,
+            "sequence": sequence,
+            "time": time,
+            "receive_time": now,
+            "session_epoch": session_epoch,
+            "kind": kind,
+            "fact": dict(fact),
+            "rejection": rejection,
+        },
     )
 
 
@@ -44,17 +45,18 @@ def put_warning(connection: Connection, key: AttemptKey, crossing: int, warning:
         )
     )
     connection.execute(
-        insert(warnings).values(
-            run_id=key.run_id,
-            attempt=key.attempt,
-            crossing=crossing,
-            kind=warning.kind,
-            limit_value=warning.limit,
-            peak_value=warning.peak,
-            raise_time=warning.raise_time,
-            clear_time=warning.clear_time,
-            seconds_above=warning.seconds_above,
-        )
+        insert(warnings),
+        {
+            "run_id": key.run_id,
+            "attempt": key.attempt,
+            "crossing": crossing,
+            "kind": warning.kind,
+            "limit_value": warning.limit,
+            "peak_value": warning.peak,
+            "raise_time": warning.raise_time,
+            "clear_time": warning.clear_time,
+            "seconds_above": warning.seconds_above,
+        },
     )
 
 
@@ -75,15 +77,16 @@ def add_own_loss(connection: Connection, key: AttemptKey, loss: LogLoss) -> None
 
 def _add_loss(connection: Connection, key: AttemptKey, origin: str, number: int, loss: LogLoss) -> None:
     connection.execute(
-        insert(log_losses).values(
-            run_id=key.run_id,
-            attempt=key.attempt,
-            origin=origin,
-            number=number,
-            kind=loss.kind,
-            offset=loss.offset,
-            bytes=loss.bytes,
-            time=loss.time,
-            message=loss.message,
-        )
+        insert(log_losses),
+        {
+            "run_id": key.run_id,
+            "attempt": key.attempt,
+            "origin": origin,
+            "number": number,
+            "kind": loss.kind,
+            "offset": loss.offset,
+            "bytes": loss.bytes,
+            "time": loss.time,
+            "message": loss.message,
+        },
     )

@@ -39,7 +39,12 @@ def remember(connection: Connection, kind: str, request_id: str, fingerprint: st
     """Notes the answer; call it in the operation that has the effect. Nothing for a call without request id."""
     if request_id:
         connection.execute(
-            insert(requests).values(
-                kind=kind, request_id=request_id, fingerprint=fingerprint, answer_id=answer_id, create_time=now
-            )
+            insert(requests),
+            {
+                "kind": kind,
+                "request_id": request_id,
+                "fingerprint": fingerprint,
+                "answer_id": answer_id,
+                "create_time": now,
+            },
         )

@@ -55,36 +55,43 @@ class Cancelled:
 def insert_run(connection: Connection, run: StoredRun, now: int) -> None:
     """Stores a run as QUEUED."""
     connection.execute(
-        insert(runs).values(
-            id=run.id,
-            reversed_id=_reversed(run.id),
-            pipeline=run.pipeline,
-            state=RunState.QUEUED,
-            attempt=0,
-            priority=run.priority,
-            trigger=run.trigger,
-            request_id=run.request_id,
-            create_time=now,
-            queue_time=now,
-            cpu_hard_milli_cores=run.limits.cpu_hard_milli_cores,
-            memory_hard_bytes=run.limits.memory_hard_bytes,
-            cpu_soft_milli_cores=run.limits.cpu_soft_milli_cores,
-            memory_soft_bytes=run.limits.memory_soft_bytes,
-            timeout_usec=run.timeout_usec,
-            python_version=run.python_version,
-            bundle_digest=run.bundle_digest,
-            bundle_size=run.bundle_size,
-            commit=run.commit,
-            tree=run.tree,
-            environment_names=list(run.environment_names),
-            default_environment=dict(run.default_environment),
-            log_limit_bytes=run.log_limit_bytes,
-            on_log_backlog=run.on_log_backlog,
-            version=1,
-        )
+        insert(runs),
+        {
+            "id": run.id,
+            "reversed_id": _reversed(run.id),
+            "pipeline": run.pipeline,
+            "state": RunState.QUEUED,
+            "attempt": 0,
+            "priority": run.priority,
+            "trigger": run.trigger,
+            "request_id": run.request_id,
+            "create_time": now,
+            "queue_time": now,
+            "cpu_hard_milli_cores": run.limits.cpu_hard_milli_cores,
+            "memory_hard_bytes": run.limits.memory_hard_bytes,
+            "cpu_soft_milli_cores": run.limits.cpu_soft_milli_cores,
+            "memory_soft_bytes": run.limits.memory_soft_bytes,
+            "timeout_usec": run.timeout_usec,
+            "python_version": run.python_version,
+            "bundle_digest": run.bundle_digest,
+            "bundle_size": run.bundle_size,
+            "commit": run.commit,
+            "tree": run.tree,
+            "environment_names": list(run.environment_names),
+            "default_environment": dict(run.default_environment),
+            "log_limit_bytes": run.log_limit_bytes,
+            "on_log_backlog": run.on_log_backlog,
+            "version": 1,
+        },
     )
     if run.parameters is not None:
-        connection.execute(insert(run_parameters).values(run_id=run.id, sealed=run.parameters))
+        connection.execute(
+            insert(run_parameters),
+            {
+                "run_id": run.id,
+                "sealed": run.parameters,
+            },
+        )
 
 
 def read_run(connection: Connection, run_id: str) -> RunView:
