@@ -124,3 +124,11 @@ async def test_a_watcher_of_an_ended_run_gets_it_once(world: World) -> None:
     run = await world.service.create(NewRun("hello"))
     await world.service.cancel(run.id)
     assert [view.state async for view in world.service.watch(run.id)] == [RunState.CANCELLED]
+
+
+async def test_a_run_that_does_not_exist_is_named(world: World) -> None:
+    for given in ("01890000-0000-7000-8000-0000deadbeef", "deadbeef"):
+        with pytest.raises(NotFound, match=given):
+            await world.service.get(given)
+        with pytest.raises(NotFound, match=given):
+            await world.service.cancel(given)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from fastflow.pipelines.metadata import Limits
 from sqlalchemy import Connection, Select, func, insert, select, update
@@ -17,6 +18,7 @@ from fastflow_controlplane.store.queries.views import limits_of, read_runs
 
 SHORTEST_ID = 8
 """Hex digits a short id has at least; it is the end of the id, since the beginning is a clock."""
+WHOLE_ID = 32
 CANDIDATES_SHOWN = 10
 
 
@@ -112,13 +114,15 @@ def read_parameters(connection: Connection, run_id: str) -> bytes | None:
 def resolve(connection: Connection, given: str) -> str:
     """Returns the whole id of the run that `given` names: an id, or its last 8 or more hex digits.
 
-    Raises InvalidArgument for what can be no id, NotFound, and InvalidArgument with the candidates where several
-    runs end in these digits.
+    A whole id is taken as it is, whether or not there is such a run. Raises InvalidArgument for what can be no id,
+    NotFound, and InvalidArgument with the candidates where several runs end in these digits.
     """
     digits = given.replace("-", "").lower()
-    if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_ID},32}}", digits):
+    if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_ID},{WHOLE_ID}}}", digits):
         message = f'"{given}" is no run id: give the whole id or at least its last {SHORTEST_ID} hexadecimal digits'
         raise InvalidArgument(message, reason="MALFORMED_RUN_ID", violations=[FieldViolation("id", message)])
+    if len(digits) == WHOLE_ID:
+        return str(UUID(digits))
     prefix = digits[::-1]
     query = (
         select(runs.c.id)

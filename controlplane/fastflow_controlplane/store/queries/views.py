@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastflow.pipelines.metadata import Limits
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, select
 
 from fastflow_controlplane.runs.model import (
     AttemptView,
@@ -19,11 +19,23 @@ from fastflow_controlplane.runs.model import (
 from fastflow_controlplane.runs.states import Reason, RunState
 from fastflow_controlplane.store.models import agents, attempts, log_losses, runs, warnings
 
+# Built once: putting a statement together costs SQLAlchemy more than SQLite needs to answer it.
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_RUNS = select(runs).where(runs.c.id.in_(_IDS))
+_ATTEMPTS = (
+    select(attempts, agents.c.name.label("agent"))
+    .join(agents, agents.c.agent_id == attempts.c.agent_id)
+    .where(attempts.c.run_id.in_(_IDS))
+    .order_by(attempts.c.run_id, attempts.c.number)
+)
+_WARNINGS = select(warnings).where(warnings.c.run_id.in_(_IDS)).order_by(warnings.c.crossing)
+_LOSSES = select(log_losses).where(log_losses.c.run_id.in_(_IDS)).order_by(log_losses.c.time)
+
 
 def read_runs(connection: Connection, run_ids: Sequence[str]) -> list[RunView]:
     """Returns the runs that exist of `run_ids`, in that order, with attempts, warnings and losses."""
-    rows = {row.id: row for row in connection.execute(select(runs).where(runs.c.id.in_(run_ids)))}
-    attempts_of = _attempts(connection, run_ids)
+    rows = {row.id: row for row in connection.execute(_RUNS, {"ids": run_ids})}
+    attempts_of = _attempts(connection, [run_id for run_id, row in rows.items() if row.attempt])
     return [_run(rows[run_id], attempts_of[run_id]) for run_id in run_ids if run_id in rows]
 
 
@@ -33,26 +45,21 @@ def limits_of(row: Row[Any]) -> Limits:
 
 
 def _attempts(connection: Connection, run_ids: Sequence[str]) -> Mapping[str, list[AttemptView]]:
-    warnings_of = _per_attempt(connection, warnings, run_ids, warnings.c.crossing)
-    losses_of = _per_attempt(connection, log_losses, run_ids, log_losses.c.time)
     found: defaultdict[str, list[AttemptView]] = defaultdict(list)
-    query = (
-        select(attempts, agents.c.name.label("agent"))
-        .join(agents, agents.c.agent_id == attempts.c.agent_id)
-        .where(attempts.c.run_id.in_(run_ids))
-        .order_by(attempts.c.run_id, attempts.c.number)
-    )
-    for row in connection.execute(query):
-        key = (row.run_id, row.number)
-        found[row.run_id].append(_attempt(row, warnings_of[key], losses_of[key]))
+    if run_ids:
+        warnings_of = _per_attempt(connection, _WARNINGS, run_ids)
+        losses_of = _per_attempt(connection, _LOSSES, run_ids)
+        for row in connection.execute(_ATTEMPTS, {"ids": run_ids}):
+            key = (row.run_id, row.number)
+            found[row.run_id].append(_attempt(row, warnings_of[key], losses_of[key]))
     return found
 
 
 def _per_attempt(
-    connection: Connection, table: Any, run_ids: Sequence[str], order: Any
+    connection: Connection, query: Select[Any], run_ids: Sequence[str]
 ) -> defaultdict[tuple[str, int], list[Row[Any]]]:
     found: defaultdict[tuple[str, int], list[Row[Any]]] = defaultdict(list)
-    for row in connection.execute(select(table).where(table.c.run_id.in_(run_ids)).order_by(order)):
+    for row in connection.execute(query, {"ids": run_ids}):
         found[row.run_id, row.attempt].append(row)
     return found
 
