@@ -14,11 +14,7 @@ from fastflow.service.command import SettingsCommand
 from fastflow.service.logging import configure_logging
 from fastflow.service.settings import SettingsError
 
-from fastflow_agent.agent import run_agent
-from fastflow_agent.identity import DataFolderInUse
-from fastflow_agent.journal import UnknownRecord
-from fastflow_agent.runtime.base import RuntimeFault
-from fastflow_agent.settings import VERSION, AgentSettings
+from fastflow_agent.settings import AgentSettings
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +23,7 @@ EXIT_USAGE = 2
 
 
 @click.group()
-@click.version_option(VERSION, prog_name="fastflow-agent")
+@click.version_option(package_name="fast-flow", prog_name="fastflow-agent")
 def main() -> None:
     """Fast-Flow's agent: runs pipelines on this host for a control plane."""
 
@@ -53,6 +49,13 @@ def run(config: Path | None, print_config: bool) -> None:
         click.echo(settings.print_config())
         return
     configure_logging(settings.log_level)
+    # gRPC's core writes lines of its own kind to stderr, where ours are JSON; its errors reach us as exceptions.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Here, since gRPC and the Docker SDK take longer to import than --help may take.
+    from fastflow_agent.identity import DataFolderInUse
+    from fastflow_agent.journal import UnknownRecord
+    from fastflow_agent.runtime.base import RuntimeFault
+
     try:
         asyncio.run(_run(settings))
     except (DataFolderInUse, UnknownRecord, RuntimeFault, OSError, ValueError) as error:
@@ -64,6 +67,8 @@ def run(config: Path | None, print_config: bool) -> None:
 
 
 async def _run(settings: AgentSettings) -> None:
+    from fastflow_agent.agent import run_agent
+
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -138,7 +138,7 @@ class Agent:
             clock,
             disk,
             data_dir=self._data_dir,
-            disk_reserve=settings.disk_reserve,
+            disk_reserve=settings.disk_reserve_bytes,
             interval=settings.probe_interval,
             runtime_name=settings.runtime,
         )
@@ -174,7 +174,7 @@ class Agent:
             paths=self._paths,
             changed=self._outbox.attempt_changed,
             start_patience=settings.start_patience,
-            spool_quota=settings.spool_quota,
+            spool_quota=settings.spool_quota_bytes,
             cluster=lambda: host.cluster_id,
             checkpoint=self._checkpoint,
         )

@@ -5,26 +5,18 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from fastflow.client import DEFAULT_SERVER
 from fastflow.pipelines.sizes import parse_size
 from fastflow.service.settings import ServiceSettings
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from fastflow_agent.runtime.base import Egress
 
-VERSION = "0.1.0"
-
-
-def _size(value: object) -> int:
-    if not isinstance(value, str | int):
-        raise ValueError("is not a size")
-    return parse_size(value)
-
-
-Size = Annotated[int, BeforeValidator(_size)]
+VERSION = version("fast-flow")
 
 
 class AgentSettings(ServiceSettings):
@@ -60,8 +52,8 @@ class AgentSettings(ServiceSettings):
     cpu_capacity: float | None = Field(
         None, gt=0, description="Cores that runs may reserve together. Not set: all of this host's."
     )
-    memory_capacity: Size | None = Field(
-        None, description='Memory that runs may reserve together, such as "6g". Not set: all of this host\'s.'
+    memory_capacity: str | None = Field(
+        None, description="Memory that runs may reserve together, such as 6g. Not set: all of this host's."
     )
     slots: int = Field(0, ge=0, description="Runs that may live here at once; 0 = as many as CPU and memory allow.")
     network: str = Field("bridge", description="Docker network of runs and preparers.")
@@ -74,13 +66,13 @@ class AgentSettings(ServiceSettings):
     https_proxy: str = Field("", description="Proxy for https, in runs and preparers.")
     no_proxy: str = Field("", description="Hosts reached without proxy, in runs and preparers.")
     index_url: str = Field("", description="Package index for uv, in runs and preparers. Empty: uv's default.")
-    spool_quota: Size = Field(
-        4 << 30,
-        description="Bytes of output kept per run while the control plane can not take them; then it is dropped.",
+    spool_quota: str = Field(
+        "4g",
+        description="Output kept per run while the control plane can not take them; then it is dropped.",
     )
-    disk_reserve: Size = Field(
-        256 << 20,
-        description="Free bytes below which the data folder's disk counts as full: no new runs, and what runs can "
+    disk_reserve: str = Field(
+        "256m",
+        description="Free space below which the data folder's disk counts as full: no new runs, and what runs can "
         "still end properly.",
     )
     start_patience: float = Field(
@@ -115,6 +107,13 @@ class AgentSettings(ServiceSettings):
             raise ValueError(f"{value!r} is no address; write host:port, such as {DEFAULT_SERVER}")
         return value
 
+    @field_validator("memory_capacity", "spool_quota", "disk_reserve")
+    @classmethod
+    def _size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_size(value)
+        return value
+
     @model_validator(mode="after")
     def _token_for_the_network(self) -> Self:
         if not self.token and not _is_loopback(self.controlplane.rpartition(":")[0]):
@@ -146,7 +145,19 @@ class AgentSettings(ServiceSettings):
     @property
     def memory_bytes(self) -> int:
         """Memory that runs may reserve, in bytes."""
-        return self.memory_capacity or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if self.memory_capacity is not None:
+            return parse_size(self.memory_capacity)
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    @property
+    def spool_quota_bytes(self) -> int:
+        """Output kept per run, in bytes."""
+        return parse_size(self.spool_quota)
+
+    @property
+    def disk_reserve_bytes(self) -> int:
+        """Free space below which the disk counts as full, in bytes."""
+        return parse_size(self.disk_reserve)
 
 
 def _is_loopback(host: str) -> bool:

@@ -25,7 +25,7 @@ class RunningAgent:
                 "runtime": "process",
                 "labels": {"zone": "a"},
                 "slots": 3,
-                "disk_reserve": 0,
+                "disk_reserve": "0",
                 "reconnect_initial": 0.05,
                 "reconnect_maximum": 0.5,
             }

@@ -31,7 +31,7 @@ def test_print_config_shows_what_is_in_force_and_hides_the_token(
     shown = CliRunner().invoke(main, ["run", "--config", str(config), "--print-config"])
     assert shown.exit_code == 0, shown.output
     assert 'agent_name = "worker-7"' in shown.output
-    assert f"memory_capacity = {6 << 30}" in shown.output
+    assert 'memory_capacity = "6g"' in shown.output
     assert 'image = "from-the-environment"' in shown.output
     assert "hush" not in shown.output
 
@@ -74,3 +74,5 @@ def test_capacity_is_the_hosts_unless_it_is_set(monkeypatch: pytest.MonkeyPatch)
     assert AgentSettings.load().memory_bytes > 1 << 28
     monkeypatch.setenv("FASTFLOW_CPU_CAPACITY", "1.5")
     assert AgentSettings.load().cpu_milli_cores == 1500
+    monkeypatch.setenv("FASTFLOW_MEMORY_CAPACITY", "1.5g")
+    assert AgentSettings.load().memory_bytes == 3 << 29
