@@ -28,8 +28,10 @@ class ControlPlaneSettings(ServiceSettings):
         default=Path(".fastflow/controlplane"),
         description="Folder for the database, logs, bundles and the key that seals secrets. Back it up as a whole.",
     )
-    database_url: str = Field(
-        default="", description="Database URL (sqlite or postgresql); empty = an SQLite file in data_dir."
+    database_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="Database URL (sqlite or postgresql), which may hold a password; empty = an SQLite file in "
+        "data_dir.",
     )
     pipelines_dir: Path = Field(
         default=Path("pipelines"), description="Folder whose subfolders with a main.py are the pipelines. Only read."
@@ -147,7 +149,7 @@ class ControlPlaneSettings(ServiceSettings):
     @property
     def database(self) -> str:
         """Database URL in force."""
-        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'fastflow.db'}"
+        return self.database_url.get_secret_value() or f"sqlite:///{self.data_dir.absolute() / 'fastflow.db'}"
 
     @property
     def default_limits(self) -> Limits:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from fastflow_controlplane.errors import InvalidArgument, Unavailable
+from fastflow_controlplane.errors import FailedPrecondition, InvalidArgument, Unavailable
 from fastflow_controlplane.store.migrations import migrate
 from fastflow_controlplane.store.writer import Writer
 
@@ -85,13 +85,13 @@ def parse_url(url: str) -> URL:
         parsed = make_url(url)
     except ArgumentError as error:
         raise InvalidArgument(
-            f'database_url "{url}" is no database URL; examples: sqlite:////var/lib/fastflow/fastflow.db, '
+            "database_url is no database URL; examples: sqlite:////var/lib/fastflow/fastflow.db, "
             "postgresql://user@host/fastflow"
         ) from error
     backend = parsed.get_backend_name()
     if backend == "sqlite":
         if parsed.database in (None, "", ":memory:"):
-            raise InvalidArgument(f'database_url "{url}" names no file: runs would be gone with the process')
+            raise InvalidArgument("database_url names no file: runs would be gone with the process")
         return parsed.set(drivername="sqlite+pysqlite")
     if backend == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
@@ -110,7 +110,12 @@ def _engine(url: URL, *, immediate: bool, size: int) -> Engine:
         return engine
     # Each read sees one snapshot, as it does on SQLite.
     level = "READ COMMITTED" if immediate else "REPEATABLE READ"
-    return create_engine(url, pool_size=size, max_overflow=0, isolation_level=level)
+    try:
+        return create_engine(url, pool_size=size, max_overflow=0, isolation_level=level)
+    except ModuleNotFoundError as error:
+        raise FailedPrecondition(
+            f"database_url names PostgreSQL, which needs the Python package {error.name}: install it first"
+        ) from None
 
 
 def _tune_sqlite(engine: Engine, *, immediate: bool) -> None:

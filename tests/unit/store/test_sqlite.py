@@ -1,11 +1,12 @@
 """What holds for SQLite alone."""
 
 import sqlite3
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from fastflow_controlplane.errors import FailedPrecondition, InvalidArgument, Unavailable
+from fastflow_controlplane.errors import FailedPrecondition, FastFlowError, InvalidArgument, Unavailable
 from fastflow_controlplane.store import migrations
 from fastflow_controlplane.store.engine import Store, parse_url
 from fastflow_controlplane.store.models import requests
@@ -90,3 +91,16 @@ def test_other_databases_are_refused_by_name() -> None:
         parse_url("sqlite://")
     with pytest.raises(InvalidArgument, match="no database URL"):
         parse_url("fastflow.db")
+
+
+def test_a_database_whose_driver_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(FailedPrecondition, match="psycopg"):
+        Store("postgresql://user@host/fastflow")
+
+
+def test_no_message_shows_a_password() -> None:
+    for url in ("postgres//user:hunter2@host", "mysql://user:hunter2@host/name"):
+        with pytest.raises(FastFlowError) as refused:
+            Store(url)
+        assert "hunter2" not in refused.value.message
