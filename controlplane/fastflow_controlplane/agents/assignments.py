@@ -195,22 +195,23 @@ class Assignments:
             lambda connection: desired.read_abandoned(connection, agent_id, frozenset(reported))
         )
         for row in rows:
-            await self._close(row.key, row.log_sealed)
+            try:
+                await self._close(row)
+            except StoreUnavailable as error:
+                # The next stream of the agent tries again.
+                log.warning("attempt can not be closed", run=row.key.run_id, attempt=row.key.attempt, why=str(error))
 
-    async def _close(self, key: AttemptKey, log_sealed: bool) -> None:
-        end = 0
-        if not log_sealed:
-            async with self._logs.open(LogKey(key.run_id, key.attempt)) as opened:
-                end = opened.durable
-                await opened.seal(end)
+    async def _close(self, row: DesiredRow) -> None:
+        key = row.key
+        async with self._logs.open(LogKey(key.run_id, key.attempt)) as opened:
+            end, complete = opened.end, opened.sealed
+            await opened.seal(end)
 
         def close(connection: Connection) -> None:
-            if not log_sealed:
+            if not complete:
                 message = "the agent no longer has the attempt; output that was not delivered before is lost"
-                loss = LogLoss("DISK", end, None, self._clock.now(), message)
-                events.add_own_loss(connection, key, loss)
-                attempts.note(connection, key, {"log_sealed": True, "log_bytes": end})
-            attempts.note(connection, key, {"released": True})
+                events.add_own_loss(connection, key, LogLoss("DISK", end, None, self._clock.now(), message))
+            attempts.note(connection, key, {"log_sealed": True, "log_bytes": end, "released": True})
             attempts.touch_run(connection, key.run_id)
             attempts.settle(connection, key)
 

@@ -43,6 +43,8 @@ QUEUED_ANSWERS = 64
 """Answers that wait for a slow agent; behind them its events wait, and behind those its stream."""
 QUEUED_EVENTS = 10_000
 """Events that wait for the database; a stream that brings more is ended, and its agent sends them again later."""
+BATCH_EVENTS = 100
+"""Events in one operation of the writer, so that it does not hold up those of others."""
 MAX_INVENTORY = 100_000
 """Attempts one agent may report."""
 Send = Callable[[gateway_pb2.ConnectResponse], Awaitable[None]]
@@ -94,6 +96,7 @@ class AgentSession:
         self._desired_changed = asyncio.Event()
         self._report_changed = asyncio.Event()
         self._cut = asyncio.Event()
+        self._ended = False
         self.epoch = 0
 
     async def run(self) -> None:
@@ -117,9 +120,9 @@ class AgentSession:
         except* FastFlowError as failures:
             failure = _first(failures)
         finally:
+            self._ended = True
             if self._row is not None:
-                self._parts.registry.detach(self._row.facts.agent_id, self)
-                log.info("agent stream ended", agent=self._row.facts.name, session_epoch=self.epoch)
+                self._leave(self._row)
         if failure is not None:
             raise failure
 
@@ -200,9 +203,12 @@ class AgentSession:
             self._refuse("BAD_REQUEST", fault)
         else:
             try:
-                await self._begin(await self._register(facts, self._seen_revision(hello)))
+                row = await self._register(facts, self._seen_revision(hello))
             except AlreadyExists as error:
                 self._refuse("BAD_REQUEST", error.message)
+            else:
+                parts = self._parts
+                await self._outgoing.put(greeting.welcome(row, parts.settings, parts.leadership, parts.version))
 
     def _seen_revision(self, hello: gateway_pb2.Hello) -> int:
         """The highest revision the agent knows of this cluster."""
@@ -219,14 +225,19 @@ class AgentSession:
         def register(connection: Connection) -> AgentRow:
             return agents.register(connection, facts, connected, seen_revision, now)
 
-        return await self._parts.store.write(register)
+        return await self._parts.store.write(register, self._registered)
 
-    async def _begin(self, row: AgentRow) -> None:
-        parts = self._parts
+    def _registered(self, row: AgentRow) -> None:
+        """The session is in the database, so the registry must know it, even if the stream ended meanwhile."""
         self._row, self.epoch = row, row.session_epoch
-        parts.registry.attach(row, self)
+        self._parts.registry.attach(row, self)
         log.info("agent connected", agent=row.facts.name, session_epoch=self.epoch)
-        await self._outgoing.put(greeting.welcome(row, parts.settings, parts.leadership, parts.version))
+        if self._ended:
+            self._leave(row)
+
+    def _leave(self, row: AgentRow) -> None:
+        self._parts.registry.detach(row.facts.agent_id, self)
+        log.info("agent stream ended", agent=row.facts.name, session_epoch=self.epoch)
 
     def _refuse(self, code: str, message: str) -> None:
         log.warning("agent stream refused", code=code, why=message)
@@ -252,16 +263,16 @@ class AgentSession:
             await self._events_came.wait()
             self._events_came.clear()
             while self._events:
-                batch, self._events = self._events, []
+                batch = self._events[:BATCH_EVENTS]
                 try:
                     effects = await self._apply(batch)
                 except SessionSuperseded:
                     raise _StreamOver from None
                 except Unavailable:
                     # Nothing is acknowledged; the agent keeps them, and so do we while the stream lives.
-                    self._events = [*batch, *self._events]
                     await self._parts.clock.sleep(RETRY_SECONDS)
                     continue
+                del self._events[: len(batch)]
                 await self._outgoing.put(wire.acknowledgements(effects.acknowledgements))
 
     async def _apply(self, batch: Sequence[AttemptEvent]) -> Effects:

@@ -17,7 +17,7 @@ from fastflow_controlplane.agents.model import Capacity
 from fastflow_controlplane.clock import MICROSECONDS, Clock
 from fastflow_controlplane.errors import FastFlowError
 from fastflow_controlplane.runs.changes import Changes
-from fastflow_controlplane.runs.model import AttemptKey, Held, Placement, WaitingRun
+from fastflow_controlplane.runs.model import AttemptKey, FailedPlacements, Held, Placement, WaitingRun
 from fastflow_controlplane.scheduler.explain import explain
 from fastflow_controlplane.scheduler.placement import Offer, Shape, choose, obstacle
 from fastflow_controlplane.scheduler.queue import WaitingQueue
@@ -28,6 +28,8 @@ MAX_WRITING = 100
 """Decisions being written at once: what fills one group commit; more would only wait there."""
 WRITE_RETRY_SECONDS = 2.0
 """A decision that could not be written (disk full, secret unreadable) is taken anew after this long."""
+MAX_DOUBLINGS = 6
+"""The delay before an agent gets a run again that it could not start doubles this often at the most."""
 
 Assign = Callable[[WaitingRun, str], Awaitable[AttemptKey | None]]
 """Writes one decision (run, agent id); None = the run no longer waits. Raises FastFlowError."""
@@ -47,9 +49,10 @@ class Scheduler:
         self._offers: dict[str, Offer] = {}
         self._held: dict[tuple[str, int], Held] = {}
         self._writing: dict[str, tuple[WaitingRun, Shape]] = {}
-        self._returning: list[tuple[float, int, WaitingRun]] = []
+        self._returning: list[tuple[float, int, WaitingRun, WaitingRun]] = []
         self._order = itertools.count()
         self._left: set[str] = set()
+        self._again: dict[str, WaitingRun] = {}
         self._troubles: dict[str, str] = {}
         self._wake = asyncio.Event()
 
@@ -62,29 +65,33 @@ class Scheduler:
 
     def add(self, run: WaitingRun) -> None:
         """A run waits. Known ones are left as they are."""
-        if run.run_id in self._queue or run.run_id in self._writing:
-            return
-        self._left.discard(run.run_id)
-        now = self._clock.now()
-        ends = {
-            agent_id: failed.last_time + round(self._placement_delay * 2 ** (failed.count - 1) * MICROSECONDS)
-            for agent_id, failed in run.failed_on.items()
-        }
-        excluded = frozenset(agent_id for agent_id, end in ends.items() if end > now)
-        if excluded:
-            first_end = min(ends[agent_id] for agent_id in excluded)
-            self._return_later(run, (first_end - now) / MICROSECONDS)
-        self._queue.add(
-            run,
-            Shape(run.limits.cpu_hard_milli_cores, run.limits.memory_hard_bytes, run.python_version, excluded),
-        )
-        self._wake.set()
+        if run.run_id in self._writing:
+            # It came back before its placement was seen to be written.
+            self._again[run.run_id] = run
+        elif run.run_id not in self._queue:
+            left = {agent_id: self._exclusion_left(failed) for agent_id, failed in run.failed_on.items()}
+            excluded = frozenset(agent_id for agent_id, seconds in left.items() if seconds > 0)
+            if excluded:
+                first = min(left[agent_id] for agent_id in excluded)
+                later = {agent_id: run.failed_on[agent_id] for agent_id in excluded if left[agent_id] > first}
+                self._return_later(run, first, replace(run, failed_on=later))
+            limits = run.limits
+            shape = Shape(limits.cpu_hard_milli_cores, limits.memory_hard_bytes, run.python_version, excluded)
+            self._queue.add(run, shape)
+            self._wake.set()
+
+    def _exclusion_left(self, failed: FailedPlacements) -> float:
+        """Seconds for which the agent does not get the run again; at most the delay, however the wall clock jumped."""
+        delay = self._placement_delay * 2.0 ** min(failed.count - 1, MAX_DOUBLINGS)
+        passed = (self._clock.now() - failed.last_time) / MICROSECONDS
+        return delay - max(0.0, passed)
 
     def remove(self, run_id: str) -> None:
         """A run no longer waits: it was cancelled or failed."""
         self._queue.remove(run_id)
         self._troubles.pop(run_id, None)
         if run_id in self._writing:
+            self._again.pop(run_id, None)
             self._left.add(run_id)
 
     def agent_changed(self, offer: Offer) -> None:
@@ -158,12 +165,15 @@ class Scheduler:
         left = run.run_id in self._left
         self._left.discard(run.run_id)
         self._troubles.pop(run.run_id, None)
+        again = self._again.pop(run.run_id, None)
         if key is not None:
             log.info("run assigned", run=run.run_id, attempt=key.attempt, agent=offer.name)
+            if again is not None:
+                self.add(again)
         elif trouble and not left:
             self._troubles[run.run_id] = trouble
             self._queue.add(run, replace(shape, excluded=shape.excluded | set(self._offers)))
-            self._return_later(run, WRITE_RETRY_SECONDS)
+            self._return_later(run, WRITE_RETRY_SECONDS, run)
         self._wake.set()
 
     def _hold(self, held: Held) -> None:
@@ -199,18 +209,19 @@ class Scheduler:
         if offer is not None and self._queue.wake(lambda shape: not obstacle(shape, offer)):
             self._wake.set()
 
-    def _return_later(self, run: WaitingRun, seconds: float) -> None:
-        heapq.heappush(self._returning, (self._clock.monotonic() + seconds, next(self._order), run))
+    def _return_later(self, run: WaitingRun, seconds: float, changed: WaitingRun) -> None:
+        """After this time `run`, if it still waits, is looked at as `changed`."""
+        heapq.heappush(self._returning, (self._clock.monotonic() + seconds, next(self._order), run, changed))
 
     def _readmit(self) -> None:
         """Looks anew at runs whose exclusion has ended."""
         now = self._clock.monotonic()
         while self._returning and self._returning[0][0] <= now:
-            _, _, run = heapq.heappop(self._returning)
+            _, _, run, changed = heapq.heappop(self._returning)
             found = self._queue.find(run.run_id)
             if found is not None and found[0] is run:
                 self._queue.remove(run.run_id)
-                self.add(run)
+                self.add(changed)
 
     async def _rest(self) -> None:
         """Returns when something changed or an exclusion ends."""

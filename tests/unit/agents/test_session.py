@@ -253,3 +253,26 @@ async def test_messages_of_a_later_protocol_are_passed_over(world: World) -> Non
     assert await world.state(key) == "RUNNING"
     peer.say(None)
     await peer.served
+
+
+async def test_many_events_are_written_in_portions_that_let_others_in(world: World) -> None:
+    peer = world.dial()
+    await peer.greets()
+    key = await world.live_attempt()
+    peer.reports(key, ["PREPARING"] * 250)
+    acks = [ack.sequence for _ in range(3) for ack in (await peer.hears()).events_ack.acks]
+    assert acks == [100, 200, 250]
+    peer.say(None)
+    await peer.served
+
+
+async def test_an_agent_that_hangs_up_while_it_is_registered_is_offline_and_its_epoch_known(world: World) -> None:
+    peer = world.dial()
+    peer.say(gateway_pb2.ConnectRequest(hello=HELLO))
+    await world.store.writer._arrived.wait()
+    peer.served.cancel()
+    await asyncio.gather(peer.served, return_exceptions=True)
+    await world.store.write(lambda connection: None)
+    view = await world.registry.get("w")
+    assert (view.state, view.session_epoch) == ("SUSPECT", 1)
+    assert world.registry.connected() == frozenset()

@@ -202,3 +202,29 @@ async def test_many_runs_are_placed_in_groups_without_overcommitting() -> None:
             await world.settle()
         assert len(world.placed) == 200
         assert sorted(agent for _, agent in world.placed) == ["one"] * 100 + ["two"] * 100
+
+
+async def test_a_run_that_comes_back_before_its_placement_was_seen_to_be_written_is_placed_again() -> None:
+    world = World()
+    async with world.running():
+        world.agent("w")
+        world.agent("x", cpu=8000)
+        world.gate.clear()
+        world.run("a")
+        await world.settle()
+        world.run("a", failed_on={"w": FailedPlacements(1, world.clock.now())})
+        world.gate.set()
+        await world.settle()
+        assert world.placed == [("a", "w"), ("a", "x")]
+
+
+async def test_a_wall_clock_that_jumped_back_does_not_exclude_an_agent_for_longer() -> None:
+    world = World()
+    async with world.running():
+        world.agent("w")
+        an_hour = 3600 * 1_000_000
+        world.run("a", failed_on={"w": FailedPlacements(1, world.clock.now() + an_hour)})
+        await world.clock.advance(4.9)
+        assert world.placed == []
+        await world.clock.advance(0.2)
+        assert world.placed == [("a", "w")]
