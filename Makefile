@@ -17,7 +17,7 @@ up: $(INSTALLED) ## Starts a control plane and an agent on the example pipelines
 	@$(BIN)/python deploy/demo/demo.py --up
 
 test: $(INSTALLED) engine image ## All tests but those of the host lab
-	@$(BIN)/python -m pytest tests/unit tests/contract tests/integration tests/docker; \
+	@$(BIN)/python -m pytest -n 2 --dist loadscope tests/unit tests/contract tests/integration tests/docker; \
 	  code=$$?; deploy/engine/engine stop $(STATE); exit $$code
 
 test-hosts: $(INSTALLED) engine image ## Tests on virtual worker hosts with cgroup v2 (root, a few minutes)
