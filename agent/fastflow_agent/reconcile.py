@@ -27,6 +27,8 @@ class Resumption(Enum):
     """It runs: watch it."""
     CONCLUDE = "conclude"
     """It ended, or its container is gone: draw the verdict from what is left."""
+    FORGOTTEN = "forgotten"
+    """It was started, and the engine forgot so when the host lost power: its container will never end."""
 
 
 def resume(history: History, observation: Observation, was_released: bool, boot_id: str) -> Resumption:
@@ -42,7 +44,8 @@ def resume(history: History, observation: Observation, was_released: bool, boot_
     ran = history.releasing is not None and (history.released or was_released or unknown)
     if not ran:
         return Resumption.WITHHELD
-    return Resumption.ATTACH if observation.state is SlotState.RUNNING else Resumption.CONCLUDE
+    how = {SlotState.RUNNING: Resumption.ATTACH, SlotState.CREATED: Resumption.FORGOTTEN}
+    return how.get(observation.state, Resumption.CONCLUDE)
 
 
 def rebooted(history: History, boot_id: str) -> bool:

@@ -14,14 +14,14 @@ from fastflow_agent.attempts import closing
 from fastflow_agent.attempts.dossier import Dossier, Services
 from fastflow_agent.attempts.output import Output
 from fastflow_agent.attempts.start import Failed, NotHere, Start, Stopped, withdraw
-from fastflow_agent.attempts.watch import Watch
+from fastflow_agent.attempts.watch import Watch, conclude
 from fastflow_agent.desired import Desired
 from fastflow_agent.facts import Ended, Event, Fact, StateChanged
 from fastflow_agent.journal import Journal
 from fastflow_agent.model import AttemptKey, Reason, SlotId, State, StopCause
 from fastflow_agent.reconcile import Resumption, cancelled, resume
 from fastflow_agent.records import Released, Stopping
-from fastflow_agent.runtime.base import RuntimeFault, RuntimeUnavailable
+from fastflow_agent.runtime.base import Observation, RuntimeFault, RuntimeUnavailable, SlotState
 
 log = structlog.get_logger(__name__)
 
@@ -141,7 +141,7 @@ class Attempt:
         if resumption is Resumption.WITHHELD:
             await self._start()
         if not self._dossier.history.settled:
-            await self._watch()
+            await self._watch(forgotten=resumption is Resumption.FORGOTTEN)
 
     async def _resumption(self) -> Resumption:
         if self._fresh:
@@ -167,12 +167,15 @@ class Attempt:
         except NotHere as refusal:
             await self._give_up(refusal)
 
-    async def _watch(self) -> None:
-        """From the release to the verdict."""
+    async def _watch(self, *, forgotten: bool) -> None:
+        """From the release to the verdict; there is nothing to wait for if the engine has `forgotten` the start."""
         if not self._dossier.history.released:
             # The agent died, or the engine failed to answer, between the release and its record.
             await self._dossier.record(Released(), facts=(StateChanged(State.RUNNING, slot=self.slot),))
-        await Watch(self._dossier).until_end()
+        if forgotten:
+            await conclude(self._dossier, Observation(SlotState.ABSENT), released=True)
+        else:
+            await Watch(self._dossier).until_end()
 
     async def _end_before_release(self, cause: StopCause) -> None:
         stopping = Stopping(cause, self._services.clock.now(), 0.0)

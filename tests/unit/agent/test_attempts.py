@@ -15,7 +15,7 @@ from fastflow_agent.facts import Ended, LogLossFound, ProvenanceKnown, SoftLimit
 from fastflow_agent.logs.losses import LogLoss
 from fastflow_agent.model import AttemptKey, Reason, SlotId, State, StopCause
 from fastflow_agent.reconcile import number
-from fastflow_agent.runtime.base import ImageMissing, RuntimeFault, RuntimeUnavailable
+from fastflow_agent.runtime.base import ImageMissing, RuntimeFault, RuntimeUnavailable, SlotState
 from fastflow_agent.uvcache import EnvironmentFault
 
 from tests.unit.agent.world import Known, World
@@ -553,6 +553,19 @@ async def test_a_host_that_was_restarted_is_told_apart_from_a_vanished_container
     await world.start()
     await world.forgotten(key)
     assert _ended(world, key).reason is Reason.HOST_REBOOT
+
+
+async def test_an_engine_that_lost_a_start_with_the_hosts_power_is_not_waited_for(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    await world.kill()
+    next(iter(world.runtime.containers.values())).state = SlotState.CREATED
+    world.boot_id = "boot-2"
+    await world.start()
+    await world.forgotten(key)
+    assert _ended(world, key).reason is Reason.HOST_REBOOT
+    assert len(world.runtime.starts) == 1
 
 
 async def test_an_attempt_that_ended_before_the_reboot_keeps_its_result(world: World) -> None:

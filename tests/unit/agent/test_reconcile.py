@@ -24,6 +24,7 @@ from tests.unit.agent.test_journal import INTENT, NOW
 
 KEY = AttemptKey("run", 1, "token")
 GRACE = 300.0
+CREATED = Observation(SlotState.CREATED)
 EXITED = Observation(SlotState.EXITED, 0)
 RUNNING = Observation(SlotState.RUNNING)
 ABSENT = Observation(SlotState.ABSENT)
@@ -52,6 +53,10 @@ def _history(*records: object) -> History:
         (RELEASING, ABSENT, False, "boot-1", Resumption.CONCLUDE),
         (RELEASING, ABSENT, False, "boot-2", Resumption.CONCLUDE),
         (RELEASING, EXITED, False, "boot-2", Resumption.CONCLUDE),
+        # What the engine had not yet on disk is gone with the power, its start of the container too.
+        (RELEASING, CREATED, False, "boot-2", Resumption.FORGOTTEN),
+        ((*RELEASING, Released()), CREATED, False, "boot-2", Resumption.FORGOTTEN),
+        ((Started(),), CREATED, False, "boot-2", Resumption.WITHHELD),
     ],
 )
 def test_how_an_attempt_goes_on_after_a_restart(
