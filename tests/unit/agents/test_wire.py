@@ -1,5 +1,7 @@
 """The border to the protocol: what a peer of another version may send must not be a fault."""
 
+from typing import Any
+
 import pytest
 from fastflow.agent.v1 import attempts_pb2, desired_pb2
 from fastflow.pipelines.metadata import Limits
@@ -14,8 +16,12 @@ from fastflow_controlplane.store.queries.desired import DesiredRow
 KEY = AttemptKey("run", 1, "token")
 
 
-def read(**fact: object) -> events.Fact:
-    event = attempts_pb2.AttemptEvent(sequence=1, **fact)  # type: ignore[arg-type]  # one member of the oneof
+LATER: Any = 99
+"""A value that only a later protocol knows."""
+
+
+def read(**fact: Any) -> events.Fact:
+    event = attempts_pb2.AttemptEvent(sequence=1, **fact)
     (translated,) = wire.read_events(attempts_pb2.AttemptEvents(events=[event]))
     return translated.fact
 
@@ -63,9 +69,9 @@ def test_an_end_keeps_the_difference_between_zero_and_unknown() -> None:
 
 def test_states_facts_and_reasons_of_a_later_protocol_are_no_fault() -> None:
     assert read() == events.Unrecognized()
-    assert read(state_changed=attempts_pb2.StateChanged(state=99)) == events.Unrecognized()  # type: ignore[arg-type]
-    assert read(ended=attempts_pb2.Ended(state=0)) == events.Unrecognized()  # type: ignore[arg-type]
-    fact = read(ended=attempts_pb2.Ended(state=6, reason=99))  # type: ignore[arg-type]
+    assert read(state_changed=attempts_pb2.StateChanged(state=LATER)) == events.Unrecognized()
+    assert read(ended=attempts_pb2.Ended(state=LATER)) == events.Unrecognized()
+    fact = read(ended=attempts_pb2.Ended(state="RUN_STATE_SUCCEEDED", reason=LATER))
     assert isinstance(fact, events.Ended)
     assert fact.reason is Reason.NONE
 
