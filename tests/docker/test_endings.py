@@ -1,12 +1,17 @@
 """How programs end, in which order their output stands, and what is left."""
 
+import asyncio
 import signal
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import docker
 import pytest
 from fastflow_agent.runtime.base import SlotState
 from fastflow_agent.runtime.container_spec import container_name
+from fastflow_agent.runtime.docker import DockerRuntime
+from fastflow_agent.runtime.docker_options import DockerOptions, DockerTimes
 
 from tests.slots import Workshop
 
@@ -98,10 +103,27 @@ async def test_a_removed_slot_leaves_no_container_no_volume_and_no_environment(w
     assert slot.log() == b"up\n"
 
 
+async def test_an_end_is_told_by_an_event_and_not_by_looking_again(
+    docker_options: Callable[..., DockerOptions], empty_cache: Path
+) -> None:
+    options = docker_options(times=DockerTimes(reinspect=3600))
+    runtime = DockerRuntime(options)
+    workshop = Workshop(runtime, options.data_dir, options.env_dir, empty_cache)
+    try:
+        slots = [workshop.slot("import time; time.sleep(0.5)") for _ in range(3)]
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(slot.run() for slot in slots))
+    finally:
+        await workshop.clear()
+        await runtime.aclose()
+
+
 async def test_one_who_waits_is_told_that_the_container_was_taken_away(workshop: Workshop) -> None:
     slot = workshop.slot("import time; print('up', flush=True); time.sleep(60)")
     await slot.begin()
     await slot.said("up")
     with docker.APIClient() as engine:
-        engine.remove_container(container_name(slot.id), force=True, v=True)
-    assert (await slot.end()).observation.state is SlotState.ABSENT
+        engine.remove_container(container_name(slot.id), force=True)
+        assert (await slot.end()).observation.state is SlotState.ABSENT
+        await slot.runtime.remove(slot.id)
+        assert engine.volumes(filters={"label": f"org.fastflow.slot={slot.id}"})["Volumes"] in (None, [])

@@ -65,16 +65,23 @@ class OwnEngine:
         subprocess.run(["docker", "-H", self.host, "load", "-q"], stdin=saved.stdout, check=True, timeout=120)
         assert saved.wait() == 0
 
-    def signal(self, number: int) -> None:
-        """Signal the daemon."""
-        os.kill(self._daemon, number)
-        if number == signal.SIGCONT:
-            # nsenter stops with its child, but does not go on with it.
-            self._entrance.send_signal(number)
+    def hang(self) -> None:
+        """Have the daemon take calls and answer none."""
+        os.kill(self._daemon, signal.SIGSTOP)
+        deadline = time.monotonic() + 10
+        while set(self._thread_states()) != {"T"}:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        os.kill(self._daemon, signal.SIGCONT)
+        # nsenter stops with its child, but does not go on with it.
+        self._entrance.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """End the daemon; containers go on."""
-        self.signal(signal.SIGTERM)
+        os.kill(self._daemon, signal.SIGTERM)
         self._entrance.wait(timeout=60)
 
     def close(self) -> None:
@@ -82,6 +89,10 @@ class OwnEngine:
         self._home.kill()
         self._home.wait()
         self._entrance.wait(timeout=60)
+
+    def _thread_states(self) -> Iterator[str]:
+        for task in Path(f"/proc/{self._daemon}/task").iterdir():
+            yield (task / "stat").read_text().rpartition(")")[2].split()[0]
 
     def _answers(self) -> bool:
         command = ["docker", "-H", self.host, "version"]
@@ -134,7 +145,7 @@ async def test_a_hanging_engine_is_told_within_the_probes_patience_whatever_else
     engine: OwnEngine, own: Workshop
 ) -> None:
     await own.runtime.probe()
-    engine.signal(signal.SIGSTOP)
+    engine.hang()
     try:
         hanging = [asyncio.ensure_future(own.runtime.observe(new_slot_id())) for _ in range(30)]
         await asyncio.sleep(0.1)
@@ -145,14 +156,14 @@ async def test_a_hanging_engine_is_told_within_the_probes_patience_whatever_else
         results = await asyncio.gather(*hanging, return_exceptions=True)
         assert {type(result) for result in results} == {RuntimeUnavailable}
     finally:
-        engine.signal(signal.SIGCONT)
+        engine.resume()
     assert (await own.runtime.probe()).runtime == "docker"
     assert (await own.runtime.observe(new_slot_id())).state is SlotState.ABSENT
 
 
 async def test_the_loop_goes_on_while_the_engine_hangs(engine: OwnEngine, own: Workshop) -> None:
     await own.runtime.probe()
-    engine.signal(signal.SIGSTOP)
+    engine.hang()
     gaps: list[float] = []
     try:
         hanging = asyncio.gather(
@@ -167,7 +178,7 @@ async def test_the_loop_goes_on_while_the_engine_hangs(engine: OwnEngine, own: W
             gaps.append(time.monotonic() - begin)
         await hanging
     finally:
-        engine.signal(signal.SIGCONT)
+        engine.resume()
     assert max(gaps) < 0.5
 
 
@@ -177,13 +188,13 @@ async def test_an_end_during_a_hang_is_told_after_it(engine: OwnEngine, own: Wor
     await slot.said("up")
     waiting = asyncio.ensure_future(slot.end())
     await asyncio.sleep(0.2)
-    engine.signal(signal.SIGSTOP)
+    engine.hang()
     try:
         await slot.said("bye")
         await asyncio.sleep(TIMES.question + 0.5)
         assert not waiting.done()
     finally:
-        engine.signal(signal.SIGCONT)
+        engine.resume()
     assert (await waiting).exit_code == 5
 
 

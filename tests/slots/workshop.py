@@ -116,7 +116,7 @@ class Workshop:
 
     def code(self, name: str, main: str, files: Mapping[str, bytes]) -> Path:
         """A pipeline's folder, readable by the container's user."""
-        code = self.folder / "code" / name
+        code = self.folder / "code" / f"{name}-{new_slot_id()}"
         code.mkdir(parents=True)
         for file, content in {**files, "main.py": textwrap.dedent(main).encode()}.items():
             (code / file).write_bytes(content)
@@ -126,7 +126,7 @@ class Workshop:
 
     def new_cache(self, name: str, owner: int) -> Path:
         """An empty, writable uv cache."""
-        cache = self.folder / "caches" / name
+        cache = self.folder / "caches" / f"{name}-{new_slot_id()}"
         cache.mkdir(parents=True)
         shutil.chown(cache, owner, owner)
         return cache

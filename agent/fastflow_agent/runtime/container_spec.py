@@ -182,4 +182,5 @@ def _overlay(spec: SlotSpec) -> dict[str, Any]:
         "o": ",".join(f"{name}={path}" for name, path in layers.items()),
     }
     driver = {"Name": "local", "Options": options}
-    return {"Type": "volume", "Target": UV_CACHE, "VolumeOptions": {"NoCopy": True, "DriverConfig": driver}}
+    volume = {"NoCopy": True, "Labels": {LABEL_SLOT: spec.slot}, "DriverConfig": driver}
+    return {"Type": "volume", "Target": UV_CACHE, "VolumeOptions": volume}

@@ -140,7 +140,8 @@ class DockerRuntime(Runtime):
 
     async def remove(self, slot: SlotId) -> None:
         """See `Runtime.remove`."""
-        await self._containers.remove(container_name(slot))
+        if not await self._containers.remove(container_name(slot)):
+            await self._containers.remove_volumes(f"{LABEL_SLOT}={slot}")
         await self._on_disk(self._gate(slot).remove)
         cgroups = await self._cgroup_host()
         if cgroups is None:

@@ -11,7 +11,7 @@ from docker.errors import APIError, ImageNotFound, NotFound
 
 from fastflow_agent.runtime.base import WRAPPER_FAILED, Observation, RuntimeFault, RuntimeUnavailable, SlotState
 from fastflow_agent.runtime.container_spec import LABEL_AGENT
-from fastflow_agent.runtime.docker_engine import Engine
+from fastflow_agent.runtime.docker_engine import Client, Engine
 from fastflow_agent.runtime.docker_events import Ends
 from fastflow_agent.runtime.docker_image import missing
 from fastflow_agent.runtime.docker_options import DockerOptions
@@ -70,22 +70,34 @@ class Containers:
             raise _fault("signal", name, error) from error
         return True
 
-    async def remove(self, name: str) -> None:
-        """Remove it with its volume, killing what runs; returns once it is gone. Idempotent."""
+    async def remove(self, name: str) -> bool:
+        """Remove it with its volume, killing what runs; returns once it is gone. False if there was none."""
         for _ in range(REMOVAL_TRIES):
             try:
                 await self._engine.call(
                     lambda client: client.remove_container(name, v=True, force=True), self._times.action
                 )
             except NotFound:
-                return
+                return False
             except APIError as error:
                 if error.status_code != 409:
                     raise _fault("remove", name, error) from error
                 await asyncio.sleep(REMOVAL_PAUSE_SECONDS)
             else:
-                return
+                return True
         raise RuntimeFault(f"The Docker engine could not remove {name}: a removal is under way and does not end.")
+
+    async def remove_volumes(self, label: str) -> None:
+        """Remove volumes by label ("key=value"): those of a container that somebody else removed, but not with them."""
+
+        def remove(client: Client) -> None:
+            for volume in client.volumes(filters={"label": label})["Volumes"] or []:
+                client.remove_volume(volume["Name"], force=True)
+
+        try:
+            await self._engine.call(remove, self._times.action)
+        except APIError as error:
+            raise _fault("remove", f"volume {label}", error) from error
 
     async def observe(self, name: str, gate: Gate) -> Observation:
         """Its state now; at its gate the wrapper leaves word."""
@@ -151,4 +163,4 @@ def _time(text: str) -> datetime | None:
 
 
 def _fault(verb: str, name: str, error: APIError) -> RuntimeFault:
-    return RuntimeFault(f"The Docker engine could not {verb} container {name}: {error.explanation}")
+    return RuntimeFault(f"The Docker engine could not {verb} {name}: {error.explanation}")

@@ -122,7 +122,8 @@ class _Stream:
             try:
                 self._listen()
             except (RuntimeUnavailable, requests.RequestException, ValueError) as error:
-                log.debug("the events stream broke off", error=str(error))
+                if not self._closing.is_set():
+                    log.debug("the events stream broke off", error=str(error))
             self._closing.wait(self._retry)
 
     def _listen(self) -> None:
