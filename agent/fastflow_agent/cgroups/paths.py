@@ -57,13 +57,15 @@ class SlotGroup:
     def end_together(self) -> bool:
         """Have an OOM in any process end the whole container; false where the kernel can not (version 1).
 
-        Written into the container's own group: on its parent it has no effect.
+        Written into the container's own group: on its parent it has no effect. And into those below it: crun puts the
+        processes one deeper with the systemd driver, and the kernel looks no higher than where the limit was met.
         """
         container = self.container().get("")
         if self._version != "v2" or container is None:
             return False
         try:
-            (container / "memory.oom.group").write_text("1")
+            for group in (container, *(path for path in container.rglob("*") if path.is_dir())):
+                (group / "memory.oom.group").write_text("1")
         except OSError:
             return False
         return True

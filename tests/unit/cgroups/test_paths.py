@@ -116,3 +116,12 @@ def test_an_oom_is_made_everybodys_in_the_containers_own_group(v2: Path, recorde
     assert (container / "memory.oom.group").read_text() == "1"
     assert not (container.parent / "memory.oom.group").exists()
     assert not recorded("v1-busy").end_together()
+
+
+def test_an_oom_ends_the_container_whole_where_its_processes_lie_one_group_deeper(v2: Path) -> None:
+    host = CgroupHost("v2", "cgroupfs", v2)
+    container = v2 / "fastflow" / SLOT / "docker-1"
+    (container / "container").mkdir(parents=True)
+    assert host.group(SLOT).end_together()
+    assert (container / "memory.oom.group").read_text() == "1"
+    assert (container / "container" / "memory.oom.group").read_text() == "1"
