@@ -5,7 +5,7 @@ import json
 import signal
 
 import pytest
-from fastflow_agent.runtime.base import WRAPPER_FAILED, PreparerSpec, Runtime, RuntimeFault, SlotState
+from fastflow_agent.runtime.base import WRAPPER_FAILED, PreparerResult, PreparerSpec, Runtime, RuntimeFault, SlotState
 
 from tests.slots.workshop import Slot, Workshop, tiny_wheel
 
@@ -211,4 +211,25 @@ class RuntimeContract:
         assert result.exit_code not in (0, WRAPPER_FAILED)
         assert not result.offline
         assert b"not-there.whl" in result.output
-        assert not (workshop.folder / "preparers" / "broken").exists()
+        assert not list((workshop.folder / "preparers").iterdir())
+
+    async def test_what_a_dead_agent_left_preparing_is_removed_by_the_next(
+        self, workshop: Workshop, successor: Runtime, owner: int
+    ) -> None:
+        # Resolving against an address that never answers takes until somebody ends it.
+        requirements = b"--index-url http://192.0.2.1/simple\nnever-there\n"
+        code = workshop.code("stuck", "", {"requirements.txt": requirements})
+        stuck = PreparerSpec("stuck", code, workshop.new_cache("stuck", owner), environment={"UV_HTTP_TIMEOUT": "600"})
+        preparing = asyncio.ensure_future(workshop.runtime.run_preparer(stuck))
+        folder = workshop.folder / "preparers"
+        async with asyncio.timeout(30):
+            while not folder.is_dir() or not list(folder.glob("*/log")):  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.05)
+        before = {path.name for path in folder.iterdir()}
+        quick = workshop.code("quick", "", {})
+        spec = PreparerSpec("quick", quick, workshop.new_cache("quick", owner))
+        assert (await successor.run_preparer(spec)).exit_code == 0
+        assert not before & {path.name for path in folder.iterdir()}
+        # The agent that is in truth alive is told that its preparer is gone.
+        result = (await asyncio.gather(preparing, return_exceptions=True))[0]
+        assert not isinstance(result, PreparerResult) or result.exit_code != 0

@@ -47,8 +47,13 @@ def container_name(slot: SlotId) -> str:
 
 
 def preparer_name(agent_id: str, name: str) -> str:
-    """Name of a preparer's container."""
+    """Name of a preparer's container, and of its folders."""
     return f"ff-prepare-{agent_id[-8:]}-{name}"
+
+
+def preparers_label(agent_id: str) -> list[str]:
+    """Label filters that find the preparers of one agent."""
+    return [f"{LABEL_AGENT}={agent_id}", LABEL_PREPARER]
 
 
 def slot_container(

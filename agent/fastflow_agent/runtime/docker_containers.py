@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -86,6 +86,14 @@ class Containers:
             else:
                 return True
         raise RuntimeFault(f"The Docker engine could not remove {name}: a removal is under way and does not end.")
+
+    async def names(self, labels: Sequence[str]) -> list[str]:
+        """Names of all containers that have these labels, whatever their state."""
+        filters = {"label": list(labels)}
+        found = await self._engine.call(
+            lambda client: client.containers(all=True, filters=filters), self._times.question
+        )
+        return [str(container["Names"][0]).removeprefix("/") for container in found]
 
     async def remove_volumes(self, label: str) -> None:
         """Remove volumes by label ("key=value"): those of a container that somebody else removed, but not with them."""

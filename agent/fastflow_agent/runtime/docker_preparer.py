@@ -13,8 +13,14 @@ from typing import Protocol, TypeVar
 from fastflow.pipelines.sizes import format_size
 
 from fastflow_agent.runtime import folders
-from fastflow_agent.runtime.base import Observation, PreparerResult, PreparerSpec, SlotPaths, SlotState
-from fastflow_agent.runtime.container_spec import Folders, egress_environment, preparer_container, preparer_name
+from fastflow_agent.runtime.base import Observation, PreparerResult, PreparerSpec, RuntimeFault, SlotPaths, SlotState
+from fastflow_agent.runtime.container_spec import (
+    Folders,
+    egress_environment,
+    preparer_container,
+    preparer_name,
+    preparers_label,
+)
 from fastflow_agent.runtime.docker_containers import Containers
 from fastflow_agent.runtime.docker_image import RunnerImage
 from fastflow_agent.runtime.docker_options import DockerOptions
@@ -37,14 +43,15 @@ class Preparers:
         self._options = options
         self._containers = containers
         self._on_disk = on_disk
+        self._sweeping = asyncio.Lock()
+        self._swept = False
 
     async def run(self, spec: PreparerSpec, image: RunnerImage, template: Path) -> PreparerResult:
         """See `Runtime.run_preparer`."""
+        await self._sweep()
         name = preparer_name(self._options.agent_id, spec.name)
-        paths = SlotPaths(
-            root=self._options.data_dir / "preparers" / spec.name, env=self._options.env_dir / f"prepare-{spec.name}"
-        )
-        await self._clear(name, paths)
+        paths = self._paths(name)
+        await self._clear(name)
         try:
             await self._on_disk(lambda: self._make_folders(spec, paths))
             mounted = Folders(template, spec.code, paths.log, paths.out, paths.tmp, paths.env)
@@ -52,11 +59,23 @@ class Preparers:
             await self._containers.start(name)
             return await self._finish(name, paths)
         finally:
-            await asyncio.shield(self._clear(name, paths))
+            await asyncio.shield(self._clear(name))
 
-    async def _clear(self, name: str, paths: SlotPaths) -> None:
+    async def _sweep(self) -> None:
+        """Remove what a dead agent left preparing; once, before anything of ours runs."""
+        async with self._sweeping:
+            if not self._swept:
+                for name in await self._containers.names(preparers_label(self._options.agent_id)):
+                    await self._clear(name)
+                self._swept = True
+
+    async def _clear(self, name: str) -> None:
         await self._containers.remove(name)
-        await self._on_disk(lambda: self._remove_folders(paths))
+        await self._on_disk(lambda: self._remove_folders(self._paths(name)))
+
+    def _paths(self, name: str) -> SlotPaths:
+        # Both by the container's name: agents of one host may share the folder for environments.
+        return SlotPaths(root=self._options.data_dir / "preparers" / name, env=self._options.env_dir / name)
 
     def _make_folders(self, spec: PreparerSpec, paths: SlotPaths) -> None:
         owner = self._options.container_uid
@@ -83,6 +102,8 @@ class Preparers:
         finally:
             ended.cancel()
         output = await self._on_disk(lambda: _tail(paths.log))
+        if seen.wrapper_failed:
+            raise RuntimeFault(f"The preparer could not call uv: {output.decode(errors='replace').strip()}")
         note = self._note(seen, late)
         code = seen.exit_code if seen.exit_code is not None else 1
         offline = code == 0 and gate.says(OFFLINE)

@@ -73,6 +73,8 @@ class ProcessRuntime(Runtime):
         self._options = options
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="slot-processes")
         self._interpreters: Interpreters | None = None
+        self._sweeping = asyncio.Lock()
+        self._swept = False
 
     async def probe(self) -> Facts:
         """See `Runtime.probe`."""
@@ -155,12 +157,11 @@ class ProcessRuntime(Runtime):
     async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
         """See `Runtime.run_preparer`."""
         python = (await self._look()).path(spec.python_version)
-        root = self._options.data_dir / "preparers" / spec.name
-        box = Box(SlotPaths(root, self._options.env_dir / f"prepare-{spec.name}"))
-        await self._remove(box)
+        await self._sweep()
+        box = self._preparer(spec.name)
+        await self._clear(box)
 
         def make() -> None:
-            shutil.rmtree(root, ignore_errors=True)
             folders.make_slot_folders(box.paths, os.geteuid())
             (box.paths.env / "settings").write_bytes(render(spec.environment))
             box.make(spec.code, spec.cache, _uv(), ["prepare", python])
@@ -169,8 +170,7 @@ class ProcessRuntime(Runtime):
             await self._run(make)
             return await self._prepare(box)
         finally:
-            await asyncio.shield(self._remove(box))
-            await asyncio.shield(self._run(lambda: shutil.rmtree(root, ignore_errors=True)))
+            await asyncio.shield(self._clear(box))
 
     async def aclose(self) -> None:
         """See `Runtime.aclose`."""
@@ -218,6 +218,25 @@ class ProcessRuntime(Runtime):
             await _ended(shim)
         await self._run(box.delete)
 
+    def _preparer(self, name: str) -> Box:
+        # Agents of one host may share the folder for environments, but never a data folder.
+        ours = hashlib.sha256(str(self._options.data_dir.absolute()).encode()).hexdigest()[:8]
+        paths = SlotPaths(self._options.data_dir / "preparers" / name, self._options.env_dir / f"prepare-{ours}-{name}")
+        return Box(paths)
+
+    async def _sweep(self) -> None:
+        """Remove what a dead agent left preparing; once, before anything of ours runs."""
+        async with self._sweeping:
+            if not self._swept:
+                left = (self._options.data_dir / "preparers").glob("*")
+                for folder in await self._run(lambda: list(left)):
+                    await self._clear(self._preparer(folder.name))
+                self._swept = True
+
+    async def _clear(self, box: Box) -> None:
+        await self._remove(box)
+        await self._run(lambda: shutil.rmtree(box.paths.root, ignore_errors=True))
+
     async def _prepare(self, box: Box) -> PreparerResult:
         await self._run(box.start)
         await self._release(box, {})
@@ -229,6 +248,8 @@ class ProcessRuntime(Runtime):
             await self._run(lambda: box.signal(signals.SIGKILL))
             seen, note = await self._wait(box), b"fastflow: preparing took too long and was stopped\n"
         output = await self._run(box.paths.log.read_bytes)
+        if seen.wrapper_failed:
+            raise RuntimeFault(f"The preparer could not call uv: {output.decode(errors='replace').strip()}")
         code = seen.exit_code if seen.exit_code is not None else 1
         offline = code == 0 and box.gate.says(OFFLINE)
         return PreparerResult(code, output[-PREPARER_OUTPUT_BYTES:] + note, offline)
