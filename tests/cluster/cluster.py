@@ -162,6 +162,12 @@ class Cluster:
         assert done.exit_code == 0, done.stderr
         return dict(json.loads(done.stdout))
 
+    def show_agent(self, name: str) -> dict[str, Any]:
+        """The agent as `ffctl agents show` gives it, by proto field name."""
+        done = self.ffctl("agents", "show", name, "-o", "json")
+        assert done.exit_code == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
     def log(self, run: str) -> bytes:
         """The run's whole log so far."""
         done = self.ffctl("logs", run)

@@ -180,7 +180,7 @@ class Crashes:
         shown = cluster.until(lambda: _finished_when_reachable(cluster, run), 60, f"the end of {run}")
         assert (shown["state"], shown["exit_code"], shown["attempt"]) == ("RUN_STATE_FAILED", 7, 1)
         assert cluster.log(run) == ticker_log()
-        assert _terminal_facts(cluster, str(shown["id"])) == 1
+        assert terminal_facts(cluster, str(shown["id"])) == 1
 
     def test_a_run_queued_before_a_crash_of_the_control_plane_still_runs(self, cluster: Cluster) -> None:
         cluster.add_pipeline("ticker", TICKER)
@@ -245,7 +245,7 @@ def _finished_when_reachable(cluster: Cluster, run: str) -> dict[str, object] | 
     return shown if ended and sealed else None
 
 
-def _terminal_facts(cluster: Cluster, run: str) -> int:
+def terminal_facts(cluster: Cluster, run: str) -> int:
     """How often an end was recorded and applied for the run."""
     with sqlite3.connect(f"file:{_database(cluster.folder)}?mode=ro", uri=True) as connection:
         query = "SELECT count(*) FROM attempt_events WHERE run_id = ? AND kind = 'ended' AND rejection = ''"

@@ -32,22 +32,26 @@ def lab(runner_image: str) -> Iterator[Lab]:
         yield lab
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCluster]:
-    """A started control plane in the lab's network, without agents; one for all tests of a module."""
+    """A started control plane in the lab's network; one for all tests, since a host of it costs half a minute."""
     with HostCluster(lab, tmp_path_factory.mktemp("cluster")) as cluster:
         cluster.controlplane.start()
         yield cluster
 
 
-@pytest.fixture(scope="module")
-def host_agent(cluster: HostCluster, request: pytest.FixtureRequest) -> Iterator[HostAgent]:
-    """One worker host with its agent active; one for all tests of a module."""
-    # Guests of all modules share one lab, so the module's name makes theirs unique.
-    host = cluster.add_host(f"worker-{request.module.__name__.rpartition('_')[2]}")
-    host.boot()
+@pytest.fixture(scope="session")
+def _worker(cluster: HostCluster) -> Iterator[HostAgent]:
+    host = cluster.add_host("worker-1")
     yield host
     host.power_cut()
+
+
+@pytest.fixture
+def host_agent(cluster: HostCluster, _worker: HostAgent) -> HostAgent:
+    """One worker host with its agent active and without runs; one for all tests, brought back if a test broke it."""
+    _worker.recover()
+    return _worker
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

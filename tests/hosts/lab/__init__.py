@@ -14,6 +14,7 @@ Where things are
     prerequisites.py  Debian packages of this machine that the lab needs and installs
     image.py          a guest's root (Debian, dependencies, project) and its Docker data with the runner image
     network.py        the lab's bridges and taps: 10.77.0.1 is the control plane, guests are 10.77.0.11 and on
+    init.py           a guest's first process: a quick script, or systemd with the agent as its delivered unit
     guest.py          one guest: boot, run a command, read a log, cut its power or its network
     lab.py            one network with its guests
     cluster.py        Fast-Flow on it: a control plane in the lab's network, an agent on each host
@@ -22,7 +23,8 @@ Where things are
 Writing a product test
 ----------------------
 `cluster` is a control plane started in the lab's network; `host_agent` is one host whose agent is active. Both live for
-a module, since a boot costs more than a test, so a test brings back what it broke. `cluster` has all that
+the whole session, since a boot costs more than a test: each test has pipelines of its own, and `host_agent` is on,
+connected and without runs when it begins, whatever the test before it left. `cluster` has all that
 `tests.cluster.Cluster` has (`add_pipeline`, `ffctl`, `run`, `show`, `log`, `finish`, `controlplane.kill()` ...)::
 
     def test_a_power_cut_ends_the_run_with_host_reboot(cluster: HostCluster, host_agent: HostAgent) -> None:
@@ -43,7 +45,8 @@ a module, since a boot costs more than a test, so a test brings back what it bro
     partition(), heal()           every packet to and from the control plane vanishes, until healed
     guest                         the host itself: `console()`, `read(path)`, `wait_for_docker()`, `link.lab_address`
 
-Settings: `cluster.add_host("worker-2", FASTFLOW_SLOTS="1")` makes one more host with an agent (`boot()` it);
+Settings: `cluster.add_host("worker-2", FASTFLOW_SLOTS="1")` makes one more host with an agent (`boot()` it), with
+`SYSTEMD` of `init.py` as second argument one like most real hosts (half a minute more; `run("systemctl …")` there);
 `HostCluster(lab, folder, FASTFLOW_LOST_AFTER="5")` is a control plane of a test's own, as a context manager. Several
 hosts boot at once with `guest.power_on()` for each before `guest.wait_until_up()` for each. A test that needs only a
 host takes the fixture `lab` and calls `lab.add_guest(name)`; names are unique in a lab, and so in a test session.

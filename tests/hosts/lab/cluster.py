@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from pathlib import Path
 
 from tests.cluster import Cluster
-from tests.hosts.lab.errors import tail
+from tests.cluster.cluster import TERMINAL
+from tests.hosts.lab.errors import LabError, tail
 from tests.hosts.lab.guest import Guest, shell_assignments
+from tests.hosts.lab.init import PLAIN, Init
 from tests.hosts.lab.lab import Lab
 from tests.hosts.lab.network import CONTROL_PLANE_ADDRESS
 from tests.hosts.lab.scope import Completed
@@ -19,8 +22,11 @@ AGENT_READY_TIMEOUT = 120.0
 AGENT_STOP_TIMEOUT = 30.0
 """Seconds for an agent in a guest to end on SIGTERM, or to be gone when killed."""
 
-AGENT_DATA = "/var/lib/fastflow/agent"
-"""An agent's data folder in its guest, on the guest's own disk."""
+CANCEL_TIMEOUT = 60.0
+"""Seconds for a cancelled run to be over: ten of grace, and a guest takes some for each call to its engine."""
+
+AGENT_POLL_INTERVAL = 0.5
+"""Seconds between two questions for an agent: each is a whole ffctl, on processors that the guest needs to boot."""
 
 
 class HostCluster(Cluster):
@@ -41,19 +47,26 @@ class HostCluster(Cluster):
     def ffctl_environment(self) -> dict[str, str]:
         return {**super().ffctl_environment(), "FASTFLOW_TOKEN": self.token}
 
-    def add_host(self, name: str, **settings: str) -> HostAgent:
+    def cancel_all(self) -> None:
+        """Cancel every run that has not ended and wait until it has: none that a failed test left is in the way."""
+        listed = json.loads(self.ffctl("runs", "list", "-o", "json").stdout)["runs"]
+        for run in (run["id"] for run in listed if run["state"] not in TERMINAL):
+            self.ffctl("runs", "cancel", run)
+            self.finish(run, CANCEL_TIMEOUT)
+
+    def add_host(self, name: str, init: Init = PLAIN, **settings: str) -> HostAgent:
         """Make a host with an agent of this cluster, both off; `settings` are the agent's. See `HostAgent.boot`."""
-        guest = self._lab.add_guest(name)
+        guest = self._lab.add_guest(name, init)
         defaults = {
             "FASTFLOW_CONTROLPLANE": self.server,
             "FASTFLOW_TOKEN": self.token,
-            "FASTFLOW_DATA_DIR": AGENT_DATA,
+            "FASTFLOW_DATA_DIR": f"{init.data_folder}/agent",
             "FASTFLOW_AGENT_NAME": name,
             "FASTFLOW_IMAGE": self._lab.image.runner_image,
             # A guest has no way out of the lab, and Docker starts a container without a network fastest.
             "FASTFLOW_NETWORK": "none",
         }
-        guest.write("/lab/agent.env", shell_assignments({**defaults, **settings}))
+        guest.write(init.agent_settings, shell_assignments({**defaults, **settings}))
         return HostAgent(guest, self)
 
 
@@ -77,6 +90,17 @@ class HostAgent:
         before = self._session()
         self.guest.boot()
         self._wait_for_session_after(before)
+
+    def recover(self) -> None:
+        """Bring the host back to where tests begin, whatever the last one left: on, reachable, its agent active."""
+        if self.guest.is_on():
+            self.heal()
+            if not self._agent_lives():
+                self.start_agent()
+        else:
+            self.boot()
+        self._cluster.cancel_all()
+        self._cluster.wait_for_agent(self.name, timeout=AGENT_READY_TIMEOUT)
 
     def run(self, command: str, *, timeout: float = 60.0, check: bool = True) -> Completed:
         """Run a shell command on the host; see `Guest.run`."""
@@ -127,6 +151,8 @@ class HostAgent:
     def _wait_for_session_after(self, before: tuple[int, str]) -> None:
         # The epoch tells: for some seconds the control plane still has the session that a power cut ended as ACTIVE.
         def active() -> bool:
+            self._check_agent()
+            time.sleep(AGENT_POLL_INTERVAL)
             epoch, state = self._session()
             return epoch > before[0] and state == "AGENT_STATE_ACTIVE"
 
@@ -136,7 +162,16 @@ class HostAgent:
             error.add_note(f"--- agent.log of {self.name}\n{tail(self.log())}")
             raise
 
+    def _check_agent(self) -> None:
+        """Raise LabError when the agent was started and has ended."""
+        ended = 'pid=$(cat /run/fastflow-agent.pid 2>/dev/null) && [ ! -d "/proc/$pid" ]'
+        if self.guest.run(ended, check=False).exit_code == 0:
+            raise LabError(f"the agent of {self.name} has ended; its log:", output=self.log())
+
+    def _agent_lives(self) -> bool:
+        return self.guest.run('[ -d "/proc/$(cat /run/fastflow-agent.pid)" ]', check=False).exit_code == 0
+
     def _end_agent(self, signal: str) -> None:
         kill = f'pid=$(cat /run/fastflow-agent.pid) && kill -{signal} "$pid"'
-        gone = 'while [ -d "/proc/$pid" ]; do sleep 0.1; done'
+        gone = 'while [ -d "/proc/$pid" ]; do sleep 0.1; done; rm /run/fastflow-agent.pid'
         self.guest.run(f"{kill} && {gone}", timeout=AGENT_STOP_TIMEOUT)

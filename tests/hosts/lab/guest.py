@@ -20,6 +20,7 @@ from typing import Any
 
 from .errors import LabError, read_log
 from .image import HostImage
+from .init import INSIDE, Init
 from .network import COMMAND_TIMEOUT, Link, Network
 from .prerequisites import PLAIN_ENVIRONMENT
 from .scope import Completed, Scope, ScopedProcess
@@ -54,20 +55,20 @@ DATA_DISK = "8G"
 COMMAND_PORT = 7070
 """Where a guest executes commands, on its manage address."""
 
-INSIDE = Path(__file__).with_name("inside")
-"""What runs inside guests, in their folder /lab."""
-
 
 class Guest:
     """One virtual host. It is off until `boot`; after a power cut or power-off `boot` starts it with its disks."""
 
-    def __init__(self, name: str, folder: Path, *, scope: Scope, network: Network, image: HostImage) -> None:
+    def __init__(
+        self, name: str, folder: Path, *, scope: Scope, network: Network, image: HostImage, init: Init
+    ) -> None:
         self.name = name
         self.link: Link = network.add_host()
         self._folder = folder
         self._scope = scope
         self._network = network
         self._image = image
+        self._init = init
         self._console = folder / "console.log"
         self._kernel: ScopedProcess | None = None
         self._lay_root()
@@ -177,7 +178,7 @@ class Guest:
             f"mem={MEMORY}",
             f"umid={self.name}",
             f"uml_dir={self._folder}/",
-            *("root=/dev/root", "rootfstype=hostfs", f"rootflags={self._root}", "rw", "init=/lab/guest-init"),
+            *("root=/dev/root", "rootfstype=hostfs", f"rootflags={self._root}", "rw", *self._init.kernel_words),
             f"ubdb={self._folder / 'docker.cow'},{self._image.docker_data}",
             f"ubdc={self._folder / 'data.ext4'}",
             *(
@@ -209,8 +210,10 @@ class Guest:
             "LAB_ADDRESS": self.link.lab_address,
             "MANAGE_ADDRESS": self.link.manage_address,
             "COMMAND_PORT": str(COMMAND_PORT),
+            "DATA_FOLDER": self._init.data_folder,
         }
         self.write("/lab/settings", shell_assignments(settings))
+        self._init.lay(self._outside("/"))
 
     def _make_data_disk(self) -> None:
         disk = self._folder / "data.ext4"
@@ -229,12 +232,21 @@ class Guest:
             raise self._error("is off")
         deadline = time.monotonic() + timeout + ANSWER_MARGIN
         try:
-            with self._connect() as connection:
+            with self._reach(deadline) as connection:
                 connection.sendall(json.dumps(request).encode() + b"\n")
                 answer = self._receive(connection, deadline)
         except OSError as error:
             raise self._error(f"does not execute commands: {error}") from error
         return dict(json.loads(answer))
+
+    def _reach(self, deadline: float) -> socket.socket:
+        """Connect, however busy the guest's one processor is with the rest of its boot."""
+        while True:
+            try:
+                return self._connect()
+            except TimeoutError:
+                if time.monotonic() > deadline or not self.is_on():
+                    raise
 
     def _receive(self, connection: socket.socket, deadline: float) -> bytes:
         received = bytearray()

@@ -39,12 +39,15 @@ DOCKER_DATA_BYTES = 8 << 30
 PACKAGES = (
     "ca-certificates",
     "crun",
+    "dbus",
     "docker.io",
     "iproute2",
     "kmod",
     "procps",
     "python3",
     "python3-venv",
+    "systemd",
+    "systemd-sysv",
 )
 """Debian packages of a guest, beyond the smallest system."""
 

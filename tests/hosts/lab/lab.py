@@ -11,6 +11,7 @@ from . import image
 from .cache import Cache, remove_tree, try_lock
 from .errors import LabError
 from .guest import Guest
+from .init import PLAIN, Init
 from .network import Network
 from .scope import Scope
 
@@ -40,12 +41,12 @@ class Lab:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def add_guest(self, name: str) -> Guest:
+    def add_guest(self, name: str, init: Init = PLAIN) -> Guest:
         """Make a guest, which is off. Its name is its host name; names are unique in a lab."""
         folder = self.folder / name
         if folder.exists():
             raise LabError(f"this lab has a guest {name} already")
-        return Guest(name, folder, scope=self.scope, network=self.network, image=self.image)
+        return Guest(name, folder, scope=self.scope, network=self.network, image=self.image, init=init)
 
     def close(self) -> None:
         """End everything in the lab and remove its files."""

@@ -1,0 +1,53 @@
+"""The first process of a guest, and what it starts: a script that is quick, or systemd as on most real hosts."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from .image import REPOSITORY
+
+INSIDE = Path(__file__).with_name("inside")
+"""What runs inside guests, in their folder /lab."""
+
+
+@dataclass(frozen=True)
+class Init:
+    """What kind of host a guest is."""
+
+    kernel_words: tuple[str, ...]
+    data_folder: str
+    """Where the disk for the agent's data is mounted."""
+
+    agent_settings: str
+    """File with the agent's settings, as shell assignments."""
+
+    systemd: bool = False
+
+    def lay(self, root: Path) -> None:
+        """Write into a guest's root what it starts, beyond its folder /lab."""
+        if not self.systemd:
+            return
+        inside, units = INSIDE / "systemd", root / "etc/systemd/system"
+        (root / "etc/docker").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(inside / "daemon.json", root / "etc/docker/daemon.json")
+        (units / "multi-user.target.wants").mkdir(parents=True, exist_ok=True)
+        for unit in (*inside.glob("*.service"), REPOSITORY / "deploy/systemd/fastflow-agent.service"):
+            shutil.copyfile(unit, units / unit.name)
+            (units / "multi-user.target.wants" / unit.name).symlink_to(f"../{unit.name}")
+        (units / "fastflow-agent.service.d").mkdir()
+        shutil.copyfile(inside / "agent-log.conf", units / "fastflow-agent.service.d/log.conf")
+
+
+PLAIN = Init(("init=/lab/guest-init",), "/var/lib/fastflow", "/lab/agent.env")
+"""A script: Docker's engine with its cgroupfs driver and the agent, up in half the time."""
+
+SYSTEMD = Init(
+    # Nobody logs in on the console, whose file is no terminal.
+    ("init=/lib/systemd/systemd", "systemd.unified_cgroup_hierarchy=1", "systemd.mask=getty@tty1.service"),
+    "/var/lib/fastflow-agent",
+    "/etc/fastflow/agent.env",
+    systemd=True,
+)
+"""systemd: Docker's engine with its systemd cgroup driver, and the agent as the unit that is delivered."""

@@ -1,0 +1,69 @@
+"""A host like most real ones: systemd, Docker with its systemd cgroup driver, and the agent as the delivered unit."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.scenarios import TICKER, ticker_log
+from tests.hosts.lab.cluster import HostAgent, HostCluster
+from tests.hosts.lab.init import SYSTEMD
+from tests.hosts.lab.lab import Lab
+
+MIB = 1 << 20
+SECONDS = 120.0
+"""For one run in a guest: five to fifteen on a quiet machine."""
+
+
+@pytest.fixture(scope="module")
+def cluster(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCluster]:
+    """A control plane for this host alone, so that no run is placed on another."""
+    with HostCluster(lab, tmp_path_factory.mktemp("systemd")) as cluster:
+        cluster.controlplane.start()
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def host_agent(cluster: HostCluster) -> Iterator[HostAgent]:
+    """The host, with its agent active."""
+    host = cluster.add_host("worker-systemd", SYSTEMD)
+    host.boot()
+    yield host
+    host.power_cut()
+
+
+def test_an_oom_kill_is_told_by_the_slots_slice(cluster: HostCluster, host_agent: HostAgent) -> None:
+    main = """
+        import pathlib, time
+        print("begun", flush=True)
+        while not pathlib.Path("/tmp/go").exists(): time.sleep(0.1)
+        blocks = []
+        while True: blocks.append(bytearray(8 << 20))
+    """
+    cluster.add_pipeline("hog", main, pipeline={"mem_hard_limit": "96m"})
+    run = cluster.run("hog")
+    cluster.wait_for_log(run, b"begun", SECONDS)
+    group = "/sys/fs/cgroup/fastflow.slice/fastflow-*.slice/docker-*.scope"
+    assert host_agent.run(f"cat {group}/memory.max {group}/memory.oom.group").stdout.split() == [str(96 * MIB), "1"]
+    host_agent.run("cd /var/lib/fastflow-agent/agent/slots/*/tmp && touch go")
+    shown = cluster.finish(run, SECONDS)
+    assert (shown["reason"], shown["exit_code"]) == ("REASON_OOM_KILLED", 137)
+    found = shown["attempts"][0]["out_of_memory"]
+    assert "oom_group_kill 1" in found["evidence"]
+    assert 0.98 * 96 * MIB <= int(found["peak_bytes"]) <= 97 * MIB
+    usage = shown["attempts"][0]["usage"]
+    assert int(usage["cpu_usec"]) > 0
+    assert int(usage["pids"]) >= 1
+
+
+def test_a_restart_of_the_unit_harms_no_run_and_nothing_of_it_stays(
+    cluster: HostCluster, host_agent: HostAgent
+) -> None:
+    cluster.add_pipeline("ticker", TICKER)
+    run = cluster.run("ticker", "--env", "TICKS=150")
+    cluster.wait_for_log(run, b"tick 5 ", SECONDS)
+    host_agent.run("systemctl restart fastflow-agent")
+    shown = cluster.finish(run, SECONDS)
+    assert (shown["state"], shown["exit_code"], shown["attempt"]) == ("RUN_STATE_FAILED", 7, 1)
+    assert cluster.log(run) == ticker_log(150)
+    left = "systemctl list-units --no-legend --plain 'fastflow-*.slice'; docker ps --all --quiet"
+    cluster.until(lambda: not host_agent.run(left).stdout, 30, "slices and containers to be removed")
