@@ -21,8 +21,8 @@ from fastflow_controlplane.runs.states import Reason, RunState
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents, attempts, runs
 from fastflow_controlplane.store.queries.agents import AgentRow
-from fastflow_controlplane.store.queries.attempts import Epochs
 from fastflow_controlplane.store.queries.runs import Cancelled, StoredRun
+from fastflow_controlplane.store.queries.transitions import Epochs, note
 from sqlalchemy import Connection
 
 GIB = 1024**3
@@ -109,7 +109,7 @@ class Rows:
         """Notes that the attempt's log is whole."""
 
         def seal(connection: Connection) -> str:
-            attempts.note(connection, key, {"log_sealed": True, "log_bytes": 7})
+            note(connection, key, {"log_sealed": True, "log_bytes": 7})
             return attempts.settle(connection, key)
 
         return await self.store.write(seal)

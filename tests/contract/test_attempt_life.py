@@ -13,7 +13,7 @@ from fastflow_controlplane.runs.model import AttemptKey, RunView
 from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, RunState, allowed
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents, attempts, runs
-from fastflow_controlplane.store.queries.attempts import Epochs
+from fastflow_controlplane.store.queries.transitions import Epochs, note
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection
@@ -85,7 +85,7 @@ class Life:
     def seal(self, _: None) -> None:
         if self.journals:
             key = self.journals[-1].key
-            attempts.note(self.connection, key, {"log_sealed": True, "log_bytes": 1})
+            note(self.connection, key, {"log_sealed": True, "log_bytes": 1})
             attempts.settle(self.connection, key)
 
     def repeat(self, number: int) -> None:

@@ -16,7 +16,7 @@ from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.models import attempts as attempts_table
 from fastflow_controlplane.store.models import metadata
 from fastflow_controlplane.store.queries import agents, attempts, runs
-from fastflow_controlplane.store.queries.attempts import Epochs
+from fastflow_controlplane.store.queries.transitions import Epochs
 from sqlalchemy import Connection, select, update
 
 from tests.contract.rows import new_run

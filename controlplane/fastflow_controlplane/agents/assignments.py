@@ -22,8 +22,8 @@ from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts, desired, events
-from fastflow_controlplane.store.queries.attempts import Epochs
 from fastflow_controlplane.store.queries.desired import DesiredRow, DesiredState
+from fastflow_controlplane.store.queries.transitions import Epochs, note
 
 log = structlog.get_logger(__name__)
 
@@ -211,7 +211,7 @@ class Assignments:
             if not complete:
                 message = "the agent no longer has the attempt; output that was not delivered before is lost"
                 events.add_own_loss(connection, key, LogLoss("DISK", end, None, self._clock.now(), message))
-            attempts.note(connection, key, {"log_sealed": True, "log_bytes": end, "released": True})
+            note(connection, key, {"log_sealed": True, "log_bytes": end, "released": True})
             attempts.touch_run(connection, key.run_id)
             attempts.settle(connection, key)
 

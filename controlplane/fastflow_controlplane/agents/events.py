@@ -24,7 +24,8 @@ from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, Reason, Run
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.queries import attempts, events, runs
 from fastflow_controlplane.store.queries.agents import is_current
-from fastflow_controlplane.store.queries.attempts import AttemptRow, Ending, Epochs
+from fastflow_controlplane.store.queries.attempts import AttemptRow, Ending
+from fastflow_controlplane.store.queries.transitions import Epochs, note
 
 STALE_ATTEMPT = "STALE_ATTEMPT"
 BAD_TOKEN = "BAD_TOKEN"
@@ -196,7 +197,8 @@ class _AttemptWrites:
         self._acknowledged = -1
 
     def apply(self, of_attempt: Sequence[AttemptEvent]) -> None:
-        key, known = self._row.key, self._row.known_seq
+        key = self._row.key
+        first = known = self._row.known_seq
         gap = False
         for event in sorted(of_attempt, key=lambda event: event.sequence):
             if event.sequence <= known:
@@ -210,9 +212,11 @@ class _AttemptWrites:
             if rejection and rejection != BACKWARDS:
                 self._acknowledge(known, rejection)
         if known > self._row.known_seq:
-            attempts.note(self._connection, key, {"known_seq": known})
+            note(self._connection, key, {"known_seq": known})
             attempts.touch_run(self._connection, key.run_id)
+        if known > first:
             self._effects.changed_runs.add(key.run_id)
+        if self._row.state in TERMINAL and self._row.released:
             self._effects.desired_changed |= bool(attempts.settle(self._connection, key))
         if gap:
             self._acknowledge(known, GAP)
@@ -223,13 +227,14 @@ class _AttemptWrites:
         connection, key = self._connection, self._row.key
         match event.fact:
             case StateChanged() | Ended() as fact:
-                return self._move(fact, self._label(event.time))
+                return self._move(fact, event.sequence, self._label(event.time))
             case SoftLimitCrossed(crossing, warning):
                 events.put_warning(connection, key, crossing, warning)
             case LogLossFound(loss):
                 events.add_agent_loss(connection, key, event.sequence, loss)
             case ContainerGone() if not self._row.released:
-                attempts.note(connection, key, {"released": True})
+                note(connection, key, {"released": True})
+                self._row = replace(self._row, released=True)
                 self._effects.released.append(key)
             case ProvenanceKnown(provenance):
                 attempts.note_provenance(connection, key, provenance)
@@ -237,25 +242,35 @@ class _AttemptWrites:
                 pass
         return ""
 
-    def _move(self, fact: StateChanged | Ended, time: int) -> str:
+    def _move(self, fact: StateChanged | Ended, sequence: int, time: int) -> str:
         if self._row.state in TERMINAL:
             return ALREADY_TERMINAL if self._row.newest else STALE_ATTEMPT
+        state = fact.state
         if isinstance(fact, Ended):
-            moved = self._end(fact, time)
+            moved = self._end(fact, sequence, time)
         elif fact.state is RunState.QUEUED:
-            return "" if self._give_back(fact, time) else BACKWARDS
-        elif fact.state in LIVE:
-            moved = attempts.advance(
-                self._connection, self._row.key, fact.state, fact.reason, fact.message, fact.slot, self._epochs, time
-            )
+            moved, state = self._give_back(fact, sequence, time), RunState.FAILED
         else:
-            moved = False
+            moved = fact.state in LIVE and self._advance(fact, sequence, time)
         if not moved:
             return BACKWARDS
-        self._row = replace(self._row, state=fact.state)
+        self._row = replace(self._row, state=state, known_seq=sequence)
         return ""
 
-    def _end(self, fact: Ended, time: int) -> bool:
+    def _advance(self, fact: StateChanged, sequence: int, time: int) -> bool:
+        return attempts.advance(
+            self._connection,
+            self._row.key,
+            fact.state,
+            fact.reason,
+            fact.message,
+            fact.slot,
+            sequence,
+            self._epochs,
+            time,
+        )
+
+    def _end(self, fact: Ended, sequence: int, time: int) -> bool:
         ending = Ending(
             fact.state,
             fact.reason,
@@ -266,9 +281,10 @@ class _AttemptWrites:
             usage=fact.usage,
             out_of_memory=fact.out_of_memory,
         )
-        return attempts.end(self._connection, self._row.key, Actor.AGENT, ending, self._epochs, {})
+        known = {"known_seq": sequence}
+        return attempts.end(self._connection, self._row.key, Actor.AGENT, ending, self._epochs, known)
 
-    def _give_back(self, fact: StateChanged, time: int) -> bool:
+    def _give_back(self, fact: StateChanged, sequence: int, time: int) -> bool:
         """The attempt could not start: its run waits again, unless it was cancelled or has failed too often."""
         key, reason = self._row.key, fact.reason or Reason.REJECTED
         failed = self._row.failed_placements + 1
@@ -278,9 +294,8 @@ class _AttemptWrites:
             end = Ending(RunState.CANCELLED, Reason.CANCEL_REQUESTED, "cancelled before it started", time)
         elif failed >= self._max_placements:
             end = Ending(RunState.FAILED, reason, f"could not be started on {failed} placements; last: {why}", time)
-        if not attempts.give_back(self._connection, key, reason, why, end, self._epochs, time):
+        if not attempts.give_back(self._connection, key, reason, why, end, sequence, self._epochs, time):
             return False
-        self._row = replace(self._row, state=RunState.FAILED)
         if end is None:
             self._effects.waiting_again.extend(runs.read_waiting(self._connection, key.run_id))
         return True

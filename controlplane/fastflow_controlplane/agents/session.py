@@ -28,8 +28,8 @@ from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents
 from fastflow_controlplane.store.queries.agents import AgentRow
-from fastflow_controlplane.store.queries.attempts import Epochs
 from fastflow_controlplane.store.queries.cluster import Leadership
+from fastflow_controlplane.store.queries.transitions import Epochs
 
 log = structlog.get_logger(__name__)
 

@@ -7,6 +7,7 @@ from fastflow_controlplane.runs.model import AttemptKey
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts
+from fastflow_controlplane.store.queries.transitions import note
 
 
 class AttemptLogRecords:
@@ -28,7 +29,7 @@ class AttemptLogRecords:
         """Records that the log is complete with `end` bytes. May be called again. Raises Unavailable."""
 
         def seal(connection: Connection) -> str:
-            attempts.note(connection, key, {"log_sealed": True, "log_bytes": end})
+            note(connection, key, {"log_sealed": True, "log_bytes": end})
             attempts.touch_run(connection, key.run_id)
             return attempts.settle(connection, key)
 

@@ -17,7 +17,7 @@ from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts, runs
 from fastflow_controlplane.store.queries.agents import AgentRow, is_current_session
-from fastflow_controlplane.store.queries.attempts import Epochs
+from fastflow_controlplane.store.queries.transitions import Epochs
 
 log = structlog.get_logger(__name__)
 

@@ -23,8 +23,8 @@ from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts, runs
-from fastflow_controlplane.store.queries.attempts import Epochs
 from fastflow_controlplane.store.queries.cluster import Leadership
+from fastflow_controlplane.store.queries.transitions import Epochs
 from sqlalchemy import Connection
 
 from tests.contract.rows import new_run

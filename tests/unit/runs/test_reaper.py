@@ -5,7 +5,7 @@ from fastflow_controlplane.agents.model import AgentFacts, Capacity
 from fastflow_controlplane.runs.model import NewRun, RunView
 from fastflow_controlplane.runs.states import Reason, RunState
 from fastflow_controlplane.store.queries import agents, attempts
-from fastflow_controlplane.store.queries.attempts import Epochs
+from fastflow_controlplane.store.queries.transitions import Epochs
 
 from tests.unit.runs.conftest import World
 

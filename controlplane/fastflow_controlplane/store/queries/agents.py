@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastflow.ids import short
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from fastflow_controlplane.agents.model import AgentAttempt, AgentFacts, Capacity, Condition, RuntimeFacts
 from fastflow_controlplane.errors import AlreadyExists
@@ -36,6 +36,15 @@ class Hold:
 
 
 NOTHING_HELD = Hold(Capacity(), ())
+
+# Built once: putting a statement together costs SQLAlchemy more than SQLite needs to answer it.
+_HEARD = (
+    update(agents)
+    .where(agents.c.agent_id == bindparam("agent"), agents.c.session_epoch == bindparam("epoch"))
+    .values(last_seen_time=bindparam("now"))
+)
+_RAISE = update(agents).where(agents.c.agent_id == bindparam("agent")).values(revision=agents.c.revision + 1)
+_REVISION = select(agents.c.revision).where(agents.c.agent_id == bindparam("agent"))
 
 
 def register(
@@ -109,12 +118,8 @@ def is_current(connection: Connection, agent_id: str, session_epoch: int, now: i
 
     Being written, the row stays locked until the operation ends: no newer session comes in between.
     """
-    current = (
-        update(agents)
-        .where(agents.c.agent_id == agent_id, agents.c.session_epoch == session_epoch)
-        .values(last_seen_time=now)
-    )
-    return bool(connection.execute(current).rowcount)
+    parameters = {"agent": agent_id, "epoch": session_epoch, "now": now}
+    return bool(connection.execute(_HEARD, parameters).rowcount)
 
 
 def is_current_session(connection: Connection, agent_id: str, session_epoch: int) -> bool:
@@ -150,8 +155,8 @@ def note_report(
 
 def raise_revision(connection: Connection, agent_id: str) -> int:
     """Counts one more change of what the agent shall do; returns the new revision."""
-    connection.execute(update(agents).where(agents.c.agent_id == agent_id).values(revision=agents.c.revision + 1))
-    return int(connection.execute(select(agents.c.revision).where(agents.c.agent_id == agent_id)).scalar_one())
+    connection.execute(_RAISE, {"agent": agent_id})
+    return int(connection.execute(_REVISION, {"agent": agent_id}).scalar_one())
 
 
 def read_agents(

@@ -3,25 +3,25 @@
 A run mirrors its newest attempt: both are written in one operation, and the row count of each write is checked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from fastflow_controlplane.errors import Aborted
 from fastflow_controlplane.runs.model import AttemptKey, Held, OutOfMemory, Provenance, Usage
-from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, Reason, RunState, sources
+from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, Reason, RunState
 from fastflow_controlplane.store.models import attempts, runs
 from fastflow_controlplane.store.queries.agents import raise_revision
-
-
-@dataclass(frozen=True, slots=True)
-class Epochs:
-    """The fences of one write: of the agent's session (0 = no agent writes) and of this control plane."""
-
-    session: int
-    leader: int
+from fastflow_controlplane.store.queries.transitions import (
+    IS_ATTEMPT,
+    Epochs,
+    move_attempt,
+    move_run,
+    naming,
+    note,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,27 @@ class AttemptRow:
     released: bool
 
 
+# Built once: putting a statement together costs SQLAlchemy more than SQLite needs to answer it.
+_ASKED = select(runs.c.attempt, runs.c.cpu_hard_milli_cores, runs.c.memory_hard_bytes).where(
+    runs.c.id == bindparam("run")
+)
+_ATTEMPT = (
+    select(attempts, runs.c.attempt, runs.c.cancel_time, runs.c.failed_placements)
+    .join(runs, runs.c.id == attempts.c.run_id)
+    .where(attempts.c.run_id == bindparam("run"), attempts.c.number == bindparam("number"))
+)
+_SETTLED = (
+    *IS_ATTEMPT,
+    attempts.c.state.in_(TERMINAL),
+    attempts.c.log_sealed,
+    attempts.c.released,
+    attempts.c.desired != "FORGET",
+)
+_SETTLING = select(attempts.c.agent_id).where(*_SETTLED)
+_FORGET = update(attempts).where(*_SETTLED).values(desired="FORGET", revision=bindparam("new_revision"))
+_TOUCH = update(runs).where(runs.c.id == bindparam("run")).values(version=runs.c.version + 1)
+
+
 def assign(
     connection: Connection,
     run_id: str,
@@ -65,22 +86,12 @@ def assign(
     now: int,
 ) -> AttemptKey | None:
     """Makes the next attempt of a waiting run; None = the run no longer waits."""
-    run = connection.execute(
-        select(runs.c.attempt, runs.c.cpu_hard_milli_cores, runs.c.memory_hard_bytes).where(runs.c.id == run_id)
-    ).one_or_none()
+    run = connection.execute(_ASKED, {"run": run_id}).one_or_none()
     if run is None:
         return None
     number = run.attempt + 1
-    placed = connection.execute(
-        update(runs)
-        .where(
-            runs.c.id == run_id,
-            runs.c.attempt == run.attempt,
-            runs.c.state.in_(sources(Actor.SCHEDULER, RunState.ASSIGNED)),
-        )
-        .values(state=RunState.ASSIGNED, attempt=number, reason="", message="", version=runs.c.version + 1)
-    )
-    if not placed.rowcount:
+    placed = {"state": RunState.ASSIGNED, "attempt": number, "reason": "", "message": ""}
+    if not move_run(connection, run_id, run.attempt, Actor.SCHEDULER, RunState.ASSIGNED, placed):
         return None
     connection.execute(
         insert(attempts),
@@ -104,11 +115,7 @@ def assign(
 
 def read_attempt(connection: Connection, run_id: str, number: int) -> AttemptRow | None:
     """Returns one attempt; None = there is none."""
-    row = connection.execute(
-        select(attempts, runs.c.attempt, runs.c.cancel_time, runs.c.failed_placements)
-        .join(runs, runs.c.id == attempts.c.run_id)
-        .where(attempts.c.run_id == run_id, attempts.c.number == number)
-    ).one_or_none()
+    row = connection.execute(_ATTEMPT, {"run": run_id, "number": number}).one_or_none()
     if row is None:
         return None
     return AttemptRow(
@@ -133,26 +140,32 @@ def advance(
     reason: Reason,
     message: str,
     slot: str,
+    sequence: int,
     epochs: Epochs,
     time: int,
 ) -> bool:
-    """Moves a live attempt on to a further live state, and the run with it; False = the table forbids it."""
-    started = {"start_time": time} if target is RunState.RUNNING else {}
-    changed = {"state": target, "reason": reason, "message": message, **started}
-    if not _set(connection, key, Actor.AGENT, target, {**changed, **({"slot": slot} if slot else {})}, epochs):
+    """Moves a live attempt on to a further live state, and the run with it; False = the table forbids it.
+
+    `sequence` is the number of the event that says so, `slot` where the attempt is ("" = not told).
+    """
+    changed: dict[str, Any] = {"state": target, "reason": reason, "message": message}
+    if target is RunState.RUNNING:
+        changed["start_time"] = time
+    details = {"known_seq": sequence, **({"slot": slot} if slot else {})}
+    if not move_attempt(connection, key, Actor.AGENT, target, changed | details, epochs):
         return False
-    if started:
+    if target is RunState.RUNNING:
         changed["failed_placements"] = 0
     _mirror(connection, key, Actor.AGENT, target, changed)
     return True
 
 
 def end(
-    connection: Connection, key: AttemptKey, actor: Actor, ending: Ending, epochs: Epochs, desired: Mapping[str, Any]
+    connection: Connection, key: AttemptKey, actor: Actor, ending: Ending, epochs: Epochs, further: Mapping[str, Any]
 ) -> bool:
     """Ends a live attempt, and the run with it; False = it had ended, or the table forbids it.
 
-    `desired` are further columns of the attempt, for an ending that changes what its agent shall do.
+    `further` are columns of the attempt that change with this ending.
     """
     changed = {
         "state": ending.state,
@@ -161,13 +174,13 @@ def end(
         "exit_code": ending.exit_code,
         "end_time": ending.time,
     }
-    details: dict[str, Any] = {
+    details = {
         "signal": ending.signal,
         "usage": ending.usage and asdict(ending.usage),
         "out_of_memory": ending.out_of_memory and asdict(ending.out_of_memory),
-        **desired,
+        **further,
     }
-    if not _set(connection, key, actor, ending.state, {**changed, **details}, epochs):
+    if not move_attempt(connection, key, actor, ending.state, changed | details, epochs):
         return False
     _mirror(connection, key, actor, ending.state, changed)
     return True
@@ -179,6 +192,7 @@ def give_back(
     attempt_reason: Reason,
     message: str,
     run: Ending | None,
+    sequence: int,
     epochs: Epochs,
     time: int,
 ) -> bool:
@@ -186,20 +200,21 @@ def give_back(
 
     False = the attempt had gone too far for that.
     """
-    failed = {"state": RunState.FAILED, "reason": attempt_reason, "message": message, "end_time": time}
-    if not _set(connection, key, Actor.AGENT, RunState.QUEUED, failed, epochs):
+    failed = {
+        "state": RunState.FAILED,
+        "reason": attempt_reason,
+        "message": message,
+        "end_time": time,
+        "known_seq": sequence,
+    }
+    if not move_attempt(connection, key, Actor.AGENT, RunState.QUEUED, failed, epochs):
         return False
     if run is None:
-        changed: dict[str, Any] = {
-            "state": RunState.QUEUED,
-            "reason": attempt_reason,
-            "message": message,
-            "failed_placements": runs.c.failed_placements + 1,
-        }
-        _mirror(connection, key, Actor.AGENT, RunState.QUEUED, changed)
+        changed = {"state": RunState.QUEUED, "reason": attempt_reason, "message": message}
+        _mirror(connection, key, Actor.AGENT, RunState.QUEUED, changed, ("failed_placements",))
     else:
-        changed = {"state": run.state, "reason": run.reason, "message": run.message, "end_time": run.time}
-        _mirror(connection, key, Actor.AGENT, run.state, changed)
+        changed = {"state": run.state, "reason": run.reason, "message": run.message}
+        _mirror(connection, key, Actor.AGENT, run.state, {**changed, "end_time": run.time})
     return True
 
 
@@ -218,16 +233,11 @@ def lose_all(connection: Connection, agent_id: str, message: str, epochs: Epochs
     return lost
 
 
-def note(connection: Connection, key: AttemptKey, values: Mapping[str, Any]) -> None:
-    """Writes facts that hold whatever the attempt's state: `known_seq`, `released`, `log_sealed`, `log_bytes`."""
-    connection.execute(update(attempts).where(*_is(key)).values(**values))
-
-
 def note_provenance(connection: Connection, key: AttemptKey, provenance: Provenance) -> None:
     """Writes what exactly ran."""
     known = asdict(provenance)
     del known["secret_versions"]  # the control plane pinned them itself
-    connection.execute(update(attempts).where(*_is(key)).values(provenance=known))
+    note(connection, key, {"provenance": known})
 
 
 def settle(connection: Connection, key: AttemptKey) -> str:
@@ -235,23 +245,16 @@ def settle(connection: Connection, key: AttemptKey) -> str:
 
     Returns the id of the agent that is to forget it; "" = not yet, or done before.
     """
-    settled = (
-        *_is(key),
-        attempts.c.state.in_(TERMINAL),
-        attempts.c.log_sealed,
-        attempts.c.released,
-        attempts.c.desired != "FORGET",
-    )
-    agent_id: str | None = connection.execute(select(attempts.c.agent_id).where(*settled)).scalar_one_or_none()
+    agent_id: str | None = connection.execute(_SETTLING, naming(key)).scalar_one_or_none()
     if agent_id is None:
         return ""
-    forgotten = update(attempts).where(*settled).values(desired="FORGET", revision=raise_revision(connection, agent_id))
-    return agent_id if connection.execute(forgotten).rowcount else ""
+    forgotten = naming(key) | {"new_revision": raise_revision(connection, agent_id)}
+    return agent_id if connection.execute(_FORGET, forgotten).rowcount else ""
 
 
 def touch_run(connection: Connection, run_id: str) -> None:
     """Changes the run's etag after a write that only concerns its attempts."""
-    connection.execute(update(runs).where(runs.c.id == run_id).values(version=runs.c.version + 1))
+    connection.execute(_TOUCH, {"run": run_id})
 
 
 def read_held(connection: Connection) -> list[Held]:
@@ -266,35 +269,14 @@ def read_held(connection: Connection) -> list[Held]:
     return [Held(*row) for row in connection.execute(query)]
 
 
-def _set(
-    connection: Connection, key: AttemptKey, actor: Actor, target: RunState, values: Mapping[str, Any], epochs: Epochs
-) -> bool:
-    fences = (
-        *_is(key),
-        attempts.c.state.in_(sources(actor, target)),
-        attempts.c.leader_epoch <= epochs.leader,
-    )
-    written = {**values, "leader_epoch": epochs.leader}
-    if epochs.session:
-        fences = (*fences, attempts.c.session_epoch <= epochs.session)
-        written["session_epoch"] = epochs.session
-    return bool(connection.execute(update(attempts).where(*fences).values(**written)).rowcount)
-
-
-def _mirror(connection: Connection, key: AttemptKey, actor: Actor, target: RunState, values: Mapping[str, Any]) -> None:
-    mirrored = (
-        update(runs)
-        .where(runs.c.id == key.run_id, runs.c.attempt == key.attempt, runs.c.state.in_(sources(actor, target)))
-        .values(**values, version=runs.c.version + 1)
-    )
-    if not connection.execute(mirrored).rowcount:
+def _mirror(
+    connection: Connection,
+    key: AttemptKey,
+    actor: Actor,
+    target: RunState,
+    values: Mapping[str, Any],
+    counted: tuple[str, ...] = (),
+) -> None:
+    if not move_run(connection, key.run_id, key.attempt, actor, target, values, counted):
         # A live attempt is its run's newest and has its state: the operation is undone as a whole.
         raise Aborted(f"run {key.run_id} does not mirror its live attempt {key.attempt}")
-
-
-def _is(key: AttemptKey) -> Sequence[Any]:
-    return (
-        attempts.c.run_id == key.run_id,
-        attempts.c.number == key.attempt,
-        attempts.c.claim_token == key.claim_token,
-    )

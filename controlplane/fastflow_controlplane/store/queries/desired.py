@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastflow.pipelines.metadata import Limits
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Row, Select, bindparam, select
 
 from fastflow_controlplane.runs.model import AttemptKey
 from fastflow_controlplane.runs.states import TERMINAL
 from fastflow_controlplane.store.models import agents, attempts, run_parameters, runs
 from fastflow_controlplane.store.queries.views import limits_of
+
+PORTION = 500
+"""Ids in one query: databases bound the number of parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,70 +52,72 @@ class DesiredState:
     rows: tuple[DesiredRow, ...]
 
 
+# Built once: putting a statement together costs SQLAlchemy more than SQLite needs to answer it.
+_DESIRED: Select[Any] = (
+    select(
+        attempts.c.run_id,
+        attempts.c.number,
+        attempts.c.claim_token,
+        attempts.c.state,
+        attempts.c.desired,
+        attempts.c.stop_cause,
+        attempts.c.known_seq,
+        attempts.c.log_bytes,
+        attempts.c.log_sealed,
+        attempts.c.secret_versions,
+        attempts.c.revision,
+        runs.c.pipeline,
+        runs.c.bundle_digest,
+        runs.c.bundle_size,
+        runs.c.cpu_hard_milli_cores,
+        runs.c.memory_hard_bytes,
+        runs.c.cpu_soft_milli_cores,
+        runs.c.memory_soft_bytes,
+        runs.c.timeout_usec,
+        runs.c.default_environment,
+        runs.c.python_version,
+        runs.c.log_limit_bytes,
+        runs.c.on_log_backlog,
+        run_parameters.c.sealed,
+    )
+    .join(runs, runs.c.id == attempts.c.run_id)
+    .outerjoin(run_parameters, run_parameters.c.run_id == attempts.c.run_id)
+    .where(attempts.c.agent_id == bindparam("agent"))
+)
+_UNSETTLED = _DESIRED.where(attempts.c.desired != "FORGET")
+_ENDED = _UNSETTLED.where(attempts.c.state.in_(TERMINAL))
+_CHANGED = _DESIRED.where(attempts.c.revision > bindparam("since")).order_by(attempts.c.revision)
+_OF_RUNS = _DESIRED.where(attempts.c.run_id.in_(bindparam("runs", expanding=True)))
+_AGENT = select(agents.c.revision, agents.c.session_epoch, agents.c.draining, agents.c.drain_deadline_time).where(
+    agents.c.agent_id == bindparam("agent")
+)
+
+
 def read_all(connection: Connection, agent_id: str, reported: Collection[AttemptKey]) -> DesiredState:
     """Returns everything unsettled of an agent, and of the attempts it `reported` those that are its own."""
-    unsettled = _query(agent_id).where(attempts.c.desired != "FORGET")
-    rows = {row.key: row for row in map(_row, connection.execute(unsettled))}
+    rows = {row.key: row for row in map(_row, connection.execute(_UNSETTLED, {"agent": agent_id}))}
     settled = sorted({key.run_id for key in reported if key not in rows})
-    for start in range(0, len(settled), 500):
-        wanted = _query(agent_id).where(attempts.c.run_id.in_(settled[start : start + 500]))
-        rows.update({row.key: row for row in map(_row, connection.execute(wanted)) if row.key in reported})
+    for start in range(0, len(settled), PORTION):
+        wanted = connection.execute(_OF_RUNS, {"agent": agent_id, "runs": settled[start : start + PORTION]})
+        rows.update({row.key: row for row in map(_row, wanted) if row.key in reported})
     return _state(connection, agent_id, rows.values())
 
 
 def read_since(connection: Connection, agent_id: str, revision: int) -> DesiredState:
     """Returns what changed after `revision`."""
-    changed = _query(agent_id).where(attempts.c.revision > revision).order_by(attempts.c.revision)
-    return _state(connection, agent_id, [_row(row) for row in connection.execute(changed)])
+    changed = connection.execute(_CHANGED, {"agent": agent_id, "since": revision})
+    return _state(connection, agent_id, map(_row, changed))
 
 
 def read_abandoned(connection: Connection, agent_id: str, reported: Collection[AttemptKey]) -> list[DesiredRow]:
     """Returns ended attempts that wait for something from their agent, which no longer knows of them."""
-    ended = _query(agent_id).where(attempts.c.desired != "FORGET", attempts.c.state.in_(TERMINAL))
-    return [row for row in map(_row, connection.execute(ended)) if row.key not in reported]
+    ended = connection.execute(_ENDED, {"agent": agent_id})
+    return [row for row in map(_row, ended) if row.key not in reported]
 
 
 def _state(connection: Connection, agent_id: str, rows: Iterable[DesiredRow]) -> DesiredState:
-    agent = connection.execute(
-        select(agents.c.revision, agents.c.session_epoch, agents.c.draining, agents.c.drain_deadline_time).where(
-            agents.c.agent_id == agent_id
-        )
-    ).one()
+    agent = connection.execute(_AGENT, {"agent": agent_id}).one()
     return DesiredState(agent.revision, agent.session_epoch, agent.draining, agent.drain_deadline_time, tuple(rows))
-
-
-def _query(agent_id: str) -> Select[Any]:
-    return (
-        select(
-            attempts.c.run_id,
-            attempts.c.number,
-            attempts.c.claim_token,
-            attempts.c.state,
-            attempts.c.desired,
-            attempts.c.stop_cause,
-            attempts.c.known_seq,
-            attempts.c.log_bytes,
-            attempts.c.log_sealed,
-            attempts.c.secret_versions,
-            attempts.c.revision,
-            runs.c.pipeline,
-            runs.c.bundle_digest,
-            runs.c.bundle_size,
-            runs.c.cpu_hard_milli_cores,
-            runs.c.memory_hard_bytes,
-            runs.c.cpu_soft_milli_cores,
-            runs.c.memory_soft_bytes,
-            runs.c.timeout_usec,
-            runs.c.default_environment,
-            runs.c.python_version,
-            runs.c.log_limit_bytes,
-            runs.c.on_log_backlog,
-            run_parameters.c.sealed,
-        )
-        .join(runs, runs.c.id == attempts.c.run_id)
-        .outerjoin(run_parameters, run_parameters.c.run_id == attempts.c.run_id)
-        .where(attempts.c.agent_id == agent_id)
-    )
 
 
 def _row(row: Row[Any]) -> DesiredRow:
