@@ -1,12 +1,15 @@
 """Errors as callers see them, and the shared token."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 from fastflow.v1 import runs_pb2, runs_pb2_grpc
+from fastflow_controlplane.api.interceptors import _Guard
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFound, Unavailable
+from fastflow_controlplane.identity.tokens import SharedToken
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
@@ -151,3 +154,29 @@ class TestWithToken:
     async def test_health_needs_no_token(self, channel: grpc.aio.Channel) -> None:
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+class FreedCall:
+    """A call's context as gRPC leaves it once the peer has gone; asking the real one then crashes the process."""
+
+    def __init__(self) -> None:
+        self.freed = False
+
+    def peer(self) -> str:
+        assert not self.freed, "a freed call was asked for its peer"
+        return "ipv4:127.0.0.1:1"
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {TOKEN}"),)
+
+
+async def test_a_stream_closed_after_its_peer_has_gone_leaves_the_freed_call_alone() -> None:
+    async def answers(request: object, context: object) -> AsyncIterator[int]:
+        yield 1
+        yield 2
+
+    context = FreedCall()
+    stream = _Guard("/fastflow.v1.RunService/WatchRun", SharedToken(TOKEN)).answering_often(answers)(None, context)
+    assert await anext(stream) == 1
+    context.freed = True
+    await stream.aclose()
