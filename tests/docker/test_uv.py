@@ -83,8 +83,8 @@ async def test_a_python_the_image_has_is_used(workshop: Workshop) -> None:
 
 
 async def test_what_uv_refuses_is_a_preparers_result_with_uvs_own_words(workshop: Workshop) -> None:
-    code = workshop.code("broken", "", {"requirements.txt": b"./not-there.whl\n"})
-    spec = PreparerSpec("broken", code, workshop.new_cache("broken", UID))
+    code = workshop.code("refused", "", {"requirements.txt": b"./not-there.whl\n"})
+    spec = PreparerSpec("refused", code, workshop.new_cache("refused", UID))
     result = await workshop.runtime.run_preparer(spec)
     assert result.exit_code not in (0, 125)
     assert not result.offline
