@@ -130,7 +130,7 @@ class Bench:
     def _bare(self, name: str, main: str) -> Bare:
         code = self._cluster.add_pipeline(name, main, pipeline=LIMITS)
         self._finish(self._submit(name))
-        generations = sorted((self._cluster.folder / "worker-1" / "uvcache" / "generations").iterdir())
+        generations = sorted((self._cluster.folder / "worker-1" / "uv" / "generations").iterdir())
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         return Bare(self._image, code, generations[-1], folder, cpus=1.0, memory=256 * MIB)
 
