@@ -115,12 +115,16 @@ def test_telemetry_agrees_with_the_kernels_files(cluster: HostCluster, host_agen
     cluster.wait_for_log(run, b"worked", SECONDS)
     assert host_agent.run(f"cat {SLOT}/*/cpu.max").stdout.split() == ["30000", "100000"]
     assert host_agent.run(f"ls {SLOT}/*/memory.pressure", check=False).exit_code != 0, "a guest has no pressure files"
-    kernel = _kernel_figures(host_agent)
     cluster.until(lambda: int(_usage(cluster, run).get("pids", 0)) >= 7, 20, "a sample of the five threads")
-    alive = _usage(cluster, run)
+
+    def agreeing() -> tuple[dict[str, int], dict[str, str]] | None:
+        # Sample and look are moments apart, in which uv may begin or end a thread of its own.
+        kernel, sample = _kernel_figures(host_agent), _usage(cluster, run)
+        return (kernel, sample) if int(sample["pids"]) == kernel["pids"] else None
+
+    kernel, alive = cluster.until(agreeing, 30, "a sample with as many processes as the kernel counts")
     assert abs(int(alive["working_set_bytes"]) - kernel["working_set"]) < 4 * MIB
     assert 48 * MIB < int(alive["working_set_bytes"]) < 96 * MIB
-    assert int(alive["pids"]) == kernel["pids"]
     _let(host_agent, "end")
     usage = cluster.finish(run, SECONDS)["attempts"][0]["usage"]
     assert kernel["cpu_usec"] <= int(usage["cpu_usec"]) < kernel["cpu_usec"] + 3e6
@@ -141,7 +145,8 @@ def test_a_run_too_short_for_a_sample_has_totals_and_no_made_up_moments(
     assert int(usage["cpu_usec"]) > 0
     assert int(usage["peak_memory_bytes"]) > MIB
     assert usage.get("pids") != "0", "an ended container's group is empty, which says nothing of the run"
-    assert int(usage.get("working_set_bytes", MIB)) >= MIB
+    # A waiting wrapper holds some 400 KiB, an ended container's group still about 120.
+    assert int(usage.get("working_set_bytes", MIB)) >= MIB // 4
 
 
 def test_after_a_run_its_host_has_nothing_of_it(cluster: HostCluster, host_agent: HostAgent) -> None:
