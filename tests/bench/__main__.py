@@ -170,7 +170,7 @@ def up() -> Figure:
             program = Program(["ffctl", "up", *listen], Path(folder) / "up.log", {})
             begun = time.monotonic()
             program.start()
-            program.wait_for_log("Ready", timeout=30)
+            program.wait_for_log("Fast-Flow is ready", timeout=30)
             passes.append(time.monotonic() - begun)
             program.stop()
     return Figure("ffctl up to ready", statistics.median(passes), "s", 2)
