@@ -145,7 +145,8 @@ def test_a_run_too_short_for_a_sample_has_totals_and_no_made_up_moments(
     assert int(usage["cpu_usec"]) > 0
     assert int(usage["peak_memory_bytes"]) > MIB
     assert usage.get("pids") != "0", "an ended container's group is empty, which says nothing of the run"
-    # A waiting wrapper holds some 400 KiB, an ended container's group still about 120.
+    # An ended container's group was seen with 120 KB, one living sample with 438 KB; what ran in that moment is not
+    # known, presumably the wrapper before its release.
     assert int(usage.get("working_set_bytes", MIB)) >= MIB // 4
 
 
