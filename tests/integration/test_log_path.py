@@ -187,6 +187,19 @@ def write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def open_files(folder: Path) -> list[str]:
+    """Files below `folder` that this process has open."""
+    descriptors = Path("/proc/self/fd").iterdir()
+    return [target for each in descriptors if (target := _target(each)).startswith(str(folder))]
+
+
+def _target(descriptor: Path) -> str:
+    try:
+        return str(descriptor.readlink())
+    except FileNotFoundError:
+        return ""
+
+
 async def write_slowly(path: Path, data: bytes, pieces: int = 40) -> None:
     step = len(data) // pieces + 1
     for start in range(0, len(data), step):
@@ -202,6 +215,20 @@ async def test_output_arrives_byte_for_byte_and_the_log_is_sealed_at_its_end(wor
     assert await world.controlplane.log(key) == output
     assert world.attempts.ends == {(key.run_id, 1): len(output)}
     assert world.agent.losses == []
+
+
+async def test_a_sealed_log_is_held_open_no_longer_though_its_stream_goes_on(world: World) -> None:
+    for _ in range(3):
+        key = world.key()
+        world.agent.ship(key)
+        write(world.agent.file(key), b"some output")
+        await world.agent.seal(key)
+    unsealed = world.key()
+    world.agent.ship(unsealed)
+    write(world.agent.file(unsealed), b"some output")
+    await until(lambda: world.agent.shipper.durable(unsealed) > 0)
+    await until(lambda: len(open_files(world.controlplane.folder)) == 1)
+    assert unsealed.run_id in open_files(world.controlplane.folder)[0]
 
 
 async def test_a_run_without_output_is_sealed_empty(world: World) -> None:

@@ -129,29 +129,34 @@ class LogIngest:
 
         `send` raises PeerGone once the stream is broken. What was not acknowledged is the agent's to send again.
         """
-        async with AsyncExitStack() as logs:
-            try:
-                await _Stream(self._store, self._attempts, self._settings, logs).serve(uploads, send)
-            except* PeerGone:
-                log.debug("log stream broke")
+        stream = _Stream(self._store, self._attempts, self._settings)
+        try:
+            await stream.serve(uploads, send)
+        except* PeerGone:
+            log.debug("log stream broke")
+        finally:
+            await stream.aclose()
 
 
 @dataclass
 class _Attempt:
-    """One attempt as this stream knows it. `final` is why no more of its bytes are taken, told with each answer."""
+    """One attempt as this stream knows it; closing `held` lets go of its log.
+
+    `final` is why no more of its bytes are taken, told with each answer.
+    """
 
     key: AttemptKey
     log: Log
+    held: AsyncExitStack
     awaits_resend: bool = False
     final: Rejection = Rejection.NONE
 
 
 class _Stream:
-    def __init__(self, store: LogStore, attempts: AttemptLogs, settings: IngestSettings, logs: AsyncExitStack) -> None:
+    def __init__(self, store: LogStore, attempts: AttemptLogs, settings: IngestSettings) -> None:
         self._store = store
         self._directory = attempts
         self._settings = settings
-        self._logs = logs
         self._attempts: dict[LogKey, _Attempt] = {}
         self._inbox: list[Upload] = []
         self._inbox_bytes = 0
@@ -172,6 +177,11 @@ class _Stream:
             writing = tasks.create_task(self._write(reading), name="log upload: write")
             syncing = tasks.create_task(self._sync(writing), name="log upload: sync")
             tasks.create_task(self._answer(syncing, send), name="log upload: answer")
+
+    async def aclose(self) -> None:
+        """Lets go of the logs that are not complete."""
+        for attempt in list(self._attempts.values()):
+            await self._let_go(attempt)
 
     async def _read(self, uploads: AsyncIterable[Upload]) -> None:
         async for upload in uploads:
@@ -220,6 +230,8 @@ class _Stream:
             else:
                 self._tell(attempt, Rejection.CORRUPT if upload.data else Rejection.NONE)
         await self._append(attempt, following)
+        if attempt.log.sealed:
+            await self._let_go(attempt)
 
     async def _admitted(self, key: AttemptKey) -> _Attempt | None:
         """Returns the attempt with its log open; None after a refusal."""
@@ -233,9 +245,18 @@ class _Stream:
             self._answers[name] = Answer(key.run_id, key.attempt, 0, 0, False, rejection)
             self._answered.set()
             return None
-        opened = await self._until_available(lambda: self._logs.enter_async_context(self._store.open(name)))
-        attempt = self._attempts[name] = _Attempt(key, opened)
+        held = AsyncExitStack()
+        opened = await self._until_available(lambda: held.enter_async_context(self._store.open(name)))
+        attempt = self._attempts[name] = _Attempt(key, opened, held)
         return attempt
+
+    async def _let_go(self, attempt: _Attempt) -> None:
+        # A stream lives as long as its agent, and sees more logs than a process may have files open. What still comes
+        # for a sealed log opens it again, to be told that it is sealed.
+        name = LogKey(attempt.key.run_id, attempt.key.attempt)
+        if self._attempts.get(name) is attempt:
+            del self._attempts[name]
+            await attempt.held.aclose()
 
     async def _append(self, attempt: _Attempt, chunks: Sequence[Chunk]) -> None:
         if chunks:
@@ -283,6 +304,7 @@ class _Stream:
         else:
             await self._directory.sealed(attempt.key, end)
             self._tell(attempt)
+            await self._let_go(attempt)
 
     async def _until_available(self, operation: Callable[[], Awaitable[T]]) -> T:
         while True:
