@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from fastflow_agent.cgroups.kernellog import oom_victims
 from fastflow_agent.cgroups.sampler import Sampler
 from fastflow_agent.cgroups.stats import Usage
 from fastflow_agent.cgroups.verdict import Evidence, Verdict, judge
@@ -56,6 +57,7 @@ class Watch:
                 reading=await self.sampler.finish(slot.id),
                 cgroup=group.version,
                 oom_seen=bool(self.kills),
+                victims=oom_victims(slot.id),
             )
         )
 
@@ -91,6 +93,7 @@ async def test_memory_over_the_limit_ends_the_program_with_137_and_the_verdict_t
     assert found.limit_bytes == 96 * MIB
     assert 0.98 * 96 * MIB <= (found.peak_bytes or 0) <= 97 * MIB
     assert "96 MiB" in verdict.message
+    assert found.process == "python3", "the kernel's log names whom it chose"
 
 
 async def test_an_oom_of_a_child_ends_the_whole_container(workshop: Workshop, watch: Watch) -> None:
@@ -112,6 +115,20 @@ async def test_an_exit_of_0_right_after_a_childs_oom_is_a_failure_with_its_code_
     verdict = await watch.verdict(slot)
     assert (verdict.state, verdict.reason) == (State.FAILED, Reason.OOM_KILLED)
     assert verdict.exit_code in (0, 137)
+
+
+async def test_a_childs_oom_is_told_after_the_end_by_the_kernels_log_alone(workshop: Workshop) -> None:
+    name = "import ctypes\nctypes.CDLL(None).prctl(15, b'eater', 0, 0, 0)\n"
+    slot = workshop.slot(
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {name + HOG!r}])\n",
+        limits=limited(memory=96 * MIB),
+    )
+    ended = await slot.run()
+    verdict = judge(Evidence(ended.observation, slot.spec.limits, released=True, victims=oom_victims(slot.id)))
+    assert (verdict.state, verdict.reason) == (State.FAILED, Reason.OOM_KILLED)
+    assert verdict.out_of_memory
+    assert verdict.out_of_memory.process == "eater"
+    assert "the kernel's log" in verdict.out_of_memory.evidence
 
 
 async def test_a_program_that_kills_itself_at_a_full_page_cache_is_no_oom(workshop: Workshop, watch: Watch) -> None:

@@ -33,7 +33,7 @@ def test_memory_over_the_hard_limit_is_an_oom_kill_told_by_the_slots_own_group(
     assert 0.98 * 96 * MIB <= int(found["peak_bytes"]) <= 97 * MIB
     assert "memory.events" in found["evidence"]
     assert "oom_group_kill 1" in found["evidence"]
-    assert found["process"] == "unknown", "the kernel does not tell which process a group kill chose"
+    assert found["process"] == "python3", "the kernel's log names whom it chose, though all were killed"
     assert cluster.log(shown["id"]) == b"begun\n"
     explained = cluster.ffctl("runs", "show", shown["id"]).text
     assert "hard memory limit of 96 MiB" in " ".join(explained.split())

@@ -50,6 +50,7 @@ def test_an_oom_kill_is_told_by_the_slots_slice(cluster: HostCluster, host_agent
     found = shown["attempts"][0]["out_of_memory"]
     assert "oom_group_kill 1" in found["evidence"]
     assert 0.98 * 96 * MIB <= int(found["peak_bytes"]) <= 97 * MIB
+    assert found["process"] == "python3", "the unit lets the agent read the kernel's log"
     usage = shown["attempts"][0]["usage"]
     assert int(usage["cpu_usec"]) > 0
     assert int(usage["pids"]) >= 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, Checkpoint, Dossier
+from fastflow_agent.cgroups.kernellog import oom_victims
 from fastflow_agent.cgroups.verdict import Evidence, judge
 from fastflow_agent.facts import Ended, StateChanged
 from fastflow_agent.model import Reason, State, StopCause
@@ -151,19 +153,22 @@ async def conclude(dossier: Dossier, seen: Observation, *, released: bool) -> No
         # It ended while no agent was there to sample it; the parent group still tells.
         services.sampler.add(dossier.slot, group, history.intent.limits, list(history.crossings.values()))
         reading = await services.sampler.finish(dossier.slot)
-    verdict = judge(
-        Evidence(
-            observation=seen,
-            limits=history.intent.limits,
-            released=released,
-            reading=reading,
-            cgroup=group.version if group is not None else "none",
-            stop=_effective_stop(dossier, seen),
-            timeout_seconds=history.intent.timeout,
-            rebooted=rebooted(history, services.boot_id),
-            oom_seen=history.oom_kills > 0,
-        )
+    evidence = Evidence(
+        observation=seen,
+        limits=history.intent.limits,
+        released=released,
+        reading=reading,
+        cgroup=group.version if group is not None else "none",
+        stop=_effective_stop(dossier, seen),
+        timeout_seconds=history.intent.timeout,
+        rebooted=rebooted(history, services.boot_id),
+        oom_seen=history.oom_kills > 0,
     )
+    if evidence.may_be_oom:
+        loop = asyncio.get_running_loop()
+        victims = await loop.run_in_executor(services.disk, oom_victims, dossier.slot)
+        evidence = replace(evidence, victims=victims)
+    verdict = judge(evidence)
     ended = Ended(
         state=verdict.state,
         reason=verdict.reason,

@@ -1,8 +1,8 @@
 """The verdict: how an attempt ended and why, from all evidence there is. Pure.
 
 Neither exit code 137 nor the engine's out-of-memory flag decides alone. On cgroup version 2 the slot's parent group
-tells what happened. On version 1 the container's own group tells it while it lives; if it was gone first, the
-engine's flag and a peak at the limit have to agree.
+tells what happened. On version 1 the container's own group tells it while it lives, and the kernel's log after that
+where it may be read; without both, the engine's flag and a peak at the limit have to agree.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Evidence:
 
     `observation` is EXITED or ABSENT. `reading` is what `Sampler.finish` gave, or None (no control groups). `cgroup` is
     that group's version. `stop` is set only if a signal reached the program before its end. `rebooted`: the boot id
-    changed since the release. `oom_seen`: the agent itself ended the container over a child's OOM kill.
+    changed since the release. `oom_seen`: the agent itself ended the container over a child's OOM kill. `victims` is
+    what `oom_victims` found in the kernel's log; it need not be asked unless `may_be_oom`.
     """
 
     observation: Observation
@@ -42,6 +43,19 @@ class Evidence:
     timeout_seconds: float = 0.0
     rebooted: bool = False
     oom_seen: bool = False
+    victims: tuple[str, ...] = ()
+
+    @property
+    def may_be_oom(self) -> bool:
+        """Whether anything points to a kill at the memory limit, so that the kernel's log is worth its reading."""
+        kills = self.reading.oom_kills if self.reading else None
+        return bool(kills) or self.oom_seen or self.observation.oom_flag or self.peaked
+
+    @property
+    def peaked(self) -> bool:
+        """Whether the use of memory has reached the limit."""
+        peak, limit = self.reading.usage.peak_memory_bytes if self.reading else None, self.limits.memory_hard_bytes
+        return peak is not None and limit > 0 and peak >= PEAK_SHARE * limit
 
 
 @dataclass(frozen=True)
@@ -172,15 +186,18 @@ def _ended_by_itself(evidence: Evidence) -> Verdict:
 def _out_of_memory(evidence: Evidence) -> OutOfMemory | None:
     """Whether the kernel killed a process of the container at its memory limit, and what says so."""
     reading = evidence.reading or Reading()
-    peak, limit = reading.usage.peak_memory_bytes, evidence.limits.memory_hard_bytes
-    proof = _proof(evidence, reading, peak is not None and limit > 0 and peak >= PEAK_SHARE * limit)
+    proof = _proof(evidence, reading)
     if proof is None:
         return None
-    # The kernel names the victim only in its log, which belongs to the host; a group kill has several victims.
-    return OutOfMemory(limit_bytes=limit, peak_bytes=peak, process="unknown", evidence=proof)
+    return OutOfMemory(
+        limit_bytes=evidence.limits.memory_hard_bytes,
+        peak_bytes=reading.usage.peak_memory_bytes,
+        process=", ".join(dict.fromkeys(evidence.victims)) or "unknown",
+        evidence=proof,
+    )
 
 
-def _proof(evidence: Evidence, reading: Reading, peaked: bool) -> str | None:
+def _proof(evidence: Evidence, reading: Reading) -> str | None:
     if evidence.cgroup == "v2" and reading.oom_kills is not None:
         if not reading.oom_kills or reading.limit_hits == 0:
             return None
@@ -189,9 +206,11 @@ def _proof(evidence: Evidence, reading: Reading, peaked: bool) -> str | None:
     if evidence.oom_seen:
         return "memory.oom_control of the container's group, seen by the agent while the container lived"
     # The counter of version 1 counts the host's own shortage too; at the limit there is a peak.
-    if reading.oom_kills and peaked:
+    if reading.oom_kills and evidence.peaked:
         return f"memory.oom_control of the container's group: oom_kill {reading.oom_kills}"
-    if evidence.observation.oom_flag and peaked:
+    if evidence.victims:
+        return f"the kernel's log: oom-kill in the slot's group, {len(evidence.victims)} at its memory limit"
+    if evidence.observation.oom_flag and evidence.peaked:
         code = evidence.observation.exit_code
         return f"exit code {code}, the engine's OOMKilled flag and a peak of at least {PEAK_SHARE:.0%} of the limit"
     return None

@@ -83,6 +83,14 @@ MEMORY = [
         oom=True,
         says=("100 MiB", "process: unknown", "`mem_hard_limit`"),
     ),
+    Case(
+        "group kill, and the kernel's log names whom it chose",
+        evidence(exited(137), reading=GROUP_KILL_V2, victims=("python3",)),
+        State.FAILED,
+        Reason.OOM_KILLED,
+        oom=True,
+        says=("process: python3)",),
+    ),
     Case("kernel before 5.17", evidence(exited(137), reading=OLD_KERNEL_V2), State.FAILED, Reason.OOM_KILLED, oom=True),
     Case(
         "a child, and the program exits 0",
@@ -149,6 +157,14 @@ MEMORY = [
         State.FAILED,
         Reason.SIGNAL,
     ),
+    Case(
+        "version 1, gone first: the kernel's log alone tells of a child",
+        evidence(exited(0), "hybrid", reading=ENDED_FULL_V1, victims=("cc1plus",)),
+        State.FAILED,
+        Reason.OOM_KILLED,
+        oom=True,
+        says=("process: cc1plus)", "exited 0"),
+    ),
     Case("no groups: 137 and flag alone", evidence(exited(137, oom_flag=True), "none"), State.FAILED, Reason.SIGNAL),
 ]
 MISHAPS = [
@@ -193,6 +209,28 @@ def test_the_finding_names_limit_peak_and_what_it_rests_on() -> None:
     assert finding
     assert (finding.limit_bytes, finding.peak_bytes, finding.process) == (LIMIT, LIMIT - 4096, "unknown")
     assert finding.evidence == "memory.events of the slot's group: oom_kill 3, oom_group_kill 1"
+
+
+def test_each_process_the_kernel_chose_is_named_once() -> None:
+    found = judge(evidence(exited(137), "hybrid", reading=ENDED_FULL_V1, victims=("cc1plus", "ld", "cc1plus")))
+    assert found.out_of_memory
+    assert found.out_of_memory.process == "cc1plus, ld"
+    assert found.out_of_memory.evidence == "the kernel's log: oom-kill in the slot's group, 3 at its memory limit"
+
+
+@pytest.mark.parametrize(
+    ("sign", "worth"),
+    [
+        (evidence(exited(0)), False),
+        (evidence(exited(137), "none"), False),
+        (evidence(exited(0), "hybrid", reading=ENDED_FULL_V1), True),
+        (evidence(exited(137), reading=OLD_KERNEL_V2), True),
+        (evidence(exited(137, oom_flag=True), "none"), True),
+        (evidence(exited(137), "none", oom_seen=True), True),
+    ],
+)
+def test_the_kernels_log_is_asked_only_where_something_points_to_a_kill(sign: Evidence, worth: bool) -> None:
+    assert sign.may_be_oom is worth
 
 
 @pytest.mark.parametrize(("code", "number"), [(137, 9), (143, 15), (139, 11), (128, None), (7, None), (255, None)])
