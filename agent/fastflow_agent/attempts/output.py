@@ -18,6 +18,7 @@ from fastflow_agent.logs.losses import LogLoss
 from fastflow_agent.logs.lost import Lost
 from fastflow_agent.logs.redact import Masks
 from fastflow_agent.logs.spool import Spool
+from fastflow_agent.reconcile import rebooted
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -99,6 +100,7 @@ class Output:
             masks=word.masks,
             log_limit=history.intent.log_limit,
             inode=history.log_inode,
+            host_went_down=rebooted(history, self._dossier.services.boot_id),
         )
 
     def _lost(self, loss: LogLoss) -> None:

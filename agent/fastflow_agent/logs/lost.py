@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from fastflow_agent.logs.losses import LogLoss, LossKind
 
@@ -33,23 +33,27 @@ class LostBytes:
 
 @dataclass(frozen=True)
 class Cut:
-    """The log ends at `end`, since it was found shortened to `size`."""
+    """The log ends at `end`, since it was found shortened to `size`: by somebody, or when the host went down (DISK)."""
 
     end: int
     size: int
+    kind: Literal["TAMPERED", "DISK"] = "TAMPERED"
 
     @property
     def loss(self) -> LogLoss:
         """The loss as a fact."""
-        message = "the log was shortened or replaced on the worker; it ends here, and later output was not kept"
-        return LogLoss("TAMPERED", self.end, None, message)
+        messages = {
+            "TAMPERED": "the log was shortened or replaced on the worker; it ends here, and later output was not kept",
+            "DISK": "the worker host went down before the last output was on its disk; the log ends here",
+        }
+        return LogLoss(self.kind, self.end, None, messages[self.kind])
 
 
 class Lost:
     """The lost ranges of one log, ascending, and its early end if it has one.
 
-    The file holds a line for each, "KIND OFFSET END MESSAGE" or "cut END SIZE"; it is made with the first. A line that
-    a crash cut off counts as not written.
+    The file holds a line for each, "KIND OFFSET END MESSAGE" or "cut END SIZE" with " DISK" where that was it; it is
+    made with the first. A line that a crash cut off counts as not written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,6 +73,8 @@ class Lost:
             match line.split(maxsplit=3):
                 case ["cut", end, size] if line.endswith("\n"):
                     lost.cut = Cut(int(end), int(size))
+                case ["cut", end, size, "DISK\n"]:
+                    lost.cut = Cut(int(end), int(size), "DISK")
                 case [kind, offset, end, message] if line.endswith("\n"):
                     lost._insert(LostBytes(int(offset), int(end), cast(LossKind, kind), message.rstrip("\n")))
         return lost
@@ -80,7 +86,7 @@ class Lost:
 
     def set_cut(self, cut: Cut) -> None:
         """Ends the log early, durable on return. Raises OSError."""
-        self._write(f"cut {cut.end} {cut.size}\n")
+        self._write(f"cut {cut.end} {cut.size}{' DISK' if cut.kind == 'DISK' else ''}\n")
         self.cut = cut
 
     def at(self, offset: int) -> LostBytes | None:

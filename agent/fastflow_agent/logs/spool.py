@@ -7,9 +7,10 @@ whatever happens to it happens in place:
 - What would exceed the quota is *dropped*: the oldest bytes not yet read, since what was read may be on the wire and
   has to be found again as it was. The newest output is kept, where a program says why it failed.
 - What exceeds the run's log limit is never read, and punched out as it comes.
-- A log that is suddenly shorter than it was has been tampered with. It ends where it was read last: behind that, an
-  offset no longer says which byte is meant. A program that overwrites bytes in place, or cuts the file and fills it
-  again between two looks, is not noticed here; the control plane notices where bytes are sent again.
+- A log that is suddenly shorter than it was has been tampered with, unless its host went down meanwhile and took what
+  was not on the disk. It ends where it was read last: behind that, an offset no longer says which byte is meant. A
+  program that overwrites bytes in place, or cuts the file and fills it again between two looks, is not noticed here;
+  the control plane notices where bytes are sent again.
 
 A range that is dropped, and the end of a log that was tampered with, are written down durably (`<log>.lost`, beside the
 log, out of the container's sight) before a byte is punched: zeros must never pass for output.
@@ -22,6 +23,7 @@ import stat
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
@@ -71,13 +73,14 @@ class Spool:
         masks: Iterable[bytes] = (),
         log_limit: int = 0,
         inode: int | None = None,
+        host_went_down: bool = False,
     ) -> Spool:
         """Opens the log at `path`, of which everything below `start_offset` is on the control plane's disk.
 
         `masks` are the values to hide: the same ones each time, or bytes sent again differ. `log_limit` and
         `spool_quota` are bytes; a limit of 0 is none. With `inode`, as an earlier `Spool.inode` told it, no other file
         is taken. A log that is gone, or is not the file it was, gives a spool that ends at `start_offset`, with that
-        loss. Raises OSError if the disk fails.
+        loss. `host_went_down`: the host was restarted since the log was written. Raises OSError if the disk fails.
         """
         lost = Lost.load(path.with_name(f"{path.name}.lost"))
         descriptor = _open(path, inode)
@@ -89,7 +92,8 @@ class Spool:
             log_limit=log_limit or 2**62,
             spool_quota=spool_quota,
         )
-        spool._resume(found=descriptor is not None)
+        replaced = descriptor is None and os.path.lexists(path)
+        spool._resume(found=descriptor is not None, lost_with_host=host_went_down and not replaced)
         return spool
 
     @property
@@ -188,12 +192,12 @@ class Spool:
 
     # Below, the lock is held.
 
-    def _resume(self, *, found: bool) -> None:
+    def _resume(self, *, found: bool, lost_with_host: bool) -> None:
         cut = self._lost.cut
         if cut is not None:
             self._losses.append(cut.loss)
         elif not found or self.size() < self._acked:
-            self._tampered(self.size() if found else 0)
+            self._cut_off(self.size() if found else 0, "DISK" if lost_with_host else "TAMPERED")
         else:
             self._miss_what_was_punched()
         self._losses.extend(each.loss for each in self._lost.ranges if each.end <= self._acked and not each.tampered)
@@ -220,7 +224,7 @@ class Spool:
         size = self.size()
         if self._lost.cut is None:
             if size < self._seen:
-                self._tampered(size)
+                self._cut_off(size, "TAMPERED")
             if size > self._limit and not self._truncated:
                 self._truncated = True
                 message = f"the run's log limit of {self._limit} bytes was reached; later output was not kept"
@@ -228,12 +232,12 @@ class Spool:
         self._seen = max(self._seen, size)
         return size
 
-    def _tampered(self, size: int) -> None:
-        log.warning("a log was shortened", size=size, was=self._seen)
+    def _cut_off(self, size: int, kind: Literal["TAMPERED", "DISK"]) -> None:
+        log.warning("a log was shortened", size=size, was=self._seen, kind=kind)
         if max(size, self._acked) < self._handed:
             message = "these bytes were removed from the log on the worker before they had arrived"
             self._lost.add(LostBytes(max(size, self._acked), self._handed, "TAMPERED", message))
-        cut = Cut(self._handed, size)
+        cut = Cut(self._handed, size, kind)
         self._lost.set_cut(cut)
         self._losses.append(cut.loss)
 

@@ -568,6 +568,24 @@ async def test_an_engine_that_lost_a_start_with_the_hosts_power_is_not_waited_fo
     assert len(world.runtime.starts) == 1
 
 
+async def test_output_that_was_not_on_disk_when_the_host_went_down_is_lost_to_the_disk(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    slot = world.slot(key)
+    world.write(key, b"delivered\n")
+    world.shipper.logs[key] = b"delivered\n"
+    await world.kill()
+    world.boot_id = "boot-2"
+    os.truncate(world.paths(slot).log, 3)
+    world.runtime.end(slot, 255)
+    await world.start()
+    await world.forgotten(key)
+    assert world.shipper.logs[key] == b"delivered\n"
+    (loss,) = [fact for fact in world.known[key].facts if isinstance(fact, LogLossFound)]
+    assert (loss.kind, loss.offset) == ("DISK", len(b"delivered\n"))
+
+
 async def test_an_attempt_that_ended_before_the_reboot_keeps_its_result(world: World) -> None:
     await world.start()
     key = world.assign()

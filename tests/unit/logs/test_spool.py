@@ -275,6 +275,42 @@ class TestTampering:
         assert kinds(spool.take_losses()) == [("TAMPERED", 100, None)]
         assert spool.finish() == 100
 
+    @pytest.mark.parametrize("found", ["shorter", "missing"])
+    def test_what_a_power_cut_took_from_the_disk_is_no_tampering(self, path: Path, found: str) -> None:
+        write(path, b"short")
+        inode = open_spool(path).inode
+        if found == "missing":
+            path.unlink()
+        for _ in range(2):
+            spool = Spool.open(path, start_offset=100, spool_quota=MIB, inode=inode, host_went_down=True)
+            (loss,) = spool.take_losses()
+            assert (loss.kind, loss.offset, loss.bytes) == ("DISK", 100, None)
+            assert "the worker host went down" in loss.message
+            assert spool.finish() == 100
+            spool.close()
+
+    def test_what_a_power_cut_left_whole_is_no_loss(self, path: Path) -> None:
+        write(path, b"whole")
+        spool = Spool.open(path, start_offset=3, spool_quota=MIB, host_went_down=True)
+        assert (spool.take_losses(), spool.finish()) == ([], 5)
+
+    def test_another_file_in_the_logs_place_is_tampering_whatever_became_of_the_host(self, path: Path) -> None:
+        write(path, b"the log")
+        inode = open_spool(path).inode
+        path.rename(path.with_name("aside"))
+        path.write_bytes(b"another")
+        spool = Spool.open(path, start_offset=3, spool_quota=MIB, inode=inode, host_went_down=True)
+        assert kinds(spool.take_losses()) == [("TAMPERED", 3, None)]
+
+    def test_tampering_found_before_the_host_went_down_stays_what_it_was(self, path: Path) -> None:
+        spool = open_spool(path)
+        write(path, b"x" * 100)
+        spool.read(0, 100)
+        os.truncate(path, 0)
+        spool.care()
+        again = Spool.open(path, start_offset=100, spool_quota=MIB, host_went_down=True)
+        assert kinds(again.take_losses()) == [("TAMPERED", 100, None)]
+
     def test_what_is_written_after_tampering_does_not_fill_the_disk(self, path: Path) -> None:
         spool = open_spool(path)
         write(path, os.urandom(MIB))
