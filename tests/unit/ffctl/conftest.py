@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,12 +161,12 @@ def environment(server: ScriptedServer) -> dict[str, str]:
 
 @pytest.fixture
 def spawn(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts ffctl as its own process; what is left of it is killed at the end."""
+    """Starts ffctl as its own process, by the program `through` if named; what is left of it is killed at the end."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    def start(*arguments: str, through: Sequence[str] = (), **options: Any) -> subprocess.Popen[bytes]:
         chosen = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        process = subprocess.Popen([str(FFCTL), *arguments], env=environment, **chosen)
+        process = subprocess.Popen([*through, str(FFCTL), *arguments], env=environment, **chosen)
         started.append(process)
         return process
 

@@ -6,26 +6,35 @@ import pty
 import struct
 import subprocess
 import termios
+import time
 from collections.abc import Callable
 
 CTRL_C = "\x03"
+CTRL_D = "\x04"
+CTRL_S = "\x13"
+CTRL_Q = "\x11"
 ROWS = 24
+PATIENCE_SECONDS = 20.0
+POLL_SECONDS = 0.01
 
 
 class Terminal:
-    """Starts a command with `spawn` on its own terminal of `columns` columns."""
+    """Starts a command with `spawn` on its own terminal of `columns` columns; `typed` is there before it starts."""
 
-    def __init__(self, spawn: Callable[..., subprocess.Popen[bytes]], *arguments: str, columns: int = 80) -> None:
+    def __init__(
+        self, spawn: Callable[..., subprocess.Popen[bytes]], *arguments: str, columns: int = 80, typed: str = ""
+    ) -> None:
         self._side, terminal = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
+        os.write(self._side, typed.encode())
         self.process = spawn(
             *arguments,
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,
-            # Its own session with this terminal, so that Ctrl-C typed here reaches it as a signal.
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            # Its own session with this terminal, so that Ctrl-C typed here reaches it as a signal. By a program, not
+            # in Python between fork and exec: gRPC's threads are about, and may hold a lock then.
+            through=("setsid", "--ctty"),
         )
         os.close(terminal)
         self.everything = ""
@@ -45,6 +54,13 @@ class Terminal:
         """Types."""
         self._typed_at = len(self.everything)
         os.write(self._side, text.encode())
+
+    def until_hidden(self) -> None:
+        """Waits until what is typed is no longer shown."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while termios.tcgetattr(self._side)[3] & termios.ECHO:
+            assert time.monotonic() < deadline, f"what is typed is still shown:\n{self.everything}"
+            time.sleep(POLL_SECONDS)
 
     def end(self) -> int:
         """Reads the rest and returns the exit code."""

@@ -8,7 +8,7 @@ import pytest
 from fastflow.v1 import secrets_pb2
 
 from .conftest import Ffctl, ScriptedServer
-from .terminal import Terminal
+from .terminal import CTRL_C, CTRL_D, CTRL_Q, CTRL_S, Terminal
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -55,6 +55,39 @@ def test_a_value_typed_twice_is_not_shown(server: ScriptedServer, spawn: Spawn) 
     assert "API_TOKEN for all pipelines: version 3 stored" in terminal.everything
     (request,) = server.asked(secrets_pb2.SetSecretRequest)
     assert (request.value, request.all_pipelines) == (b"open-sesame", True)
+
+
+def test_a_value_is_hidden_before_it_is_asked_for(server: ScriptedServer, spawn: Spawn) -> None:
+    terminal = Terminal(spawn, "secrets", "set", "API_TOKEN", "--all-pipelines", typed=CTRL_S)
+    terminal.until_hidden()  # while nothing can be written
+    terminal.type(CTRL_Q)
+    terminal.until("Value of API_TOKEN: ")
+    terminal.type(CTRL_C)
+    assert terminal.end() == 130
+    assert server.requests == []
+
+
+def test_a_value_typed_in_two_ways_is_asked_for_again(server: ScriptedServer, spawn: Spawn) -> None:
+    terminal = Terminal(spawn, "secrets", "set", "API_TOKEN", "--all-pipelines")
+    for first, second in [("open-sesame\n", "open-sesam\n"), ("open-sesame\n", "open-sesame\n")]:
+        terminal.until("Value of API_TOKEN")
+        terminal.type(first)
+        terminal.until("Once more")
+        terminal.type(second)
+    assert terminal.end() == 0
+    assert "The two entered values do not match" in terminal.everything
+    assert "open-sesam" not in terminal.everything
+    assert [request.value for request in server.asked(secrets_pb2.SetSecretRequest)] == [b"open-sesame"]
+
+
+def test_an_empty_value_is_asked_for_again_and_the_end_of_input_ends_it(server: ScriptedServer, spawn: Spawn) -> None:
+    terminal = Terminal(spawn, "secrets", "set", "API_TOKEN", "--all-pipelines")
+    terminal.until("Value of API_TOKEN")
+    terminal.type("\n")
+    terminal.until("Value of API_TOKEN")
+    terminal.type(CTRL_D)
+    assert terminal.end() == 130
+    assert server.requests == []
 
 
 def test_a_value_too_short_to_be_masked_is_told(spawn: Spawn) -> None:
