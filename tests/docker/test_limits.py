@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from fastflow_agent.cgroups.kernellog import oom_victims
 from fastflow_agent.cgroups.sampler import Sampler
 from fastflow_agent.cgroups.stats import Usage
-from fastflow_agent.cgroups.verdict import Evidence, Verdict, judge
+from fastflow_agent.cgroups.verdict import Evidence, Verdict, judge, rests_on_oom_flag
 from fastflow_agent.clock import Clock
 from fastflow_agent.facts import SoftLimitCrossed
 from fastflow_agent.model import Limits, Reason, SlotId, State
@@ -49,17 +50,19 @@ class Watch:
         ended = await slot.end()
         group = slot.runtime.group(slot.id)
         assert group
-        return judge(
-            Evidence(
-                observation=ended.observation,
-                limits=slot.spec.limits,
-                released=await slot.runtime.was_released(slot.id),
-                reading=await self.sampler.finish(slot.id),
-                cgroup=group.version,
-                oom_seen=bool(self.kills),
-                victims=oom_victims(slot.id),
-            )
+        evidence = Evidence(
+            observation=ended.observation,
+            limits=slot.spec.limits,
+            released=await slot.runtime.was_released(slot.id),
+            reading=await self.sampler.finish(slot.id),
+            cgroup=group.version,
+            oom_seen=bool(self.kills),
+            victims=oom_victims(slot.id),
         )
+        if rests_on_oom_flag(evidence):
+            flag = await slot.runtime.oom_flag(slot.id)
+            evidence = replace(evidence, observation=replace(ended.observation, oom_flag=flag))
+        return judge(evidence)
 
     def _on_oom(self, slot: SlotId, kills: int) -> None:
         self.kills.append(kills)

@@ -151,14 +151,18 @@ class RuntimeContract:
         assert await slot.runtime.slots() == {}
 
     async def test_a_successor_takes_over_all_slots(self, workshop: Workshop, successor: Runtime) -> None:
-        created, waiting, running, ended = (
-            workshop.slot(f"import time; print('up', flush=True); time.sleep({time}); raise SystemExit(3)")
-            for time in (0, 0, 1, 0)
-        )
+        created, waiting, ended = (workshop.slot("print('up'); raise SystemExit(3)") for _ in range(3))
+        running = workshop.slot("""
+            import signal, sys, time
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+            print("up", flush=True)
+            time.sleep(60)
+        """)
         await created.runtime.prepare_folders(created.spec)
         await created.runtime.create(created.spec)
         await waiting.wait_for_release()
         await running.begin()
+        await running.said("up")
         await ended.run()
         found = await successor.slots()
         assert {slot: seen.state for slot, seen in found.items()} == {
@@ -167,7 +171,9 @@ class RuntimeContract:
             running.id: SlotState.RUNNING,
             ended.id: SlotState.EXITED,
         }
-        assert (await Slot(successor, running.spec).end()).exit_code == 3
+        taken = asyncio.ensure_future(Slot(successor, running.spec).end())
+        assert await successor.signal(running.id, signal.SIGTERM)
+        assert (await taken).exit_code == 3
         for slot in (created, waiting):
             adopted = Slot(successor, slot.spec)
             await adopted.begin()

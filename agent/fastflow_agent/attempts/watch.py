@@ -11,7 +11,7 @@ import structlog
 
 from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, Checkpoint, Dossier
 from fastflow_agent.cgroups.kernellog import oom_victims
-from fastflow_agent.cgroups.verdict import Evidence, judge
+from fastflow_agent.cgroups.verdict import Evidence, judge, rests_on_oom_flag
 from fastflow_agent.facts import Ended, StateChanged
 from fastflow_agent.model import Reason, State, StopCause
 from fastflow_agent.reconcile import rebooted
@@ -168,6 +168,10 @@ async def conclude(dossier: Dossier, seen: Observation, *, released: bool) -> No
         loop = asyncio.get_running_loop()
         victims = await loop.run_in_executor(services.disk, oom_victims, dossier.slot)
         evidence = replace(evidence, victims=victims)
+    if rests_on_oom_flag(evidence):
+        flag = await dossier.patiently(lambda: services.runtime.oom_flag(dossier.slot))
+        seen = replace(seen, oom_flag=flag)
+        evidence = replace(evidence, observation=seen)
     verdict = judge(evidence)
     ended = Ended(
         state=verdict.state,

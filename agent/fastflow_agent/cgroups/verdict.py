@@ -8,7 +8,7 @@ where it may be read; without both, the engine's flag and a peak at the limit ha
 from __future__ import annotations
 
 import signal as signals
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastflow.pipelines.sizes import format_size
 
@@ -92,6 +92,15 @@ def judge(evidence: Evidence) -> Verdict:
         signal=_signal(seen.exit_code),
         out_of_memory=found,
     )
+
+
+def rests_on_oom_flag(evidence: Evidence) -> bool:
+    """Whether only the engine's flag, which comes late, can tell if the container ran out of memory."""
+    seen = evidence.observation
+    if seen.state is SlotState.ABSENT or seen.oom_flag:
+        return False
+    flagged = replace(evidence, observation=replace(seen, oom_flag=True))
+    return _out_of_memory(evidence) is None and _out_of_memory(flagged) is not None
 
 
 def _absent(evidence: Evidence) -> Verdict | None:

@@ -115,7 +115,8 @@ class SlotState(Enum):
 class Observation:
     """What the engine says of a slot: evidence for a verdict, not the verdict.
 
-    `oom_flag` is the engine's own guess and `error` its message when it could not start the container.
+    `oom_flag` is the engine's own guess, which may come later than the end (see `Runtime.oom_flag`), and `error` its
+    message when it could not start the container.
     `wrapper_failed` is the start wrapper's own word that it, not the program, ended with WRAPPER_FAILED.
     `finished_at` (UTC, this host's clock) is the end itself, not when it was noticed.
     """
@@ -236,7 +237,14 @@ class Runtime(ABC):
 
     @abstractmethod
     async def wait(self, slot: SlotId) -> Observation:
-        """Return once the slot is EXITED or ABSENT; waits through restarts of the engine. Cancellable."""
+        """Return once the slot is EXITED or ABSENT; waits through restarts of the engine. Cancellable.
+
+        The engine's OOM flag is not waited for.
+        """
+
+    @abstractmethod
+    async def oom_flag(self, slot: SlotId) -> bool:
+        """The engine's own guess whether an ended slot ran out of memory, once it has had time to hear of it."""
 
     @abstractmethod
     async def signal(self, slot: SlotId, signal: int) -> bool:

@@ -134,6 +134,10 @@ class DockerRuntime(Runtime):
         """See `Runtime.wait`."""
         return await self._containers.wait(container_name(slot), self._gate(slot))
 
+    async def oom_flag(self, slot: SlotId) -> bool:
+        """See `Runtime.oom_flag`."""
+        return await self._containers.oom_flag(container_name(slot), self._gate(slot))
+
     async def signal(self, slot: SlotId, signal: int) -> bool:
         """See `Runtime.signal`."""
         return await self._containers.signal(container_name(slot), signal)

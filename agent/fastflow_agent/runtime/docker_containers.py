@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal as signals
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -21,7 +23,7 @@ REMOVAL_TRIES = 100
 REMOVAL_PAUSE_SECONDS = 0.1
 """The engine refuses a second removal while one is under way; that takes it a moment, on a busy disk seconds."""
 
-_KILLED = 137
+KILLED = 128 + signals.SIGKILL
 _STATES = {
     "created": SlotState.CREATED,
     "running": SlotState.RUNNING,
@@ -53,6 +55,7 @@ class Containers:
 
     async def start(self, name: str) -> None:
         """Start it; no error if it runs."""
+        self._ends.expect(name)
         try:
             await self._engine.call(lambda client: client.start(name), self._times.action)
         except APIError as error:
@@ -78,12 +81,14 @@ class Containers:
                     lambda client: client.remove_container(name, v=True, force=True), self._times.action
                 )
             except NotFound:
+                self._ends.forget(name)
                 return False
             except APIError as error:
                 if error.status_code != 409:
                     raise _fault("remove", name, error) from error
                 await asyncio.sleep(REMOVAL_PAUSE_SECONDS)
             else:
+                self._ends.forget(name)
                 return True
         raise RuntimeFault(f"The Docker engine could not remove {name}: a removal is under way and does not end.")
 
@@ -118,16 +123,27 @@ class Containers:
         return observation(found["State"], gate)
 
     async def wait(self, name: str, gate: Gate) -> Observation:
-        """Its state once it is EXITED or ABSENT, however long the engine is away meanwhile."""
-        with self._ends.watch(name) as wake:
-            while True:
-                wake.clear()
-                seen = await self._try_observe(name, gate)
-                if seen and seen.state is SlotState.ABSENT:
-                    return seen
-                if seen and seen.state is SlotState.EXITED:
-                    return await self._with_oom_flag(seen, name, gate)
-                await wake.wait()
+        """Its state once it is EXITED or ABSENT, however long the engine is away meanwhile.
+
+        As a rule the event that tells the end suffices: an engine asked right then answers only once it has torn the
+        container down. What was killed is looked for, as it may be gone. The OOM flag is not waited for.
+        """
+        ending = self._ends.ending(name)
+        if ending.from_start:
+            await ending.wake.wait()
+        while True:
+            ending.wake.clear()
+            if ending.exit_code is not None and ending.exit_code != KILLED:
+                return _ended(ending.exit_code, gate, finished_at=ending.finished_at)
+            seen = await self._try_observe(name, gate)
+            if seen and seen.state in (SlotState.EXITED, SlotState.ABSENT):
+                return seen
+            await ending.wake.wait()
+
+    async def oom_flag(self, name: str, gate: Gate) -> bool:
+        """Whether the engine says that the ended container ran out of memory."""
+        await asyncio.sleep(self._times.oom_flag)
+        return (await self.observe(name, gate)).oom_flag
 
     async def aclose(self) -> None:
         """Stop listening for ends."""
@@ -140,26 +156,19 @@ class Containers:
             # The engine will be back, and so will this container, or its end: both wake whoever waits.
             return None
 
-    async def _with_oom_flag(self, seen: Observation, name: str, gate: Gate) -> Observation:
-        if seen.exit_code != _KILLED or seen.oom_flag:
-            return seen
-        await asyncio.sleep(self._times.oom_flag)
-        return await self._try_observe(name, gate) or seen
-
 
 def observation(state: Mapping[str, Any], gate: Gate) -> Observation:
     """The engine's `State` as an observation."""
     where = _STATES.get(state["Status"], SlotState.EXITED)
-    ended = where is SlotState.EXITED
-    code = int(state["ExitCode"]) if ended else None
-    return Observation(
-        state=where,
-        exit_code=code,
-        oom_flag=bool(state.get("OOMKilled")),
-        error=str(state.get("Error", "")),
-        wrapper_failed=code == WRAPPER_FAILED and gate.wrapper_failed(),
-        finished_at=_time(state.get("FinishedAt", "")) if ended else None,
-    )
+    if where is not SlotState.EXITED:
+        return Observation(where)
+    seen = _ended(int(state["ExitCode"]), gate, finished_at=_time(state.get("FinishedAt", "")))
+    return replace(seen, oom_flag=bool(state.get("OOMKilled")), error=str(state.get("Error", "")))
+
+
+def _ended(code: int, gate: Gate, *, finished_at: datetime | None) -> Observation:
+    failed = code == WRAPPER_FAILED and gate.wrapper_failed()
+    return Observation(SlotState.EXITED, code, wrapper_failed=failed, finished_at=finished_at)
 
 
 def _time(text: str) -> datetime | None:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 import requests
 from docker import APIClient
 from docker.errors import APIError, DockerException
+from docker.transport import UnixHTTPAdapter
 
 from fastflow_agent.runtime.base import RuntimeUnavailable
 
@@ -130,8 +131,20 @@ class Engine:
         )
 
 
+class _OnePool(UnixHTTPAdapter):  # type: ignore[misc]  # the SDK has no types
+    """Keeps connections to the engine open. The SDK keeps some for each URL, and most of ours are asked only once."""
+
+    def get_connection(self, url: str, proxies: Any = None) -> Any:
+        """See the base class."""
+        return super().get_connection("engine", proxies)
+
+
 def _connect(host: str, patience: float | None) -> Client:
     client: Client = APIClient(base_url=host, version="auto", timeout=patience)  # type: ignore[arg-type, unused-ignore]
+    if host.startswith("unix://"):
+        # No proxy leads to a socket; looking for one in the environment takes as long as the call.
+        client.trust_env = False
+        client.mount(client.base_url, _OnePool(host.replace("unix://", "http+unix://"), patience))
     if tuple(map(int, client.api_version.split("."))) < tuple(map(int, MINIMUM_API.split("."))):
         raise DockerException(f"it speaks API {client.api_version}, and Docker 20.10 (API {MINIMUM_API}) is needed")
     return client

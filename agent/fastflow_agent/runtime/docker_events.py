@@ -7,9 +7,11 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
 
 import requests
 import structlog
@@ -19,36 +21,54 @@ from fastflow_agent.runtime.base import RuntimeUnavailable
 from fastflow_agent.runtime.docker_engine import Engine
 from fastflow_agent.runtime.docker_options import DockerTimes
 
+Event: TypeAlias = Mapping[str, Any]
+"""One event as the engine writes it."""
+
 log = structlog.get_logger(__name__)
 
 LOOK_BACK_SECONDS = 5.0
 """The first stream asks for events from this long ago: the engine answers before it listens. Old ones do no harm."""
 
 
+@dataclass
+class Ending:
+    """What is told of one container. `wake` is set whenever it may have ended or gone.
+
+    `exit_code` and `finished_at` (UTC) are those of its end, None until an event told them; events may be missed, so
+    who is woken without them has to look. `from_start` is true if every event since before its start was listened for.
+    """
+
+    from_start: bool
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    exit_code: int | None = None
+    finished_at: datetime | None = None
+
+
 class Ends:
-    """Wakes those who wait for a container to end or to go; they look for themselves what has happened."""
+    """Tells those who wait for a container that it ended, and how; or only wakes them, where events were missed."""
 
     def __init__(self, engine: Engine, label: str, times: DockerTimes) -> None:
         """`label` ("key=value") is on every container that is waited for."""
         self._engine = engine
         self._label = label
         self._times = times
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._endings: dict[str, Ending] = {}
         self._stream: _Stream | None = None
         self._looking: asyncio.Task[None] | None = None
 
-    @contextmanager
-    def watch(self, container: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the container named so may have ended or gone."""
+    def expect(self, container: str) -> None:
+        """Listen for the end of a container that is about to be started; until `forget`."""
         self._begin()
-        wake = asyncio.Event()
-        self._waiting.setdefault(container, set()).add(wake)
-        try:
-            yield wake
-        finally:
-            self._waiting[container].discard(wake)
-            if not self._waiting[container]:
-                del self._waiting[container]
+        self._endings[container] = Ending(from_start=True)
+
+    def ending(self, container: str) -> Ending:
+        """What is told of a container from now on, or since it was expected; until `forget`."""
+        self._begin()
+        return self._endings.setdefault(container, Ending(from_start=False))
+
+    def forget(self, container: str) -> None:
+        """The container is gone, or nobody waits for it any more. No error for one never heard of."""
+        self._endings.pop(container, None)
 
     async def aclose(self) -> None:
         """Stop listening."""
@@ -63,22 +83,27 @@ class Ends:
             return
         loop = asyncio.get_running_loop()
 
-        def told(container: str) -> None:
+        def told(event: Event) -> None:
             # The loop may be closed already when the last event arrives.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._wake, container)
+                loop.call_soon_threadsafe(self._take, event)
 
         self._stream = _Stream(self._engine, self._label, self._times.event_retry, told)
         self._looking = loop.create_task(self._look_again(), name="docker-reinspection")
 
-    def _wake(self, container: str) -> None:
-        for wake in self._waiting.get(container, ()):
-            wake.set()
+    def _take(self, event: Event) -> None:
+        ending = self._endings.get(event["Actor"]["Attributes"].get("name", ""))
+        if ending is None:
+            return
+        if event["Action"] == "die":
+            ending.exit_code = int(event["Actor"]["Attributes"]["exitCode"])
+            ending.finished_at = datetime.fromtimestamp(event["timeNano"] / 1e9, UTC)
+        ending.wake.set()
 
     async def _look_again(self) -> None:
         while True:
             await asyncio.sleep(self._times.reinspect)
-            if not self._waiting:
+            if not self._endings:
                 continue
             try:
                 running = await self._engine.call(self._list_running, self._times.question)
@@ -87,8 +112,9 @@ class Ends:
             except DockerException as error:
                 log.warning("containers could not be listed", error=str(error))
                 continue
-            for container in [name for name in self._waiting if name not in running]:
-                self._wake(container)
+            for name, ending in self._endings.items():
+                if name not in running:
+                    ending.wake.set()
 
     def _list_running(self, client: Any) -> set[str]:
         found = client.containers(filters={"label": self._label, "status": ["running", "paused"]})
@@ -98,7 +124,7 @@ class Ends:
 class _Stream:
     """The thread that reads the engine's events, opens them again when they break off, and resumes where it was."""
 
-    def __init__(self, engine: Engine, label: str, retry: float, told: Callable[[str], None]) -> None:
+    def __init__(self, engine: Engine, label: str, retry: float, told: Callable[[Event], None]) -> None:
         self._engine = engine
         self._filters = json.dumps({"type": ["container"], "event": ["die", "destroy"], "label": [label]})
         self._retry = retry
@@ -140,6 +166,6 @@ class _Stream:
                         return
                     self._take(json.loads(line))
 
-    def _take(self, event: Any) -> None:
+    def _take(self, event: Event) -> None:
         self._since_ns = event.get("timeNano") or self._since_ns
-        self._told(event["Actor"]["Attributes"].get("name", ""))
+        self._told(event)

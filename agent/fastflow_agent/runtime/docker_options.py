@@ -28,7 +28,7 @@ class DockerTimes:
     """Pause before the events stream is opened anew: an engine needs seconds to come back."""
 
     oom_flag: float = 0.1
-    """The engine hears of an OOM and of the exit apart, in either order; after 137 it gets this long for its flag."""
+    """The engine hears of an OOM and of the exit apart, in any order; its flag is asked for this long after it."""
 
     image_look: float = 60.0
     """Patience with the one container that looks for Python and uv in a new image."""

@@ -21,7 +21,7 @@ from fastflow_agent.runtime.container_spec import (
     preparer_name,
     preparers_label,
 )
-from fastflow_agent.runtime.docker_containers import Containers
+from fastflow_agent.runtime.docker_containers import KILLED, Containers
 from fastflow_agent.runtime.docker_image import RunnerImage
 from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.runtime.release import OFFLINE, Gate, render
@@ -104,7 +104,7 @@ class Preparers:
         output = await self._on_disk(lambda: _tail(paths.log))
         if seen.wrapper_failed:
             raise RuntimeFault(f"The preparer could not call uv: {output.decode(errors='replace').strip()}")
-        note = self._note(seen, late)
+        note = await self._note(name, seen, gate, late=late)
         code = seen.exit_code if seen.exit_code is not None else 1
         offline = code == 0 and gate.says(OFFLINE)
         return PreparerResult(code, output + note.encode(), offline)
@@ -115,11 +115,11 @@ class Preparers:
             await self._containers.signal(name, signal.SIGKILL)
         return await ended, not done
 
-    def _note(self, seen: Observation, late: bool) -> str:
+    async def _note(self, name: str, seen: Observation, gate: Gate, *, late: bool) -> str:
         """What uv could not say itself."""
         if late:
             return f"fastflow: preparing was stopped after {self._options.times.preparer:g} s\n"
-        if seen.oom_flag:
+        if seen.exit_code == KILLED and await self._containers.oom_flag(name, gate):
             limit = format_size(self._options.preparer_memory_bytes)
             return f"fastflow: preparing needed more than its {limit} of memory\n"
         if seen.state is SlotState.ABSENT:

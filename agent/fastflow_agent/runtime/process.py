@@ -132,6 +132,10 @@ class ProcessRuntime(Runtime):
         """See `Runtime.wait`."""
         return await self._wait(self._box(slot))
 
+    async def oom_flag(self, slot: SlotId) -> bool:
+        """See `Runtime.oom_flag`. There is no engine, and so no guess."""
+        return False
+
     async def signal(self, slot: SlotId, signal: int) -> bool:
         """See `Runtime.signal`."""
         box = self._box(slot)

@@ -163,6 +163,10 @@ class FakeRuntime(Runtime):
             await container.changed.wait()
         return await self.observe(slot)
 
+    async def oom_flag(self, slot: SlotId) -> bool:
+        self._check("oom_flag")
+        return False
+
     async def signal(self, slot: SlotId, signal: int) -> bool:
         self._check("signal")
         container = self.containers.get(slot)

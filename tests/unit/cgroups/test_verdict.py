@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 from fastflow_agent.cgroups.stats import Reading, Usage
-from fastflow_agent.cgroups.verdict import Evidence, judge
+from fastflow_agent.cgroups.verdict import Evidence, judge, rests_on_oom_flag
 from fastflow_agent.model import Limits, Reason, State, StopCause
 from fastflow_agent.runtime.base import Observation, SlotState
 
@@ -236,3 +236,16 @@ def test_the_kernels_log_is_asked_only_where_something_points_to_a_kill(sign: Ev
 @pytest.mark.parametrize(("code", "number"), [(137, 9), (143, 15), (139, 11), (128, None), (7, None), (255, None)])
 def test_the_signal_is_the_one_the_exit_code_stands_for(code: int, number: int | None) -> None:
     assert judge(evidence(exited(code))).signal == number
+
+
+@pytest.mark.parametrize("code", [0, 1, 137])
+def test_the_engines_flag_is_asked_for_only_where_it_decides(code: int) -> None:
+    full = evidence(exited(code), "hybrid", reading=ENDED_FULL_V1)
+    assert rests_on_oom_flag(full)
+    assert not rests_on_oom_flag(replace(full, observation=GONE))
+    assert not rests_on_oom_flag(replace(full, observation=exited(code, oom_flag=True)))
+    assert not rests_on_oom_flag(replace(full, reading=CHILD_KILL_V1))
+    assert not rests_on_oom_flag(replace(full, oom_seen=True))
+    assert not rests_on_oom_flag(evidence(exited(code), "hybrid"))
+    assert not rests_on_oom_flag(evidence(exited(code), reading=Reading(FULL, oom_kills=0)))
+    assert not rests_on_oom_flag(evidence(exited(code), "none"))
