@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-@pytest.mark.parametrize("name", ["A", "_", "_x9", "PYTHONUNBUFFERED", "my_secret", "UV_INDEX_URL", "PATHS", "HOME"])
+@pytest.mark.parametrize("name", ["A", "_", "_x9", "PYTHONUNBUFFERED", "my_secret", "UV_HTTP_TIMEOUT", "PATHS", "HOME"])
 def test_ordinary_names_may_be_set(name: str) -> None:
     check_name(name)
 
@@ -63,6 +63,26 @@ def test_a_value_is_measured_in_bytes() -> None:
 def test_half_of_a_surrogate_pair_is_refused() -> None:
     with pytest.raises(InvalidVariable, match="surrogate"):
         check_value("A", "\ud800")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["UV_INDEX", "UV_INDEX_URL", "UV_INDEX_INNER_PASSWORD", "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS"],
+)
+def test_a_package_index_is_refused_and_its_places_are_named(name: str) -> None:
+    with pytest.raises(InvalidVariable, match=r"FASTFLOW_INDEX_URL.*\[\[tool\.uv\.index\]\]"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["UV_EXCLUDE_NEWER", "UV_CONFIG_FILE", "UV_WORKING_DIR", "UV_WORKING_DIRECTORY"])
+def test_what_would_break_a_prepared_environment_is_refused(name: str) -> None:
+    with pytest.raises(InvalidVariable, match=f"environment variable {name}: "):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["UV_ENV_FILE", "UV_COMPILE_BYTECODE", "PIP_INDEX_URL"])
+def test_what_does_not_choose_packages_is_allowed(name: str) -> None:
+    check_name(name)
 
 
 @given(st.text(alphabet=st.characters(min_codepoint=0x100), min_size=1))

@@ -17,12 +17,30 @@ MAX_ENVIRONMENT_BYTES = 1024 * 1024
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-_SHELL_SPECIALS = frozenset({"PATH", "IFS", "OPTIND", "PWD", "PPID", "ENV"})
+_SHELL = "ENV, IFS, OPTIND, PATH, PPID, PWD belong to the shell that starts the program"
+
+_INDEX = (
+    "a run's packages are installed before its variables are known, so the package index is set elsewhere: "
+    "FASTFLOW_INDEX_URL on the agents, or [[tool.uv.index]] in the script header (PEP 723) of main.py"
+)
+
+_RESERVED = {
+    **dict.fromkeys(("ENV", "IFS", "OPTIND", "PATH", "PPID", "PWD"), _SHELL),
+    "UV_CACHE_DIR": "the place of uv's cache is set by Fast-Flow",
+    "UV_CONFIG_FILE": "uv reads no configuration files in runs",
+    "UV_WORKING_DIR": "uv runs in the pipeline's own folder",
+    "UV_WORKING_DIRECTORY": "uv runs in the pipeline's own folder",
+    "UV_DEFAULT_INDEX": _INDEX,
+    "UV_EXTRA_INDEX_URL": _INDEX,
+    "UV_FIND_LINKS": _INDEX,
+}
 
 _RESERVED_PREFIXES = {
     "FASTFLOW_": "names that begin with FASTFLOW_ belong to Fast-Flow",
     "UV_PYTHON": "names that begin with UV_PYTHON choose the interpreter: use python_version in pipeline.json",
     "UV_NO_": "names that begin with UV_NO_ are set by Fast-Flow for uv",
+    "UV_INDEX": _INDEX,
+    "UV_EXCLUDE_NEWER": "a run's packages are installed before its variables are known: name exact versions instead",
 }
 
 
@@ -43,10 +61,8 @@ def check_name(name: str) -> None:
         )
     if len(name) > MAX_NAME_LENGTH:
         raise InvalidVariable(name, f"a name has at most {MAX_NAME_LENGTH} characters, this one has {len(name)}")
-    if name in _SHELL_SPECIALS:
-        raise InvalidVariable(name, f"{', '.join(sorted(_SHELL_SPECIALS))} belong to the shell that starts the program")
-    if name == "UV_CACHE_DIR":
-        raise InvalidVariable(name, "the place of uv's cache is set by Fast-Flow")
+    if name in _RESERVED:
+        raise InvalidVariable(name, _RESERVED[name])
     for prefix, rule in _RESERVED_PREFIXES.items():
         if name.startswith(prefix):
             raise InvalidVariable(name, rule)
