@@ -36,11 +36,16 @@ def ask(context: click.Context, service: str, method: str, request: Any) -> Any:
 
 
 async def pages(
-    connection: Connection, method: Any, request: Any, field: str, limit: int = 0
+    connection: Connection,
+    method: Any,
+    request: Any,
+    field: str,
+    limit: int = 0,
+    on_page: Callable[[Any], None] = lambda answer: None,
 ) -> tuple[list[Any], bool]:
     """Returns up to `limit` (0 = all) messages of a list call, and whether there are more.
 
-    `field` is the repeated field of the answer.
+    `field` is the repeated field of the answer; `on_page` gets each whole answer.
     """
     found: list[Any] = []
     while True:
@@ -48,6 +53,7 @@ async def pages(
         answer = await connection.call(method, request, on_lost=still_trying)
         messages: Sequence[Any] = getattr(answer, field)
         found += messages
+        on_page(answer)
         request.page_token = answer.next_page_token
         if not answer.next_page_token or (limit and len(found) >= limit):
             return found, bool(answer.next_page_token)

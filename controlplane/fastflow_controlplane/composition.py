@@ -12,6 +12,7 @@ from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions, SessionParts
 from fastflow_controlplane.api.services import Parts
 from fastflow_controlplane.clock import Clock
+from fastflow_controlplane.conditions import Conditions, Part
 from fastflow_controlplane.logs.files import FileLogStore
 from fastflow_controlplane.logs.follow import LogFollower
 from fastflow_controlplane.logs.ingest import LogIngest
@@ -98,6 +99,7 @@ async def _compose(
     )
     scheduler.restore(await store.read(runs.read_waiting), await store.read(attempts.read_held))
     await registry.restore()
+    conditions = Conditions({Part.DATABASE: store.writer, Part.LOGS: logs}, clock)
     return ControlPlane(
         services=Parts(
             runs=run_service,
@@ -107,6 +109,7 @@ async def _compose(
             secrets=secrets,
             sessions=sessions,
             ingest=LogIngest(logs, AttemptLogRecords(store, changes, registry)),
+            conditions=conditions,
         ),
         tasks={
             "scheduler": partial(scheduler.run, assignments.assign),
@@ -114,6 +117,7 @@ async def _compose(
             "reaper": reaper.run,
             "pipelines": partial(catalog.watch, settings.pipelines_interval),
             "secrets": secrets.watch,
+            "conditions": conditions.watch,
         },
     )
 

@@ -5,6 +5,8 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -13,11 +15,13 @@ from fastflow.client import channel_options
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from fastflow_controlplane.api import health as health_status
 from fastflow_controlplane.api.interceptors import CallInterceptor
 from fastflow_controlplane.api.services import Parts, add_services
 from fastflow_controlplane.clock import SystemClock
 from fastflow_controlplane.composition import Task, compose
-from fastflow_controlplane.errors import FailedPrecondition
+from fastflow_controlplane.disk import DISK_FULL, full_message, is_full
+from fastflow_controlplane.errors import FailedPrecondition, Unavailable
 from fastflow_controlplane.identity.tokens import SharedToken
 from fastflow_controlplane.settings import ControlPlaneSettings
 
@@ -34,18 +38,20 @@ async def serve(
 ) -> None:
     """Serves until `stopping` is set; `ready` is called with the address once calls are answered.
 
-    Stopping ends streams and writes what is waiting; it stops no run. Raises FastFlowError where it can not start.
+    Stopping ends streams and writes what is waiting; it stops no run. Raises FastFlowError or OSError where it can not
+    start.
     """
-    with _locked_data_folder(settings):
+    with _full_disk_explained(settings.data_dir), _locked_data_folder(settings):
         async with compose(settings, SystemClock()) as controlplane:
-            server, status = _server(settings, controlplane.services)
+            server, status, names = _server(settings, controlplane.services)
             address = await _listen(server, settings)
             await status.set("", health_pb2.HealthCheckResponse.SERVING)
             log.info("control plane is ready", address=address, data_dir=str(settings.data_dir))
             if ready is not None:
                 ready(address)
             try:
-                await _work(controlplane.tasks, stopping)
+                told = partial(health_status.tell, status, names, controlplane.services.conditions)
+                await _work({**controlplane.tasks, "health": told}, stopping)
             finally:
                 log.info("control plane stops; runs go on")
                 await status.enter_graceful_shutdown()
@@ -53,8 +59,8 @@ async def serve(
                 await server.stop(FAREWELL_SECONDS)
 
 
-def _server(settings: ControlPlaneSettings, services: Parts) -> tuple[grpc.aio.Server, Any]:
-    """Makes the server, and with it what its health service is told by."""
+def _server(settings: ControlPlaneSettings, services: Parts) -> tuple[grpc.aio.Server, Any, tuple[str, ...]]:
+    """Makes the server, and with it what its health service is told by, and the names of its services."""
     token = settings.token.get_secret_value() if settings.token else None
     server = grpc.aio.server(
         interceptors=[CallInterceptor(SharedToken(token))],
@@ -69,7 +75,7 @@ def _server(settings: ControlPlaneSettings, services: Parts) -> tuple[grpc.aio.S
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs know the threaded one alone
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    return server, status
+    return server, status, names
 
 
 async def _listen(server: grpc.aio.Server, settings: ControlPlaneSettings) -> str:
@@ -91,6 +97,17 @@ async def _work(tasks: Mapping[str, Task], stopping: asyncio.Event) -> None:
         await stopping.wait()
         for task in working:
             task.cancel()
+
+
+@contextmanager
+def _full_disk_explained(folder: Path) -> Iterator[None]:
+    """What is made at start may not fit; once started, each part tells of its own disk."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise Unavailable(full_message(folder, "the control plane can not start"), reason=DISK_FULL) from error
+        raise
 
 
 @contextmanager

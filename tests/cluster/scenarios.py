@@ -8,6 +8,7 @@ import re
 import signal
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -247,7 +248,7 @@ def _finished_when_reachable(cluster: Cluster, run: str) -> dict[str, object] | 
 
 def terminal_facts(cluster: Cluster, run: str) -> int:
     """How often an end was recorded and applied for the run."""
-    with sqlite3.connect(f"file:{_database(cluster.folder)}?mode=ro", uri=True) as connection:
+    with closing(sqlite3.connect(f"file:{_database(cluster.folder)}?mode=ro", uri=True)) as connection:
         query = "SELECT count(*) FROM attempt_events WHERE run_id = ? AND kind = 'ended' AND rejection = ''"
         return int(connection.execute(query, (run,)).fetchone()[0])
 

@@ -4,6 +4,7 @@ import asyncio
 from functools import partial
 
 import pytest
+from fastflow_controlplane.conditions import Problem
 from fastflow_controlplane.errors import NotFound, Unavailable
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.models import requests
@@ -64,6 +65,13 @@ async def test_listeners_hear_of_commits_in_order_even_when_the_caller_has_gone(
     await asyncio.gather(*waiting, return_exceptions=True)
     await store.write(partial(add, name="d"), heard.append)
     assert heard == ["a", "b", "c", "d"]
+
+
+async def test_writing_that_works_again_is_noticed_without_a_caller_and_leaves_no_trace(store: Store) -> None:
+    store.writer.problem = Problem("DISK_FULL", "the disk is full")
+    await store.writer.recheck()
+    assert store.writer.problem is None
+    assert await store.read(count) == 0
 
 
 async def test_a_closing_store_finishes_what_waits_and_refuses_what_comes_later(database_url: str) -> None:

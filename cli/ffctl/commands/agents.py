@@ -1,5 +1,7 @@
 """`ffctl agents`: the worker hosts, what they can take and what is wrong with them."""
 
+from collections.abc import Iterable
+
 import click
 from fastflow.ids import short
 from fastflow.v1 import agents_pb2
@@ -23,29 +25,42 @@ def group() -> None:
 @server_option
 @click.pass_context
 def list_agents(context: click.Context, as_json: bool) -> None:
-    """Lists agents by name.
+    """Lists agents by name, and what troubles them or the control plane.
 
     \b
     Example: ffctl agents list
     """
+    whole = agents_pb2.ListAgentsResponse()
 
-    async def work(connection: Connection) -> tuple[list[agents_pb2.Agent], bool]:
-        return await pages(connection, connection.agents.ListAgents, agents_pb2.ListAgentsRequest(), "agents")
+    def keep(answer: agents_pb2.ListAgentsResponse) -> None:
+        # What all pages say alike is taken from the last.
+        whole.ClearField("controlplane_conditions")
+        whole.MergeFrom(answer)
 
-    found, _ = connected(context, work)
-    _show_list(found, context, as_json=as_json)
+    async def work(connection: Connection) -> None:
+        await pages(connection, connection.agents.ListAgents, agents_pb2.ListAgentsRequest(), "agents", on_page=keep)
+
+    connected(context, work)
+    _show_list(whole, as_json=as_json)
 
 
-def _show_list(agents: list[agents_pb2.Agent], context: click.Context, *, as_json: bool) -> None:
+def _show_list(whole: agents_pb2.ListAgentsResponse, *, as_json: bool) -> None:
     if as_json:
-        output.listing("agents", agents)
-    elif agents:
-        output.show(agents_table(agents, details.seconds_now()))
+        conditions = [output.as_mapping(condition) for condition in whole.controlplane_conditions]
+        agents = [output.as_mapping(agent) for agent in whole.agents]
+        output.show_json({"agents": agents, "controlplane_conditions": conditions})
+        return
+    now = details.seconds_now()
+    for condition in whole.controlplane_conditions:
+        since = wording.ago(condition.since, now)
+        output.say(f"control plane, {condition.type}: {condition.message} (since {since})")
+    if whole.agents:
+        output.show(agents_table(whole.agents, now))
     else:
         output.say("No agents yet. On a worker host start: FASTFLOW_CONTROLPLANE=HOST:PORT fastflow-agent run")
 
 
-def agents_table(agents: list[agents_pb2.Agent], now: float) -> Table:
+def agents_table(agents: Iterable[agents_pb2.Agent], now: float) -> Table:
     """Returns one row per agent: what is reserved of what there is, and what an operator should know."""
     grid = table("AGENT", "STATE", "RUNS", "CPU", "MEMORY", "SEEN", "NOTE")
     for agent in agents:

@@ -146,7 +146,7 @@ class Assignments:
         for row in state.rows:
             try:
                 deliveries.append(await self._deliver(row))
-            except (FastFlowError, StoreUnavailable) as error:
+            except FastFlowError as error:
                 # Absence kills nothing: the agent keeps what it has, and hears of this attempt with the next stream.
                 log.error("attempt can not be delivered", run=row.key.run_id, attempt=row.key.attempt, why=str(error))
         return Deliveries(

@@ -6,7 +6,8 @@ from fastflow.v1 import agents_pb2, agents_pb2_grpc
 
 from fastflow_controlplane import pages
 from fastflow_controlplane.agents.registry import AgentRegistry
-from fastflow_controlplane.api.translate import agent_message
+from fastflow_controlplane.api.translate import agent_message, condition_message
+from fastflow_controlplane.conditions import Conditions
 
 DEFAULT_PAGE = 100
 
@@ -14,8 +15,9 @@ DEFAULT_PAGE = 100
 class AgentServicer(agents_pb2_grpc.AgentServiceServicer):
     """Worker hosts for clients."""
 
-    def __init__(self, registry: AgentRegistry) -> None:
+    def __init__(self, registry: AgentRegistry, conditions: Conditions) -> None:
         self._registry = registry
+        self._conditions = conditions
 
     async def GetAgent(self, request: agents_pb2.GetAgentRequest, context: Any) -> agents_pb2.GetAgentResponse:
         """Reads one agent."""
@@ -25,5 +27,7 @@ class AgentServicer(agents_pb2_grpc.AgentServiceServicer):
         """Lists agents by name."""
         page = await self._registry.list(pages.check_size(request.page_size, DEFAULT_PAGE), request.page_token)
         return agents_pb2.ListAgentsResponse(
-            agents=[agent_message(agent) for agent in page.agents], next_page_token=page.next_page_token
+            agents=[agent_message(agent) for agent in page.agents],
+            next_page_token=page.next_page_token,
+            controlplane_conditions=map(condition_message, self._conditions.all()),
         )

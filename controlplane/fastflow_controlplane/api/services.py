@@ -25,6 +25,7 @@ from fastflow_controlplane.api.logs import LogServicer
 from fastflow_controlplane.api.pipelines import PipelineServicer
 from fastflow_controlplane.api.runs import RunServicer
 from fastflow_controlplane.api.secrets import SecretServicer
+from fastflow_controlplane.conditions import Conditions
 from fastflow_controlplane.logs.follow import LogFollower
 from fastflow_controlplane.logs.ingest import LogIngest
 from fastflow_controlplane.runs.service import RunService
@@ -43,6 +44,7 @@ class Parts:
     secrets: SecretService
     sessions: AgentSessions
     ingest: LogIngest
+    conditions: Conditions
 
 
 def add_services(server: grpc.aio.Server, parts: Parts) -> tuple[str, ...]:
@@ -50,7 +52,7 @@ def add_services(server: grpc.aio.Server, parts: Parts) -> tuple[str, ...]:
     runs_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(parts.runs), server)
     logs_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(parts.runs, parts.follower), server)
     pipelines_pb2_grpc.add_PipelineServiceServicer_to_server(PipelineServicer(parts.catalog), server)
-    agents_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(parts.registry), server)
+    agents_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(parts.registry, parts.conditions), server)
     secrets_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(parts.secrets), server)
     gateway_pb2_grpc.add_AgentGatewayServiceServicer_to_server(
         AgentGatewayServicer(parts.sessions, parts.ingest, parts.catalog), server

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 from fastflow.v1 import agents_pb2, limits_pb2, pipelines_pb2, runs_pb2, secrets_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from fastflow_controlplane.agents.model import AgentView, Capacity
+from fastflow_controlplane.agents.model import AgentView, Capacity, Condition
+from fastflow_controlplane.conditions import PartCondition
 from fastflow_controlplane.logs.wire import loss_message
 from fastflow_controlplane.runs.model import (
     AttemptView,
@@ -87,6 +88,16 @@ def limits_message(limits: LimitValues) -> limits_pb2.Limits:
     )
 
 
+def condition_message(condition: Condition | PartCondition) -> agents_pb2.Condition:
+    """Translates a condition of an agent, or of the control plane itself."""
+    return agents_pb2.Condition(
+        type=condition.type,
+        message=condition.message,
+        blocks_placement=condition.blocks_placement,
+        since=_time(condition.since),
+    )
+
+
 def agent_message(agent: AgentView) -> agents_pb2.Agent:
     """Translates an agent."""
     facts = agent.facts
@@ -96,15 +107,7 @@ def agent_message(agent: AgentView) -> agents_pb2.Agent:
         capacity=_capacity(facts.capacity),
         reserved=_capacity(agent.reserved),
         labels=facts.labels,
-        conditions=[
-            agents_pb2.Condition(
-                type=condition.type,
-                message=condition.message,
-                blocks_placement=condition.blocks_placement,
-                since=_time(condition.since),
-            )
-            for condition in agent.conditions
-        ],
+        conditions=map(condition_message, agent.conditions),
         version=facts.version,
         runtime=facts.runtime.runtime,
         runtime_version=facts.runtime.runtime_version,

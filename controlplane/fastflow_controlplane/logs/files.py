@@ -8,7 +8,6 @@ failure is taken from it: ext4 in its default mode, XFS and Btrfs raise the size
 """
 
 import asyncio
-import errno
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,6 +18,9 @@ from typing import TypeVar
 
 import structlog
 
+from fastflow_controlplane.conditions import Problem
+from fastflow_controlplane.disk import DISK_FULL, full_message, has_room, is_full
+from fastflow_controlplane.logs.marks import Marks, make_folders, sync_folder
 from fastflow_controlplane.logs.store import (
     Gap,
     Log,
@@ -37,6 +39,8 @@ T = TypeVar("T")
 RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 THREADS = 4
 """Threads for writing and as many for reading: a disk gains nothing from more, and a stuck write stops no reader."""
+QUIET_CHECKS = 3
+"""A problem is over after this many checks in a row without a failure: who could not write tries again each second."""
 MAX_PIECES_PER_WRITE = 512
 """Buffers in one system call; the kernel's bound (IOV_MAX) is 1024."""
 
@@ -50,13 +54,15 @@ class FileLogStore(LogStore):
         self._holders: dict[LogKey, int] = {}
         self._writing = ThreadPoolExecutor(THREADS, "log-write")
         self._reading = ThreadPoolExecutor(THREADS, "log-read")
+        self._problem: Problem | None = None
+        self._quiet_checks = 0
 
     @asynccontextmanager
     async def open(self, key: LogKey) -> AsyncIterator[Log]:
         """See `LogStore.open`."""
         opened = self._logs.get(key)
         if opened is None:
-            opened = self._logs[key] = FileLog(self._path(key), self._writing, self._reading)
+            opened = self._logs[key] = FileLog(self._path(key), self._writing, self._reading, self._refuse)
         self._holders[key] = self._holders.get(key, 0) + 1
         try:
             await opened.load()
@@ -74,9 +80,33 @@ class FileLogStore(LogStore):
         return self._folder / key.run_id[-2:] / key.run_id / f"{key.attempt}.log"
 
     @property
-    def problem(self) -> str | None:
-        """See `LogStore.problem`."""
-        return next((each.problem for each in self._logs.values() if each.problem), None)
+    def problem(self) -> Problem | None:
+        """See `LogStore.problem`. It outlives a log that is closed, and the writes that just fit."""
+        return self._problem
+
+    async def recheck(self) -> None:
+        """See `LogStore.recheck`."""
+        if self._problem is None:
+            return
+        self._quiet_checks += 1
+        room = await asyncio.get_running_loop().run_in_executor(self._writing, has_room, self._folder)
+        if room and self._quiet_checks >= QUIET_CHECKS:
+            log.info("logs can be stored again")
+            self._problem = None
+
+    def _refuse(self, error: OSError, path: Path) -> StoreUnavailable:
+        """Notes what holds up a log, once in our own log, and returns what its caller is told."""
+        self._quiet_checks = 0
+        if is_full(error):
+            message = full_message(self._folder, "the output of runs waits on the workers")
+            problem = Problem(DISK_FULL, message)
+        else:
+            message = f"the log store can not use {path}: {error.strerror}; logs wait on the workers"
+            problem = Problem("LOG_STORE_UNAVAILABLE", message)
+        if self._problem is None or self._problem.reason != problem.reason:
+            log.error("logs can not be stored", why=message)
+            self._problem = problem
+        return StoreUnavailable(message, reason=problem.reason, metadata={"folder": str(self._folder)})
 
     async def aclose(self) -> None:
         """See `LogStore.aclose`."""
@@ -87,17 +117,23 @@ class FileLogStore(LogStore):
 class FileLog(Log):
     """One log in one file, made with its first byte."""
 
-    def __init__(self, path: Path, writing: ThreadPoolExecutor, reading: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        path: Path,
+        writing: ThreadPoolExecutor,
+        reading: ThreadPoolExecutor,
+        refuse: Callable[[OSError, Path], StoreUnavailable],
+    ) -> None:
         self.end = 0
         self.durable = 0
         self.sealed = False
         self.gaps: list[Gap] = []
-        self.problem: str | None = None
         self._path = path
         self._marks = Marks(path.with_suffix(".marks"))
         self._file: _File | None = None
         self._writing = writing
         self._reading = reading
+        self._refuse = refuse
         self._loaded = False
         self._doubtful = False
         self._changing = asyncio.Lock()
@@ -185,12 +221,9 @@ class FileLog(Log):
 
     async def _change(self, operation: Callable[[], T]) -> T:
         try:
-            result = await _finish(asyncio.get_running_loop().run_in_executor(self._writing, operation))
+            return await _finish(asyncio.get_running_loop().run_in_executor(self._writing, operation))
         except OSError as error:
-            self.problem = _explain(error, self._path)
-            raise StoreUnavailable(self.problem) from error
-        self.problem = None
-        return result
+            raise self._refuse(error, self._path) from error
 
     # The rest runs in a thread of the writing pool, one call at a time but for _sync.
 
@@ -288,51 +321,12 @@ class FileLog(Log):
 
     def _writable(self) -> "_File":
         if self._file is None:
-            _make_folders(self._path.parent)
-            self._file = _File(self._path, create=True)
-            _sync_folder(self._path.parent)
+            make_folders(self._path.parent)
+            file = _File(self._path, create=True)
+            sync_folder(self._path.parent)
+            # Only now: a name that is not durable yet is made so by the next try.
+            self._file = file
         return self._file
-
-
-class Marks:
-    """The lines beside a log. A line is added whole and durably; one that a crash cut off counts as not added."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.gaps: set[tuple[int, int]] = set()
-        self.sealed: int | None = None
-
-    def load(self) -> "Marks":
-        """Reads all whole lines."""
-        self.gaps.clear()
-        self.sealed = None
-        try:
-            text = self._path.read_text("ascii")
-        except FileNotFoundError:
-            return self
-        for line in text.splitlines(keepends=True):
-            match line.split():
-                case ["gap", offset, end] if line.endswith("\n"):
-                    self.gaps.add((int(offset), int(end)))
-                case ["sealed", end] if line.endswith("\n"):
-                    self.sealed = int(end)
-        return self
-
-    def add(self, line: str) -> None:
-        """Adds one line, durable on return. Raises OSError."""
-        _make_folders(self._path.parent)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-        try:
-            size = os.fstat(descriptor).st_size
-            whole = os.pread(descriptor, size, 0).rfind(b"\n") + 1
-            os.ftruncate(descriptor, whole)
-            added = f"{line}\n".encode("ascii")
-            if os.pwrite(descriptor, added, whole) < len(added):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        _sync_folder(self._path.parent)
 
 
 class _File:
@@ -372,25 +366,3 @@ async def _finish(work: asyncio.Future[T]) -> T:
     finally:
         # An exception that knows this frame, which knows the exception, would keep the file open until collected.
         del work
-
-
-def _make_folders(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    _make_folders(folder.parent)
-    folder.mkdir(mode=0o750, exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _explain(error: OSError, path: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk that holds {path.parent} is full: logs wait on the workers until there is room"
-    return f"the log store can not use {path}: {error.strerror}; logs wait on the workers"

@@ -83,7 +83,7 @@ class LogFollower:
                 yield Piece(0, 0, b"", 0, view.terminal, ())
                 return
             while True:
-                reading = _Reading(number, offset, tail_lines, follow, self._settings)
+                reading = _Reading(number, offset, tail_lines, follow, self._settings, self._store)
                 async with (
                     self._store.open(LogKey(run_id, number)) as opened,
                     aclosing(reading.pieces(opened, watch)) as pieces,
@@ -150,12 +150,15 @@ class _Watch:
 class _Reading:
     """Reading the log of one attempt up to where no more is to come; `offset` is where it stands."""
 
-    def __init__(self, number: int, offset: int, tail_lines: int, follow: bool, settings: FollowSettings) -> None:
+    def __init__(
+        self, number: int, offset: int, tail_lines: int, follow: bool, settings: FollowSettings, store: LogStore
+    ) -> None:
         self.offset = offset
         self._number = number
         self._tail_lines = tail_lines
         self._follow = follow
         self._settings = settings
+        self._store = store
         self._told: tuple[LogLoss, ...] = ()
 
     async def pieces(self, opened: Log, watch: _Watch) -> AsyncGenerator[Piece, None]:
@@ -179,6 +182,9 @@ class _Reading:
                     if data:
                         continue
                 self.offset = start
+                if self._store.problem is not None:
+                    # The bytes wait on the worker for as long as nothing can be stored.
+                    moved = asyncio.get_running_loop().time()
                 silent = asyncio.get_running_loop().time() - moved
                 if sealed or not self._follow or self._is_over(view, silent):
                     return

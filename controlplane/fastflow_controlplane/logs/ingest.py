@@ -311,7 +311,7 @@ class _Stream:
             try:
                 return await operation()
             except StoreUnavailable as error:
-                log.error("logs can not be stored", detail=str(error), retry_seconds=self._settings.retry_interval)
+                log.debug("log waits for the store", detail=str(error), retry_seconds=self._settings.retry_interval)
             await asyncio.sleep(self._settings.retry_interval)
 
     async def _sync(self, writing: asyncio.Task[None]) -> None:
@@ -332,7 +332,7 @@ class _Stream:
         try:
             await attempt.log.sync()
         except StoreUnavailable as error:
-            log.error("logs can not be made durable", detail=str(error))
+            log.debug("log can not be made durable", run=attempt.key.run_id, detail=str(error))
             attempt.awaits_resend = True
             await asyncio.sleep(self._settings.retry_interval)
             self._tell(attempt, Rejection.CORRUPT)

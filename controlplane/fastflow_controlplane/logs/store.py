@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
+from fastflow_controlplane.conditions import Problem
+from fastflow_controlplane.errors import Unavailable
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class LogKey:
@@ -39,7 +42,7 @@ class LogIsSealed(Exception):
     """The log has ended; nothing may follow."""
 
 
-class StoreUnavailable(Exception):
+class StoreUnavailable(Unavailable):
     """The store can not take more at present, for example because its disk is full; the message names it.
 
     Nothing acknowledged is lost. The same call may succeed later.
@@ -120,8 +123,12 @@ class LogStore(ABC):
 
     @property
     @abstractmethod
-    def problem(self) -> str | None:
-        """One sentence for people while the store can not take more; None while it can."""
+    def problem(self) -> Problem | None:
+        """Why the store can not take more; None while it can."""
+
+    @abstractmethod
+    async def recheck(self) -> None:
+        """Where there is a problem, finds out whether it still holds."""
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -7,6 +7,7 @@ import structlog
 
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
+from fastflow_controlplane.disk import DISK_FULL
 from fastflow_controlplane.errors import NotFound, Unavailable
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptKey
@@ -73,7 +74,8 @@ class Reaper:
             try:
                 await self.tick()
             except Unavailable as error:
-                log.warning("runs could not be looked after", why=error.message)
+                if error.reason != DISK_FULL:  # which is a condition, told once
+                    log.warning("runs could not be looked after", why=error.message)
 
     async def tick(self) -> None:
         """Looks once. Raises Unavailable."""

@@ -5,8 +5,6 @@ loop nor a thread that others need, and never more than that one.
 """
 
 import asyncio
-import errno
-import os
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -20,6 +18,7 @@ from fastflow.pipelines.metadata import Limits
 from fastflow.pipelines.problems import errors
 
 from fastflow_controlplane.clock import Clock
+from fastflow_controlplane.disk import DISK_FULL, full_message, says_full
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument, Unavailable, not_found
 from fastflow_controlplane.sources.bundles import BundleFile, BundleStore
 from fastflow_controlplane.sources.model import PinnedCode, PipelineView, Snapshot
@@ -38,7 +37,7 @@ class Catalog:
     """The pipelines of the folder `root`, with snapshots and bundles of their code in `data_dir`.
 
     `defaults` are the hard limits of pipelines that name none; `python_versions` returns the Python versions that
-    agents have, none while that is not known.
+    agents have, none while that is not known. Raises Unavailable or OSError where it can not be made.
     """
 
     def __init__(
@@ -57,7 +56,12 @@ class Catalog:
         self._python_versions = python_versions
         self._clock = clock
         self._bundles = BundleStore(data_dir / "bundles" / "sha256")
-        self._repository = SnapshotRepository(data_dir / "snapshots.git")
+        self.condition = ""
+        """Why the folder can not be read at the moment, for people; "" = it can."""
+        try:
+            self._repository = SnapshotRepository(data_dir / "snapshots.git")
+        except StorageFault as fault:
+            raise self._not_stored(fault) from fault
         self._source = MountedFolder(root, self._repository, defaults, wall_clock)
         self._job: Future[Any] | None = None
         self._job_started = 0.0
@@ -65,8 +69,6 @@ class Catalog:
         self._next: asyncio.Task[None] | None = None
         self._refreshed = float("-inf")
         self._contents = Contents({}, ())
-        self.condition = ""
-        """Why the folder can not be read at the moment, for people; "" = it can."""
 
     async def refresh(self, max_age: float = 0.0) -> None:
         """Brings the catalog up to date with the folder, unless it was so within the last `max_age` seconds.
@@ -198,10 +200,14 @@ class Catalog:
         return Unavailable(message, reason="PIPELINES_UNAVAILABLE", metadata={"folder": str(self._root)})
 
     def _not_stored(self, fault: OSError | StorageFault) -> Unavailable:
-        full = os.strerror(errno.ENOSPC) in str(fault)
-        message = f"code can not be stored in the data folder {self._data_dir}: {fault}"
+        full = says_full(str(fault))
+        message = (
+            full_message(self._data_dir, "the code of runs can not be stored")
+            if full
+            else f"code can not be stored in the data folder {self._data_dir}: {fault}"
+        )
         self._note(message)
-        return Unavailable(message, reason="DISK_FULL" if full else "DATA_DIR_UNAVAILABLE")
+        return Unavailable(message, reason=DISK_FULL if full else "DATA_DIR_UNAVAILABLE")
 
     def _note(self, condition: str) -> None:
         if condition != self.condition:

@@ -36,7 +36,8 @@ class StorageFault(Exception):
 
 
 class SnapshotRepository:
-    """The object database in the folder `path`. All methods block and belong to one thread at a time."""
+    """The object database in the folder `path`, made there if it is missing. All methods block and belong to one thread
+    at a time. Raises StorageFault where it can not be made."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -83,7 +84,10 @@ class SnapshotRepository:
                 return pygit2.Repository(str(self._path))
             except pygit2.GitError:
                 shutil.rmtree(self._path)
-        return pygit2.init_repository(str(self._path), bare=True)
+        try:
+            return pygit2.init_repository(str(self._path), bare=True)
+        except (pygit2.GitError, OSError) as fault:
+            raise StorageFault(str(fault)) from fault
 
     def _write_level(self, level: "_Level", prefix: str) -> pygit2.Oid:
         builder = self._repository.TreeBuilder()

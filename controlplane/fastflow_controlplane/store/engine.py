@@ -7,7 +7,6 @@ statement, which measured three times as many operations per second and a third 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from sqlite3 import Connection as SqliteConnection
 from typing import Any, TypeVar
 
@@ -15,8 +14,9 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from fastflow_controlplane.errors import FailedPrecondition, InvalidArgument, Unavailable
+from fastflow_controlplane.errors import FailedPrecondition, InvalidArgument
 from fastflow_controlplane.store.migrations import migrate
+from fastflow_controlplane.store.place import Place
 from fastflow_controlplane.store.writer import Writer
 
 T = TypeVar("T")
@@ -36,21 +36,21 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = parse_url(url)
-        self.place = place(self.url)
+        self._place = Place(self.url)
         self._write_engine = _engine(self.url, immediate=True, size=1)
         self._read_engine = _engine(self.url, immediate=False, size=READERS)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
-        self.writer = Writer(self._write_engine, self.place)
+        self.writer = Writer(self._write_engine, self._place)
 
     def open(self) -> None:
         """Creates the database where there is none and brings it to the newest schema. Blocks; call it at start."""
-        if self.url.database and self.url.get_backend_name() == "sqlite":
-            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        if self._place.folder is not None:
+            self._place.folder.mkdir(parents=True, exist_ok=True)
         try:
             with self._write_engine.connect() as connection:
                 migrate(connection)
         except DBAPIError as error:
-            raise Unavailable(f"the database at {self.place} can not be opened: {error.orig}") from error
+            raise self._place.failure(error, "opened") from error
 
     async def start(self) -> None:
         """Starts the writer task. `open` comes first."""
@@ -69,7 +69,7 @@ class Store:
             with self._read_engine.connect() as connection:
                 return query(connection)
         except DBAPIError as error:
-            raise Unavailable(f"the database at {self.place} can not be read: {error.orig}") from error
+            raise self._place.failure(error, "read") from error
 
     async def close(self) -> None:
         """Writes what is waiting, then closes all connections."""
@@ -96,11 +96,6 @@ def parse_url(url: str) -> URL:
     if backend == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
     raise InvalidArgument(f'database_url names "{backend}"; supported are sqlite and postgresql')
-
-
-def place(url: URL) -> str:
-    """Returns where the data lies, for messages; without a password."""
-    return url.database or "" if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
 
 
 def _engine(url: URL, *, immediate: bool, size: int) -> Engine:

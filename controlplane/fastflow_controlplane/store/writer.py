@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -16,7 +17,10 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, ProgrammingError
 
+from fastflow_controlplane.conditions import Problem
 from fastflow_controlplane.errors import FastFlowError, Unavailable
+from fastflow_controlplane.store.place import Place
+from fastflow_controlplane.store.queries.requests import try_out
 
 log = structlog.get_logger(__name__)
 
@@ -42,9 +46,9 @@ class _Pending:
 
 
 class Writer:
-    """Owns the one writing connection. `place` says in messages where the database lies."""
+    """Owns the one writing connection."""
 
-    def __init__(self, engine: Engine, place: str) -> None:
+    def __init__(self, engine: Engine, place: Place) -> None:
         self._engine = engine
         self._place = place
         self._queue: deque[_Pending] = deque()
@@ -54,8 +58,8 @@ class Writer:
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
-        self.condition: str = ""
-        """Why writing does not work at the moment, for people; "" = it works."""
+        self.problem: Problem | None = None
+        """Why writing does not work at the moment; None = it works."""
 
     async def start(self) -> None:
         """Starts the writing task."""
@@ -78,6 +82,12 @@ class Writer:
         self._arrived.set()
         return cast(T, await pending.done)
 
+    async def recheck(self) -> None:
+        """Where writing does not work, tries it, so that its return is noticed though nobody asks for anything."""
+        if self.problem is not None:
+            with suppress(Unavailable):
+                await self.write(try_out)
+
     async def close(self) -> None:
         """Refuses new operations, commits the waiting ones and closes the connection."""
         self._closing = True
@@ -96,7 +106,9 @@ class Writer:
             group = [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_OPERATIONS))]
             executed, failure = await loop.run_in_executor(self._thread, self._commit, group)
             self._queue.extendleft(reversed(group[executed:]))
-            self._note(failure)
+            # A small operation may still fit on a disk that is full for all others.
+            if failure or not self.problem or await loop.run_in_executor(self._thread, self._place.has_room):
+                self._note(failure)
             for pending in group[:executed]:
                 self._room.release()
                 _settle(pending, failure)
@@ -118,7 +130,7 @@ class Writer:
         except DBAPIError as error:
             self._disconnect()
             # Without a connection none of the group can succeed; else those that came before share the rollback.
-            return executed or len(group), self._explain(error)
+            return executed or len(group), self._place.failure(error, "written")
         return executed, None
 
     def _disconnect(self) -> None:
@@ -128,24 +140,14 @@ class Writer:
             self._connection.close()
             self._connection = None
 
-    def _explain(self, error: DBAPIError) -> Unavailable:
-        text = str(error.orig)
-        if "disk is full" in text or "No space left" in text:
-            return Unavailable(
-                f"the disk that holds {self._place} is full: free some space, then try again",
-                reason="DISK_FULL",
-                metadata={"database": self._place},
-            )
-        return Unavailable(f"the database at {self._place} can not be written: {text}", reason="DATABASE_UNAVAILABLE")
-
     def _note(self, failure: Unavailable | None) -> None:
-        condition = failure.message if failure else ""
-        if condition != self.condition:
-            if condition:
-                log.error("writing fails", why=condition)
+        problem = Problem(failure.reason, failure.message) if failure else None
+        if problem != self.problem:
+            if problem:
+                log.error("writing fails", why=problem.message)
             else:
                 log.info("writing works again")
-        self.condition = condition
+        self.problem = problem
 
 
 def _execute(connection: Connection, pending: _Pending) -> None:

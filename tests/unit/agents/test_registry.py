@@ -9,6 +9,7 @@ from fastflow.ids import new_id
 from fastflow_controlplane.agents.model import AgentFacts, AgentState, Capacity, Condition, RuntimeFacts
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import ManualClock
+from fastflow_controlplane.conditions import Problem
 from fastflow_controlplane.errors import NotFound
 from fastflow_controlplane.scheduler.placement import Offer
 from fastflow_controlplane.settings import ControlPlaneSettings
@@ -134,9 +135,9 @@ async def test_time_in_which_nobody_can_be_registered_is_no_agents_fault(world: 
     world.registry._settings = world.settings.model_copy(update={"recovery_window": 60.0})
     agent_id, stream = await world.connect()
     world.registry.detach(agent_id, stream)
-    world.store.writer.condition = "the disk is full"
+    world.store.writer.problem = Problem("DISK_FULL", "the disk is full")
     await world.pass_by(200)
-    world.store.writer.condition = ""
+    world.store.writer.problem = None
     await world.pass_by(59)
     assert world.registry.lost() == []
 

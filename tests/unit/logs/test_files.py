@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fastflow_controlplane.logs.files import FileLogStore
+from fastflow_controlplane.conditions import Problem
+from fastflow_controlplane.logs.files import QUIET_CHECKS, FileLogStore
 from fastflow_controlplane.logs.store import Gap, LogKey, LogMismatch, StoreUnavailable
 
 KEY = LogKey("01939f3e-7c1a-7b5e-9d2f-0123456789ab", 3)
@@ -92,10 +93,14 @@ async def test_a_disk_that_refuses_loses_nothing_and_the_same_bytes_are_taken_la
         with files_no_larger_than(4096):
             with pytest.raises(StoreUnavailable) as refusal:
                 await log.append(6, pieces)
-            assert store.problem == str(refusal.value)
-            assert str(file) in store.problem
+            await store.recheck()
+            assert store.problem == Problem("LOG_STORE_UNAVAILABLE", str(refusal.value))
+            assert str(file) in store.problem.message
         assert log.durable == 6
         await log.append(6, pieces)
+        for _ in range(1, QUIET_CHECKS):
+            assert store.problem is not None
+            await store.recheck()
         assert store.problem is None
         assert await log.sync() == 6006
         with pytest.raises(LogMismatch):

@@ -192,7 +192,7 @@ async def test_a_full_disk_is_said_and_leaves_no_half_bundle(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(Unavailable, match="No space left") as caught:
+        with pytest.raises(Unavailable, match=f"the disk that holds {data_dir} is full: the code of runs") as caught:
             await catalog.snapshot("p")
     assert caught.value.reason == "DISK_FULL"
     assert list((data_dir / "bundles" / "sha256").iterdir()) == []

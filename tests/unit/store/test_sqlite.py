@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from fastflow_controlplane.conditions import Problem
 from fastflow_controlplane.errors import FailedPrecondition, FastFlowError, InvalidArgument, Unavailable
 from fastflow_controlplane.store import migrations
 from fastflow_controlplane.store.engine import Store, parse_url
@@ -59,11 +60,11 @@ async def test_a_full_disk_is_named_acknowledges_nothing_and_heals_by_itself(sto
     with pytest.raises(Unavailable, match=f"the disk that holds {file} is full") as caught:
         await store.write(fill)
     assert caught.value.reason == "DISK_FULL"
-    assert "is full" in store.writer.condition
+    assert store.writer.problem == Problem("DISK_FULL", caught.value.message)
 
     await store.write(fill)  # on a connection without the bound
 
-    assert store.writer.condition == ""
+    assert store.writer.problem is None
     names = await store.read(lambda connection: connection.execute(text("SELECT count(*) FROM requests")).scalar())
     assert names == 1001
 

@@ -1,9 +1,11 @@
 """Calls that were answered, so that a repeat gets the same answer instead of a second effect."""
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from fastflow_controlplane.errors import AlreadyExists
 from fastflow_controlplane.store.models import requests
+
+_TRIAL = "trial"
 
 
 def answered(connection: Connection, kind: str, request_id: str, fingerprint: str) -> str | None:
@@ -48,3 +50,13 @@ def remember(connection: Connection, kind: str, request_id: str, fingerprint: st
                 "create_time": now,
             },
         )
+
+
+def try_out(connection: Connection) -> None:
+    """Writes something that leaves no trace, to see whether the database takes it.
+
+    An update to the value that is there would not do: SQLite writes nothing then.
+    """
+    row = {"kind": _TRIAL, "request_id": "", "fingerprint": "", "answer_id": "", "create_time": 0}
+    connection.execute(insert(requests), row)
+    connection.execute(delete(requests).where(requests.c.kind == _TRIAL))
