@@ -52,6 +52,20 @@ async def test_an_operation_that_fails_changes_nothing_and_harms_no_other_of_its
     assert await store.read(count) == 2
 
 
+async def test_a_lone_operation_that_fails_changes_nothing_and_harms_no_later_one(store: Store) -> None:
+    def add_then_fail(connection: Connection) -> None:
+        add(connection, "half")
+        raise NotFound("no such thing")
+
+    with pytest.raises(NotFound):
+        await store.write(add_then_fail)
+    assert await store.read(count) == 0
+    assert await store.write(partial(add_and_count, name="whole")) == 1
+    with pytest.raises(IntegrityError):
+        await store.write(partial(add, name="whole"))
+    assert await store.write(partial(add_and_count, name="next")) == 2
+
+
 async def test_operations_take_effect_in_the_order_they_were_given(store: Store) -> None:
     counts = await asyncio.gather(*(store.write(partial(add_and_count, name=str(n))) for n in range(250)))
     assert counts == list(range(1, 251))

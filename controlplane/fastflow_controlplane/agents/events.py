@@ -25,6 +25,7 @@ from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.queries import attempts, events, runs
 from fastflow_controlplane.store.queries.agents import is_current
 from fastflow_controlplane.store.queries.attempts import AttemptRow, Ending
+from fastflow_controlplane.store.queries.events import HistoryEntry
 from fastflow_controlplane.store.queries.transitions import Epochs, note
 
 STALE_ATTEMPT = "STALE_ATTEMPT"
@@ -195,6 +196,8 @@ class _AttemptWrites:
         self._now = now
         self._effects = effects
         self._acknowledged = -1
+        self._history: list[HistoryEntry] = []
+        self._noted: dict[str, Any] = {}
 
     def apply(self, of_attempt: Sequence[AttemptEvent]) -> None:
         key = self._row.key
@@ -212,9 +215,12 @@ class _AttemptWrites:
             if rejection and rejection != BACKWARDS:
                 self._acknowledge(known, rejection)
         if known > self._row.known_seq:
-            note(self._connection, key, {"known_seq": known})
+            self._noted["known_seq"] = known
+        if self._noted:
+            note(self._connection, key, self._noted)
             attempts.touch_run(self._connection, key.run_id)
         if known > first:
+            events.add_to_history(self._connection, key, self._history, self._epochs.session, self._now)
             self._effects.changed_runs.add(key.run_id)
         if self._row.state in TERMINAL and self._row.released:
             self._effects.desired_changed |= bool(attempts.settle(self._connection, key))
@@ -233,11 +239,11 @@ class _AttemptWrites:
             case LogLossFound(loss):
                 events.add_agent_loss(connection, key, event.sequence, loss)
             case ContainerGone() if not self._row.released:
-                note(connection, key, {"released": True})
+                self._noted["released"] = True
                 self._row = replace(self._row, released=True)
                 self._effects.released.append(key)
             case ProvenanceKnown(provenance):
-                attempts.note_provenance(connection, key, provenance)
+                self._noted["provenance"] = attempts.provenance_column(provenance)
             case _:
                 pass
         return ""
@@ -305,18 +311,8 @@ class _AttemptWrites:
         return min(max(time, self._row.assign_time), self._now)
 
     def _keep(self, event: AttemptEvent, rejection: str) -> None:
-        fact: dict[str, Any] = asdict(event.fact)
-        events.add_to_history(
-            self._connection,
-            self._row.key,
-            event.sequence,
-            KINDS[type(event.fact)],
-            fact,
-            rejection,
-            self._epochs.session,
-            event.time,
-            self._now,
-        )
+        entry = HistoryEntry(event.sequence, KINDS[type(event.fact)], asdict(event.fact), rejection, event.time)
+        self._history.append(entry)
 
     def _acknowledge(self, sequence: int, rejection: str) -> None:
         self._acknowledged = sequence

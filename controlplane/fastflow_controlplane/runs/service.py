@@ -160,7 +160,7 @@ class RunService:
 
     async def watch(self, run_id: str) -> AsyncGenerator[RunView, None]:
         """Gives the run now and after each change, also of why it waits, and ends after the terminal state."""
-        whole_id = (await self.get(run_id)).id
+        whole_id = await self._store.read(lambda connection: runs.resolve(connection, run_id))
         with self._changes.watching(whole_id):
             seen = self._changes.count
             run = await self.get(whole_id)

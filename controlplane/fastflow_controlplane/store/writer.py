@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import structlog
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Transaction
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, ProgrammingError
 
 from fastflow_controlplane.conditions import Problem
@@ -66,7 +66,7 @@ class Writer:
         self._task = asyncio.create_task(self._run(), name="store-writer")
 
     async def write(self, operation: Callable[[Connection], T], committed: Callable[[T], None] | None = None) -> T:
-        """Runs `operation` in a savepoint of the next group and returns its result after the commit.
+        """Runs `operation` in the next group and returns its result after the commit.
 
         An operation that raises changes nothing, and its error comes out here; the others of its group are not
         touched. `committed` is called with the result on the event loop, after the commit and in the order of commits,
@@ -121,10 +121,15 @@ class Writer:
         try:
             if self._connection is None:
                 self._connection = self._engine.connect()
-            with self._connection.begin():
+            with self._connection.begin() as transaction:
+                if len(group) == 1:
+                    # As it is most of the time: then the transaction itself is what is undone.
+                    executed = 1
+                    _execute(transaction, group[0])
+                    return executed, None
                 for pending in group:
                     executed += 1
-                    _execute(self._connection, pending)
+                    _execute(self._connection.begin_nested(), pending)
                     if time.monotonic() - started > GROUP_SECONDS:
                         break
         except DBAPIError as error:
@@ -150,18 +155,18 @@ class Writer:
         self.problem = problem
 
 
-def _execute(connection: Connection, pending: _Pending) -> None:
-    savepoint = connection.begin_nested()
+def _execute(undoable: Transaction, pending: _Pending) -> None:
+    """Runs one operation in a transaction or savepoint of its own."""
     try:
-        pending.result = pending.operation(connection)
+        pending.result = pending.operation(undoable.connection)
     except Exception as error:  # handed to the caller, whose operation it is
         if _is_failure_of_the_database(error):
             # SQLite may have rolled back all by itself, the savepoint included.
             raise
-        savepoint.rollback()
+        undoable.rollback()
         pending.error = error
     else:
-        savepoint.commit()
+        undoable.commit()
 
 
 def _is_failure_of_the_database(error: Exception) -> bool:

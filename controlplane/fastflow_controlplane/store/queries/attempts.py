@@ -20,7 +20,6 @@ from fastflow_controlplane.store.queries.transitions import (
     move_attempt,
     move_run,
     naming,
-    note,
 )
 
 
@@ -233,11 +232,11 @@ def lose_all(connection: Connection, agent_id: str, message: str, epochs: Epochs
     return lost
 
 
-def note_provenance(connection: Connection, key: AttemptKey, provenance: Provenance) -> None:
-    """Writes what exactly ran."""
+def provenance_column(provenance: Provenance) -> dict[str, Any]:
+    """Returns what a row keeps of what exactly ran."""
     known = asdict(provenance)
     del known["secret_versions"]  # the control plane pinned them itself
-    note(connection, key, {"provenance": known})
+    return known
 
 
 def settle(connection: Connection, key: AttemptKey) -> str:

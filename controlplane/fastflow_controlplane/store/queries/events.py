@@ -1,6 +1,7 @@
 """What agents reported of attempts: the history of all events, warnings, losses of output."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select
@@ -8,33 +9,37 @@ from sqlalchemy import Connection, delete, func, insert, select
 from fastflow_controlplane.runs.model import AttemptKey, LogLoss, SoftLimitWarning
 from fastflow_controlplane.store.models import attempt_events, log_losses, warnings
 
+_ADD_TO_HISTORY = insert(attempt_events)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One event as it came; `rejection` says why it changed nothing, "" = it did. `time` is the agent's clock."""
+
+    sequence: int
+    kind: str
+    fact: Mapping[str, Any]
+    rejection: str
+    time: int
+
 
 def add_to_history(
-    connection: Connection,
-    key: AttemptKey,
-    sequence: int,
-    kind: str,
-    fact: Mapping[str, Any],
-    rejection: str,
-    session_epoch: int,
-    time: int,
-    now: int,
+    connection: Connection, key: AttemptKey, entries: Sequence[HistoryEntry], session_epoch: int, now: int
 ) -> None:
-    """Keeps one event as it came; `rejection` says why it changed nothing, "" = it did."""
-    connection.execute(
-        insert(attempt_events),
+    """Keeps events of one attempt; there is at least one."""
+    named = {"run_id": key.run_id, "attempt": key.attempt, "session_epoch": session_epoch, "receive_time": now}
+    rows = [
         {
-            "run_id": key.run_id,
-            "attempt": key.attempt,
-            "sequence": sequence,
-            "time": time,
-            "receive_time": now,
-            "session_epoch": session_epoch,
-            "kind": kind,
-            "fact": dict(fact),
-            "rejection": rejection,
-        },
-    )
+            **named,
+            "sequence": entry.sequence,
+            "kind": entry.kind,
+            "fact": entry.fact,
+            "rejection": entry.rejection,
+            "time": entry.time,
+        }
+        for entry in entries
+    ]
+    connection.execute(_ADD_TO_HISTORY, rows)
 
 
 def put_warning(connection: Connection, key: AttemptKey, crossing: int, warning: SoftLimitWarning) -> None:
