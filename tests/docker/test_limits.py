@@ -182,10 +182,38 @@ async def test_cpu_over_the_limit_is_throttled_and_both_are_measured(workshop: W
     assert verdict.state is State.SUCCEEDED
     assert 0.4 < float(slot.log()) < 1.2
     usage = watch.usages[-1]
+    # How long it waited for its quota alone depends on who else wants the processors.
     assert usage.throttled_usec
-    assert usage.throttled_usec > 0.5e6
     assert usage.cpu_milli_cores
     assert 150 < usage.cpu_milli_cores < 400
+
+
+async def test_throttling_is_told_up_to_the_end_also_of_a_run_too_short_for_a_sample(workshop: Workshop) -> None:
+    """On a host too busy the container's group may be gone first, so one of three runs is enough."""
+    told: list[int | None] = []
+    while len(told) < 3 and not any(told):
+        slot = workshop.slot(
+            """
+            import time
+            end = time.process_time() + 0.05
+            while time.process_time() < end: pass
+            """,
+            limits=limited(cpu=200),
+        )
+        await slot.begin()
+        sampler = Sampler(
+            Clock(), on_usage=lambda *_: None, on_crossing=lambda *_: None, on_oom=lambda *_: None
+        )  # which does not run, so it takes no samples
+        group = slot.runtime.group(slot.id)
+        assert group
+        sampler.add(slot.id, group, slot.spec.limits)
+        await slot.end()
+        reading = await sampler.finish(slot.id)
+        sampler.close()
+        assert reading
+        told.append(reading.usage.throttled_usec)
+        assert reading.usage.working_set_bytes is None, "no moment of the program was seen"
+    assert any(told), told
 
 
 async def test_soft_limits_warn_of_memory_and_harm_nothing(workshop: Workshop, watch: Watch) -> None:

@@ -133,7 +133,7 @@ def test_telemetry_agrees_with_the_kernels_files(cluster: HostCluster, host_agen
     assert int(usage["throttled_usec"]) > 2e6, "two seconds of work at 0.3 cores wait more than four"
     assert kernel["peak"] <= int(usage["peak_memory_bytes"]) < 256 * MIB
     assert int(usage["working_set_bytes"]) > 48 * MIB, "of the last sample alive"
-    assert int(usage["pids"]) >= 1
+    assert int(usage["pids"]) >= 2
     assert [name for name in usage if "pressure" in name] == [], "unavailable is not zero"
 
 
@@ -144,10 +144,9 @@ def test_a_run_too_short_for_a_sample_has_totals_and_no_made_up_moments(
     usage = cluster.finish(cluster.run("short"), SECONDS)["attempts"][0]["usage"]
     assert int(usage["cpu_usec"]) > 0
     assert int(usage["peak_memory_bytes"]) > MIB
-    assert usage.get("pids") != "0", "an ended container's group is empty, which says nothing of the run"
-    # An ended container's group was seen with 120 KB, one living sample with 438 KB; what ran in that moment is not
-    # known, presumably the wrapper before its release.
-    assert int(usage.get("working_set_bytes", MIB)) >= MIB // 4
+    # A container whose program is over was seen with 120 to 700 KB, and with no process or its init alone.
+    assert int(usage.get("pids", 2)) >= 2
+    assert int(usage.get("working_set_bytes", MIB)) >= MIB
 
 
 def test_after_a_run_its_host_has_nothing_of_it(cluster: HostCluster, host_agent: HostAgent) -> None:

@@ -54,6 +54,16 @@ class SlotGroup:
             return read_v2(self._parents[""], container.get(""))
         return read_v1(self._parents, container)
 
+    def first_process(self, proc: Path = Path("/proc")) -> int | None:
+        """The container's PID 1, by its number here: it ends last. None if it is gone or can not be seen from here."""
+        group = next(iter(self.container().values()), None)
+        if group is None:
+            return None
+        levels = {pid: _namespaced_numbers(proc / str(pid)) for pid in _processes(group)}
+        first = [pid for pid, numbers in levels.items() if numbers[-1:] == ["1"]]
+        # A namespace made inside the container has a first process too, one level deeper.
+        return min(first, key=lambda pid: len(levels[pid]), default=None)
+
     def end_together(self) -> bool:
         """Have an OOM in any process end the whole container; false where the kernel can not (version 1).
 
@@ -166,6 +176,24 @@ class CgroupHost:
                 # One by one: a kernel without one of them refuses a line that names it.
                 with suppress(OSError):
                     (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def _processes(group: Path) -> list[int]:
+    """The processes in a group and in those below it; fewer or none if it goes meanwhile."""
+    found: list[int] = []
+    with suppress(OSError):
+        for listing in (group / "cgroup.procs", *group.glob("*/**/cgroup.procs")):
+            found += [int(line) for line in listing.read_text().split()]
+    return found
+
+
+def _namespaced_numbers(process: Path) -> list[str]:
+    """A process's numbers in its pid namespaces, outermost first (NSpid in proc(5)); empty if it is gone."""
+    try:
+        lines = (process / "status").read_text().splitlines()
+    except OSError:
+        return []
+    return next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [])
 
 
 def _child(parent: Path) -> Path | None:

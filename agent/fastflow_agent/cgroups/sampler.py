@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,9 @@ SAMPLE_SECONDS = 1.0
 NEAR_LIMIT_SECONDS = 0.1
 """Time between two samples near the memory limit on version 1: its OOM counter is gone with the container."""
 
+FIRST_SAMPLE_SECONDS = 0.25
+"""Age from which a slot is sampled: before, what is seen may be the start wrapper on its way to the program."""
+
 NEAR_LIMIT_SHARE = 0.9
 """Share of the memory limit from which on a slot is near it."""
 
@@ -34,10 +38,14 @@ class _Slot:
     group: SlotGroup
     limits: Limits
     soft_limits: SoftLimits
+    begin: float
+    """Monotonic time (seconds) since when it is sampled."""
     last: Reading = field(default_factory=Reading)
     counted: tuple[float, int] | None = None
     """Monotonic time and CPU microseconds of the last full sample: where the next rate begins."""
     oom_told: bool = False
+    end: asyncio.Task[None] | None = None
+    """Waits for the container's end."""
 
     @property
     def near_limit(self) -> bool:
@@ -76,7 +84,9 @@ class Sampler:
 
     def add(self, slot: SlotId, group: SlotGroup, limits: Limits, earlier: Iterable[SoftLimitCrossed] = ()) -> None:
         """Sample `slot` from now on; `earlier` are its crossings told by an agent before this one."""
-        self._slots[slot] = _Slot(group, limits, SoftLimits(limits, earlier))
+        watched = _Slot(group, limits, SoftLimits(limits, earlier), self._clock.monotonic())
+        watched.end = asyncio.get_running_loop().create_task(self._read_at_end(watched), name=f"end of {slot}")
+        self._slots[slot] = watched
 
     async def finish(self, slot: SlotId) -> Reading | None:
         """Stop sampling a slot that has ended, and read what its parent group keeps: the evidence for its verdict.
@@ -89,6 +99,9 @@ class Sampler:
         for crossing in watched.soft_limits.finish(self._clock.now()):
             self._on_crossing(slot, crossing)
         reading = await self._read(watched.group)
+        # One thread reads in order, so a reading begun at the end of the container is taken by now.
+        if watched.end:
+            watched.end.cancel()
         return reading.after(watched.last)
 
     async def run(self) -> None:
@@ -104,15 +117,28 @@ class Sampler:
 
     def close(self) -> None:
         """Let go of the reading thread, without waiting for it."""
+        for watched in self._slots.values():
+            if watched.end:
+                watched.end.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _read(self, group: SlotGroup) -> Reading:
         return await asyncio.get_running_loop().run_in_executor(self._thread, group.read)
 
+    async def _read_at_end(self, watched: _Slot) -> None:
+        """Read once more when the container's last process has ended.
+
+        What only its own group tells goes with it some ten milliseconds later, long before its engine says so. On a
+        host too busy for that, the last sample stands: up to a second's throttled time is missing then.
+        """
+        number = await asyncio.get_running_loop().run_in_executor(self._thread, watched.group.first_process)
+        if number is not None and await _has_ended(number):
+            watched.last = (await self._read(watched.group)).after(watched.last)
+
     async def _sample(self, slots: Iterable[SlotId], *, full: bool) -> None:
         for slot in slots:
             watched = self._slots.get(slot)
-            if watched is None:
+            if watched is None or self._clock.monotonic() - watched.begin < FIRST_SAMPLE_SECONDS:
                 continue
             reading = await self._read(watched.group)
             # It may have ended meanwhile: `finish` has then told all there is to tell.
@@ -138,6 +164,24 @@ class Sampler:
             self._on_crossing(slot, crossing)
         if full:
             self._on_usage(slot, reading.usage)
+
+
+async def _has_ended(number: int) -> bool:
+    """Return once a process has ended; false at once where that can not be waited for (pidfd_open(2), kernel 5.3)."""
+    try:
+        process = os.pidfd_open(number)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_reader(process, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process)
+        os.close(process)
+    return True
 
 
 def _killed_at_limit(reading: Reading, watched: _Slot) -> bool:

@@ -18,6 +18,9 @@ from fastflow_agent.cgroups.controllers import (
     PidsController,
 )
 
+_PIDS_OF_INIT = 1
+"""Docker's init is PID 1 of every container and has one thread; a program beside it makes two."""
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -55,8 +58,11 @@ class Reading:
 
     @property
     def ended(self) -> bool:
-        """Whether no process is left in the slot, which its engine tells seconds later on a slow host."""
-        return self.usage.pids == 0
+        """Whether the program is over, which its engine tells seconds later on a slow host.
+
+        The container's init outlives the program, and counts until its engine has taken note of its end.
+        """
+        return self.usage.pids is not None and self.usage.pids <= _PIDS_OF_INIT
 
     def over(self, last: Reading) -> Reading:
         """This reading, with what it lacks taken from an earlier one of the same slot.
@@ -97,11 +103,12 @@ def read_v2(parent: Path, container: Path | None) -> Reading:
 
     `container` is the container's own group while it lives: throttling is counted only where the quota is set.
     """
+    # First what goes with the container.
+    throttling = (_read(_at(CpuV2Controller, container), "stat") or {}) if container else {}
     memory, cpu = _at(MemoryV2Controller, parent), _at(CpuV2Controller, parent)
     io, pids = _at(IoV2Controller, parent), _at(PidsController, parent)
     current, stat, events = _read(memory, "current"), _read(memory, "stat") or {}, _read(memory, "events") or {}
     devices = _read(io, "stat")
-    throttling = (_read(_at(CpuV2Controller, container), "stat") or {}) if container else {}
     return Reading(
         usage=Usage(
             peak_memory_bytes=_read(memory, "peak"),
@@ -129,9 +136,11 @@ def read_v1(parents: Mapping[str, Path], container: Mapping[str, Path]) -> Readi
     Bytes written are not told: most of them are written back later, in the name of no group. Pressure stands in the
     "unified" tree beside version 1, where there is one.
     """
+    # First what goes with the container.
+    throttled_ns = (_read(_of(CpuController, container, "cpu"), "stat") or {}).get("throttled_time")
+    oom_kills = _oom_kills(_read(_of(MemoryController, container, "memory"), "oom_control"))
     memory = _of(MemoryController, parents, "memory")
     usage, stat = _read(memory, "usage_in_bytes"), _read(memory, "stat") or {}
-    throttled_ns = (_read(_of(CpuController, container, "cpu"), "stat") or {}).get("throttled_time")
     cpu_ns = _read(_of(CpuAcctController, parents, "cpuacct"), "usage")
     transferred = _read(_of(BlkIOThrottleController, parents, "blkio"), "service_bytes_recursive")
     return Reading(
@@ -147,7 +156,7 @@ def read_v1(parents: Mapping[str, Path], container: Mapping[str, Path]) -> Readi
             io_pressure_percent=_pressure(_of(IoV2Controller, parents, "unified")),
         ),
         memory_bytes=usage,
-        oom_kills=_oom_kills(_read(_of(MemoryController, container, "memory"), "oom_control")),
+        oom_kills=oom_kills,
     )
 
 

@@ -125,3 +125,26 @@ def test_an_oom_ends_the_container_whole_where_its_processes_lie_one_group_deepe
     assert host.group(SLOT).end_together()
     assert (container / "memory.oom.group").read_text() == "1"
     assert (container / "container" / "memory.oom.group").read_text() == "1"
+
+
+@pytest.mark.parametrize("deeper", ["", "container"])
+def test_the_containers_first_process_is_the_one_numbered_1_inside(tmp_path: Path, v2: Path, deeper: str) -> None:
+    group = v2 / "fastflow" / SLOT / "c0ffee" / deeper
+    group.mkdir(parents=True)
+    (v2 / "fastflow" / SLOT / "c0ffee" / "cgroup.procs").touch()
+    (group / "cgroup.procs").write_text("310\n300\n320\n330\n")
+    # 330 is the first of a namespace that the program made; 320 has ended meanwhile.
+    for pid, inside in {300: "1", 310: "7", 330: "9\t1"}.items():
+        (tmp_path / "proc" / str(pid)).mkdir(parents=True)
+        (tmp_path / "proc" / str(pid) / "status").write_text(f"Name:\tx\nNSpid:\t{pid}\t{inside}\nThreads:\t1\n")
+    assert SlotGroup({"": v2 / "fastflow" / SLOT}, "v2").first_process(tmp_path / "proc") == 300
+
+
+def test_without_a_container_or_a_view_of_its_processes_there_is_no_first(tmp_path: Path, v2: Path) -> None:
+    group = SlotGroup({"": v2 / "fastflow" / SLOT}, "v2")
+    assert group.first_process(tmp_path / "proc") is None
+    (v2 / "fastflow" / SLOT / "c0ffee").mkdir(parents=True)
+    assert group.first_process(tmp_path / "proc") is None
+    # Processes outside of the agent's own pid namespace.
+    (v2 / "fastflow" / SLOT / "c0ffee" / "cgroup.procs").write_text("0\n0\n")
+    assert group.first_process(tmp_path / "proc") is None

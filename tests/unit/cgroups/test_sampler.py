@@ -1,7 +1,8 @@
 """The sampler: each slot once a second, near the limit more often where that matters, all told once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -61,6 +62,10 @@ class ScriptedGroup(SlotGroup):
         self._clock = clock
         self._script = script
         self.reads: list[float] = []
+        self.first: int | None = None
+
+    def first_process(self, proc: Path = Path("/proc")) -> int | None:
+        return self.first
 
     def read(self) -> Reading:
         self.reads.append(round(self._clock.time - 1000, 3))
@@ -82,8 +87,11 @@ class World:
             on_oom=lambda _, kills: self.kills.append(kills),
         )
 
-    def add(self, version: str, script: Callable[[float], Reading], soft: int = 0) -> ScriptedGroup:
+    def add(
+        self, version: str, script: Callable[[float], Reading], soft: int = 0, first: int | None = None
+    ) -> ScriptedGroup:
         group = ScriptedGroup(self.clock, version, script)
+        group.first = first
         self.sampler.add(SLOT, group, Limits(1000, LIMIT, memory_soft_bytes=soft))
         return group
 
@@ -99,6 +107,15 @@ async def world() -> AsyncIterator[World]:
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     world.sampler.close()
+
+
+@pytest.fixture
+def program() -> Iterator[subprocess.Popen[bytes]]:
+    """A real process that lives until it is killed."""
+    program = subprocess.Popen(["sleep", "60"])
+    yield program
+    program.kill()
+    program.wait()
 
 
 def using(memory: int, cpu_usec: int = 0, peak: int | None = None, **more: int) -> Reading:
@@ -171,6 +188,50 @@ async def test_the_last_reading_keeps_what_only_the_living_could_tell(world: Wor
     assert final.usage == Usage(
         peak_memory_bytes=50, cpu_usec=2_200_000, throttled_usec=9, working_set_bytes=7, pids=3, cpu_milli_cores=1000
     )
+
+
+async def test_what_goes_with_the_container_is_read_when_its_last_process_ends(
+    world: World, program: subprocess.Popen[bytes]
+) -> None:
+    usages = iter([Usage(throttled_usec=700_000, working_set_bytes=0, pids=1), Usage(working_set_bytes=0, pids=0)])
+    group = world.add("v1", lambda _: Reading(next(usages), oom_kills=1), first=program.pid)
+    assert group.reads == []
+    program.kill()
+    async with asyncio.timeout(5):
+        while not group.reads:  # noqa: ASYNC110 - a process ends, and a thread reads
+            await asyncio.sleep(0.001)
+    final = await world.sampler.finish(SLOT)
+    assert final
+    assert (final.usage, final.oom_kills) == (Usage(throttled_usec=700_000), 1)
+
+
+@pytest.mark.parametrize("first", [None, 2**22 - 1])
+async def test_a_container_whose_processes_can_not_be_seen_is_sampled_all_the_same(
+    world: World, first: int | None
+) -> None:
+    world.add("v1", lambda _: using(7), first=first)
+    await world.pass_seconds(1.5)
+    final = await world.sampler.finish(SLOT)
+    assert final
+    assert final.usage.working_set_bytes == 7
+
+
+async def test_the_start_wrapper_is_not_taken_for_the_program(world: World) -> None:
+    await world.pass_seconds(0.9)
+    world.add("v2", lambda second: using(MIB // 2 if second < 1.1 else 30 * MIB))
+    await world.pass_seconds(0.5)
+    assert world.usages == []
+    await world.pass_seconds(1)
+    assert [usage.working_set_bytes for usage in world.usages] == [30 * MIB]
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_what_is_left_once_the_program_is_over_is_not_its_use(world: World, left: int) -> None:
+    world.add("v2", lambda _: Reading(Usage(working_set_bytes=400_000, pids=left, cpu_usec=5), memory_bytes=400_000))
+    await world.pass_seconds(1.5)
+    final = await world.sampler.finish(SLOT)
+    assert final
+    assert final.usage == Usage(cpu_usec=5, peak_memory_bytes=400_000)
 
 
 async def test_a_finished_slot_is_not_read_again(world: World) -> None:
