@@ -29,6 +29,8 @@ DEFAULT_HEARTBEAT_SECONDS = 5.0
 DEFAULT_ORPHAN_GRACE_SECONDS = 300.0
 """Used where Welcome names none."""
 
+_TOKEN_REMEDY = "start this agent with the FASTFLOW_TOKEN that the control plane was started with"
+
 
 class StreamBroken(Exception):
     """The stream ended; another one is opened after a back-off."""
@@ -117,10 +119,14 @@ class Session:
             self._call.cancel()
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            # Reader and writer may both have failed; the first that is heard is told.
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _write(self, hello: gateway_pb2.Hello, inventory: list[gateway_pb2.InventoryPage]) -> None:
         try:
+            # They come once the call is accepted. Where a stream ends while it is written to, gRPC puts INTERNAL in the
+            # place of the server's answer (grpc issue 36066), so a refusal has to come before the first write.
+            await self._call.initial_metadata()
             await self._call.write(gateway_pb2.ConnectRequest(hello=hello))
             for page in inventory:
                 await self._call.write(gateway_pb2.ConnectRequest(inventory=page))
@@ -227,11 +233,13 @@ class Session:
         self._still = not self._host.full(words, page.revision)
         self.synced = not self._still
 
-    async def _broken(self, error: BaseException | None) -> StreamBroken:
+    async def _broken(self, error: BaseException | None) -> StreamBroken | Refused:
         if isinstance(error, grpc.aio.AioRpcError):
-            return StreamBroken(f"{error.code().name}: {error.details()}")
-        code = await self._call.code()
-        return StreamBroken(f"{code.name}: {await self._call.details()}")
+            code, details = error.code(), error.details()
+        else:
+            code, details = await self._call.code(), await self._call.details()
+        said = f"{code.name}: {details}"
+        return Refused(f"{said}; {_TOKEN_REMEDY}") if code is grpc.StatusCode.UNAUTHENTICATED else StreamBroken(said)
 
 
 def _words(attempts: Any) -> list[Desired]:

@@ -29,6 +29,7 @@ class AgentGatewayServicer(gateway_pb2_grpc.AgentGatewayServiceServicer):
         self, request_iterator: AsyncIterable[gateway_pb2.ConnectRequest], context: Any
     ) -> None:
         """Liveness, desired state and attempt events of one agent."""
+        await context.send_initial_metadata(())
         await self._sessions.serve(request_iterator, context.write)
 
     async def UploadLogs(  # type: ignore[override]

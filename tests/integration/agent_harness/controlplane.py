@@ -216,6 +216,7 @@ class ScriptedControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
     async def Connect(  # type: ignore[override]  # noqa: N802 - writes by itself, which the stubs do not know
         self, request_iterator: Any, context: Any
     ) -> None:
+        await context.send_initial_metadata(())
         stream = Stream(context)
         self._streams.put_nowait(stream)
         reading = asyncio.create_task(stream.read(request_iterator))
