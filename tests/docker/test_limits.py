@@ -172,20 +172,24 @@ async def test_cpu_over_the_limit_is_throttled_and_both_are_measured(workshop: W
         import time
         end = time.monotonic() + 3
         while time.monotonic() < end: pass
-        print(time.process_time())
+        print(time.process_time(), flush=True)
+        time.sleep(1.5)
         """,
         limits=limited(cpu=250),
     )
     await slot.begin()
     watch.add(slot)
+    await slot.said("\n")
+    group = slot.runtime.group(slot.id)
+    assert group
+    kernel = group.read().usage.throttled_usec
     verdict = await watch.verdict(slot)
     assert verdict.state is State.SUCCEEDED
     assert 0.4 < float(slot.log()) < 1.2
-    usage = watch.usages[-1]
-    # How long it waited for its quota alone depends on who else wants the processors.
-    assert usage.throttled_usec
-    assert usage.cpu_milli_cores
-    assert 150 < usage.cpu_milli_cores < 400
+    # How much of its waiting is the limit's depends on who else wants the processors.
+    assert kernel
+    assert (watch.usages[-1].throttled_usec or 0) >= kernel
+    assert any(150 < (usage.cpu_milli_cores or 0) < 400 for usage in watch.usages)
 
 
 async def test_throttling_is_told_up_to_the_end_also_of_a_run_too_short_for_a_sample(workshop: Workshop) -> None:
