@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import click
+from click.exceptions import NoSuchCommand
 from click.shell_completion import CompletionItem
 
 from ffctl import failures
@@ -43,6 +44,16 @@ class Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(f"ffctl.commands.{module}"), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the command; an unknown name is answered with the nearest ones."""
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as error:
+            # click looks among the commands that are loaded, and here none is.
+            raise NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the list of commands without loading them."""
         with formatter.section("Commands"):
@@ -69,8 +80,9 @@ def ffctl() -> None:
              ffctl run hello --follow     (in another)
 
     \b
-    Exit codes: 0 succeeded · 1 the run ended otherwise · 2 usage · 3 server unreachable ·
-                4 refused by the server · 130 detached by Ctrl-C
+    Exit codes: 0 succeeded · 1 the run ended otherwise · 2 usage
+                3 server unreachable · 4 refused by the server
+                130 detached by Ctrl-C
     """
 
 

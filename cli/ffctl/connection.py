@@ -170,12 +170,23 @@ def explain(error: grpc.aio.AioRpcError, address: str) -> Failure:
     return Refused(status.message, code=code.name, details=details, hint=hint or _hint(code))
 
 
+_CAUSES = [
+    (re.compile(r"^.*last error: (?:[A-Z_]+: )?(?:ipv[46]:\S+: )?"), ""),
+    (re.compile(r"^Failed to connect to remote host: "), ""),
+    (re.compile(r"^errors resolving .*: ([^:\]]+)\]+$"), r"\1"),
+    (re.compile(r"^Cancelling all calls$"), "it is being stopped"),
+]
+"""What gRPC writes around a cause ("failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:7233: …"),
+and what is written in its place."""
+
+
 def _transport(error: grpc.aio.AioRpcError) -> str:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"nothing within {CALL_TIMEOUT_S:.0f} s"
     details = error.details() or error.code().name
-    # "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:7233: …": the end is the cause.
-    return re.sub(r"^.*last error: (?:[A-Z_]+: )?(?:ipv[46]:\S+: )?", "", details)
+    for pattern, cause in _CAUSES:
+        details = pattern.sub(cause, details)
+    return details
 
 
 def _advice(address: str) -> str:

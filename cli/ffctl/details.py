@@ -204,13 +204,10 @@ def waits_lines(runs: Sequence[runs_pb2.Run]) -> list[RenderableType]:
     return ["", *lines] if lines else []
 
 
-_SAID_BY_THE_STATE = frozenset({runs_pb2.REASON_CANCEL_REQUESTED, runs_pb2.REASON_TIMEOUT})
-
-
 def _why(run: runs_pb2.Run) -> str:
     if run.reason == runs_pb2.REASON_EXIT_CODE:
         return f"exit code {run.exit_code}"
-    return "" if run.reason in _SAID_BY_THE_STATE else wording.reason(run.reason)
+    return "" if run.reason in wording.SAID_OTHERWISE else wording.reason(run.reason)
 
 
 def seconds_now() -> float:

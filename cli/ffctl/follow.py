@@ -101,6 +101,7 @@ class Follower:
         self._answered = asyncio.Event()
         self._sealed = False
         self._bytes_seen = 0
+        self._lost = False
 
     async def until_end(self) -> runs_pb2.Run:
         """Returns the run in its terminal state, once its output (if wanted) is complete.
@@ -147,6 +148,7 @@ class Follower:
             on_lost=self._on_lost,
         )
         async for answer in answers:
+            self._lost = False
             self._run = answer.run
             self._changed.set()
             self._tell(answer.run)
@@ -181,6 +183,7 @@ class Follower:
 
     async def _take(self, message: logs_pb2.ReadLogResponse) -> None:
         assert self._sink is not None
+        self._lost = False
         for loss in message.losses:
             self._notes.loss(message.attempt, loss)
         if message.data:
@@ -217,7 +220,10 @@ class Follower:
             self._progress.note(self._come_back())
 
     def _on_lost(self, explanation: str) -> None:
-        self._progress.note(f"connection lost: {explanation}; trying again")
+        # The two streams lose one connection, and a person wants to hear of it once.
+        if not self._lost:
+            self._lost = True
+            self._progress.note(f"connection lost: {explanation}; trying again")
 
     async def _ask(self) -> None:
         self._progress.stop()
@@ -271,13 +277,15 @@ def doing(run: runs_pb2.Run) -> str:
 def verdict(run: runs_pb2.Run, now: float) -> str:
     """Returns how a run ended, in one line."""
     state = wording.run_state(run.state)
-    facts = [wording.reason(run.reason)] if run.reason and run.reason != runs_pb2.REASON_EXIT_CODE else []
+    facts = [wording.reason(run.reason)] if run.reason and run.reason not in wording.SAID_OTHERWISE else []
     if run.HasField("exit_code") and run.state != runs_pb2.RUN_STATE_SUCCEEDED:
         facts.append(f"exit code {run.exit_code}")
     text = f"run {short(run.id)} of {run.pipeline} {state}"
     text += f" ({', '.join(facts)})" if facts else ""
     text += f" after {wording.took(run, now)}" if run.HasField("start_time") else ""
-    return text + (f": {run.message}" if run.message and run.state != runs_pb2.RUN_STATE_SUCCEEDED else "")
+    # An exit code's message would only repeat it.
+    told = run.state == runs_pb2.RUN_STATE_SUCCEEDED or run.reason == runs_pb2.REASON_EXIT_CODE
+    return text + (f": {run.message}" if run.message and not told else "")
 
 
 def exit_code(run: runs_pb2.Run) -> int:

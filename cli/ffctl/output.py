@@ -122,7 +122,7 @@ def show(*renderables: RenderableType) -> None:
     target = console()
     with target.capture() as capture:
         for renderable in renderables:
-            target.print(renderable)
+            target.print(renderable, crop=False)
     # rich pads each cell to its column's width; trailing blanks are noise in a pipe and in copied text.
     lines = (re.sub(r"[ ]+((?:\x1b\[[0-9;]*m)*)$", r"\1", line) for line in capture.get().split("\n"))
     write_bytes("\n".join(lines).encode())
@@ -145,7 +145,8 @@ def table(*columns: str) -> Table:
 def fit(grid: Table, **least: int) -> Table:
     """Narrows columns of `grid` until it fits stdout, the one with most to spare first; returns `grid`.
 
-    `least` names by heading the columns that may give way, each with the width that it keeps.
+    `least` names by heading the columns that may give way, each with the width that it keeps. A terminal too narrow
+    even for that breaks the lines: a run's id that was cut could not be typed.
     """
     widths = {str(column.header): _width(column) for column in grid.columns}
     excess = sum(widths.values()) + GAP * (len(widths) - 1) - console().width
@@ -157,6 +158,7 @@ def fit(grid: Table, **least: int) -> Table:
         excess -= 1
     for column in grid.columns:
         column.width = widths[str(column.header)]
+    grid.width = sum(widths.values()) + GAP * (len(widths) - 1)
     return grid
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from fastflow.pipelines.sizes import format_size
 from fastflow.v1 import agents_pb2, limits_pb2, pipelines_pb2, runs_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,6 +19,9 @@ TERMINAL = frozenset(
     }
 )
 """States after which nothing more happens to a run."""
+
+SAID_OTHERWISE = frozenset({runs_pb2.REASON_EXIT_CODE, runs_pb2.REASON_CANCEL_REQUESTED, runs_pb2.REASON_TIMEOUT})
+"""Reasons that a run's exit code or its state tells already."""
 
 STYLES = {
     "QUEUED": "yellow",
@@ -71,14 +75,8 @@ def loss_kind(value: runs_pb2.LogLossKind) -> str:
 
 
 def size(count: int) -> str:
-    """Returns bytes as "512 MiB", "1.5 GiB": powers of 1024, at most one decimal."""
-    amount = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        # 1023.96 would be shown as 1024.0, which is 1 of the next unit.
-        if amount < 1023.95 or unit == "TiB":
-            return f"{_short(amount)} {unit if count != 1 else 'byte'}"
-        amount /= 1024
-    raise AssertionError("the last unit always returns")
+    """Returns bytes as "512 MiB", "1.5 GiB", "17 bytes": rounded as in the server's own sentences."""
+    return format_size(count) if count >= 1024 else f"{count} byte{'' if count == 1 else 's'}"
 
 
 def cores(milli_cores: int) -> str:
@@ -148,10 +146,6 @@ def warning(value: runs_pb2.SoftLimitWarning) -> str:
     if value.kind == runs_pb2.SOFT_LIMIT_KIND_CPU:
         return f"CPU above its soft limit of {cores(value.limit)}, peak {cores(value.peak)}"
     return f"memory above its soft limit of {size(value.limit)}, peak {size(value.peak)}"
-
-
-def _short(amount: float) -> str:
-    return f"{amount:.1f}".removesuffix(".0")
 
 
 def _name(name_of: Callable[[Any], str], value: int, prefix: str) -> str:

@@ -1,4 +1,4 @@
-"""`make demo`: the whole of Fast-Flow on this machine, then cleaned up; `make up`: the same, left running.
+"""`make demo`: the whole of Fast-Flow on this machine, then cleaned up; `make up`: left running by `ffctl up`.
 
 Makes sure of a Docker engine and the runner image, starts a control plane and an agent as two processes, and types
 the `ffctl` commands a person would type. Each command is printed before it runs, so that it can be typed again.
@@ -14,17 +14,22 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+
+from ffctl.children import readable
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 STATE = ROOT / ".fastflow"
+PIPELINES = ROOT / "examples" / "pipelines"
 ENGINE = [sys.executable, str(ROOT / "deploy" / "engine" / "engine")]
 IMAGE = [sys.executable, str(ROOT / "deploy" / "runner" / "build")]
 NO_ENGINE = 3
 """Exit code of `engine ensure` where Docker can not be had."""
 READY_SECONDS = 30.0
 STOP_SECONDS = 20.0
+LAST_LINES = 3
 
 BOLD, GREEN, YELLOW, RESET = ("\033[1m", "\033[32m", "\033[33m", "\033[0m") if sys.stdout.isatty() else ("",) * 4
 
@@ -38,14 +43,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--up", action="store_true", help="leave control plane and agent running until Ctrl-C")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     with ExitStack() as cleanup:
         try:
             runtime = _container_runtime(cleanup)
-            server = _start(cleanup, runtime, STATE / ("up" if arguments.up else "demo"))
             if arguments.up:
-                return _stay(server)
-            _tour(server, runtime)
+                return _stay(runtime)
+            _tour(_start(cleanup, runtime, STATE / "demo"), runtime)
         except DemoFailed as error:
             print(f"{YELLOW}{error}{RESET}", file=sys.stderr)
             return 1
@@ -84,28 +89,43 @@ def _start(cleanup: ExitStack, runtime: str, data: Path) -> str:
     heading("Control plane and agent, two processes")
     data.mkdir(parents=True, exist_ok=True)
     server = f"127.0.0.1:{_free_port()}"
-    _spawn(
+    controlplane = _spawn(
         cleanup,
         data / "controlplane.log",
         ["fastflow-controlplane", "serve"],
         FASTFLOW_LISTEN=server,
         FASTFLOW_DATA_DIR=str(data / "controlplane"),
-        FASTFLOW_PIPELINES_DIR=str(ROOT / "examples" / "pipelines"),
+        FASTFLOW_PIPELINES_DIR=str(PIPELINES),
     )
-    agent = {
+    settings = {
         "FASTFLOW_CONTROLPLANE": server,
         "FASTFLOW_DATA_DIR": str(data / "agent"),
         "FASTFLOW_AGENT_NAME": "worker-1",
         "FASTFLOW_RUNTIME": runtime,
     }
     if "SSL_CERT_FILE" in os.environ:
-        agent["FASTFLOW_CA_BUNDLE"] = os.environ["SSL_CERT_FILE"]
-    _spawn(cleanup, data / "agent.log", ["fastflow-agent", "run"], **agent)
-    _until_agent_connected(server, data)
+        settings["FASTFLOW_CA_BUNDLE"] = os.environ["SSL_CERT_FILE"]
+    agent = _spawn(cleanup, data / "agent.log", ["fastflow-agent", "run"], **settings)
+    _until_agent_connected(server, [controlplane, agent])
     return server
 
 
-def _spawn(cleanup: ExitStack, log: Path, command: list[str], **settings: str) -> None:
+@dataclass(frozen=True)
+class Started:
+    """A program of ours and its log."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        """Raises DemoFailed with the program's last words if it has ended."""
+        if self.process.poll() is not None:
+            words = "\n".join(map(readable, self.log.read_text(errors="replace").splitlines()[-LAST_LINES:]))
+            raise DemoFailed(f"{self.name} ended with exit code {self.process.returncode}:\n{words}")
+
+
+def _spawn(cleanup: ExitStack, log: Path, command: list[str], **settings: str) -> Started:
     with log.open("ab") as output:
         process = subprocess.Popen(
             [str(BIN / command[0]), *command[1:]],
@@ -117,6 +137,7 @@ def _spawn(cleanup: ExitStack, log: Path, command: list[str], **settings: str) -
         )
     print(f"{' '.join(command)}  (pid {process.pid}, log {log.relative_to(ROOT)})")
     cleanup.callback(_stop, process)
+    return Started(command[0], process, log)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -133,18 +154,24 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _until_agent_connected(server: str, data: Path) -> None:
+def _until_agent_connected(server: str, programs: list[Started]) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
+        for program in programs:
+            program.check()
         listed = _ffctl(server, "agents", "list", "-o", "json", capture=True)
         if "AGENT_STATE_ACTIVE" in listed:
             return
         time.sleep(0.2)
-    raise DemoFailed(f"No agent connected within {READY_SECONDS:.0f} s; the logs in {data} say why.")
+    logs = " and ".join(str(program.log) for program in programs)
+    raise DemoFailed(f"No agent connected within {READY_SECONDS:.0f} s; {logs} say why.")
 
 
-def _ffctl(server: str, *arguments: str, capture: bool = False, value: str | None = None) -> str:
-    """Runs one ffctl command against `server`; prints it first unless its output is captured."""
+def _ffctl(server: str, *arguments: str, capture: bool = False, value: str | None = None, expected: int = 0) -> str:
+    """Runs one ffctl command against `server`; prints it first unless its output is captured.
+
+    Raises DemoFailed where a printed one ends with another exit code than `expected`.
+    """
     if not capture:
         print(f"\n{BOLD}$ ffctl {shlex.join(arguments)}{RESET}", flush=True)
     done = subprocess.run(
@@ -156,6 +183,8 @@ def _ffctl(server: str, *arguments: str, capture: bool = False, value: str | Non
         stderr=subprocess.DEVNULL if capture else None,
         check=False,
     )
+    if not capture and done.returncode != expected:
+        raise DemoFailed(f"The last command ended with exit code {done.returncode}, not with {expected}.")
     return done.stdout or ""
 
 
@@ -177,7 +206,7 @@ def _tour(server: str, runtime: str) -> None:
     _ffctl(server, "run", "inline_requirements", "--follow")
 
     heading("An uncaught exception is a failed run")
-    _ffctl(server, "run", "broken", "--follow")
+    _ffctl(server, "run", "broken", "--follow", expected=1)
 
     if runtime == "docker":
         heading("A soft limit only warns")
@@ -185,7 +214,7 @@ def _tour(server: str, runtime: str) -> None:
         _ffctl(server, "runs", "show", _newest(server, "memory_soft_limit"))
 
         heading("A hard memory limit ends the container, and the verdict says so")
-        _ffctl(server, "run", "memory_hog", "--follow")
+        _ffctl(server, "run", "memory_hog", "--follow", expected=1)
         _ffctl(server, "runs", "show", _newest(server, "memory_hog"))
 
     heading("Everything that ran")
@@ -198,14 +227,20 @@ def _newest(server: str, pipeline: str) -> str:
     return str(next(run["id"] for run in runs if run["pipeline"] == pipeline))[-8:]
 
 
-def _stay(server: str) -> int:
-    print(f"\nRunning. In another terminal:\n\n  export FASTFLOW_SERVER={server}")
-    print(f"  {BIN / 'ffctl'} run hello --follow\n\nCtrl-C stops both.")
+def _stay(runtime: str) -> int:
+    """Runs `ffctl up` until Ctrl-C and returns its exit code."""
+    command = ["ffctl", "up", "--pipelines", str(PIPELINES), "--data", str(STATE / "up"), "--runtime", runtime]
+    heading("Control plane and agent in one command")
+    print(f"\n{BOLD}$ {shlex.join(command)}{RESET}", flush=True)
+    process = subprocess.Popen([str(BIN / command[0]), *command[1:]])
     try:
-        signal.pause()
-    except KeyboardInterrupt:
-        print("\nStopping.")
-    return 0
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # the terminal sent it to ffctl as well, which ends its two programs in order
+    finally:
+        _stop(process)
 
 
 if __name__ == "__main__":

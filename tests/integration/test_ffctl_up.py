@@ -166,8 +166,24 @@ def test_a_program_that_dies_is_told_with_its_last_lines_and_ends_the_other(up: 
 def test_a_port_that_is_taken_is_told_by_name(up: Up) -> None:
     with socket.create_server(("127.0.0.1", up.port)):
         assert up.start().wait(SECONDS) == 1
-    assert f"127.0.0.1:{up.port} can not be listened on" in up.stderr
+    assert f"another program listens at 127.0.0.1:{up.port} already" in up.stderr
     assert "Traceback" not in up.stderr
+
+
+def test_where_another_control_plane_answers_it_does_not_pass_for_ours(up: Up, tmp_path: Path) -> None:
+    up.start()
+    up.until_ready()
+    second = subprocess.run(
+        [str(FFCTL), "up", "--listen", f"127.0.0.1:{up.port}", "--data", str(tmp_path / "other")],
+        cwd=up.folder,
+        env=up.environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (second.returncode, second.stdout) == (1, "")
+    assert "--listen HOST:PORT" in second.stderr
 
 
 def test_a_second_one_with_the_same_data_is_refused_by_pid(up: Up) -> None:

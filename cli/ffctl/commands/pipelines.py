@@ -137,9 +137,9 @@ def _rows(pipeline: pipelines_pb2.Pipeline) -> list[tuple[str, RenderableType]]:
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @output_option
 def validate_path(path: Path, as_json: bool) -> int:
-    """Checks the pipeline in the folder PATH, or all pipelines below it. Needs no server.
+    """Checks all pipelines in the folder PATH; needs no server.
 
-    Exits with 1 if one is invalid or there is none.
+    PATH may be one pipeline's own folder. Exits with 1 if one is invalid or there is none.
 
     \b
     Example: ffctl pipelines validate ./pipelines

@@ -64,7 +64,7 @@ def _show_list(runs: list[runs_pb2.Run], *, more: bool, filtered: bool, as_json:
 @server_option
 @click.pass_context
 def show_run(context: click.Context, run: str, as_json: bool) -> None:
-    """Shows one run: state and reason, usage, warnings, and why it waits.
+    """Shows one run: its verdict, its usage, and why it waits.
 
     \b
     Example: ffctl runs show 1a2b3c4d

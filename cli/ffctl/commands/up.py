@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -85,6 +87,7 @@ def command(pipelines: Path | None, listen: str, data: Path, runtime: str | None
         runtime = _choose_runtime()
     plan = Plan(with_port(listen), data.absolute(), pipelines.absolute(), runtime)
     with _only_one(plan):
+        _refuse_taken(plan.listen)
         return asyncio.run(_Up(plan).run())
 
 
@@ -113,6 +116,27 @@ def _only_one(plan: Plan) -> Iterator[None]:
         lock.write(f"pid {os.getpid()}, listening on {plan.listen}\n")
         lock.flush()
         yield
+
+
+def _refuse_taken(address: str) -> None:
+    """Raises Failure where something listens at `address`: its answers would be taken for those of our control plane.
+
+    An address that can not be had for another reason is left to the control plane to explain.
+    """
+    host, port = _split(address)
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Failure(
+                f"another program listens at {address} already, perhaps another control plane",
+                hint="End it, or name another address with --listen HOST:PORT.",
+            ) from None
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 class _Up:
@@ -208,15 +232,19 @@ class _Up:
             for child in self._children:
                 child.signal(signal.SIGKILL)
         elif not self._interrupted.is_set():
-            click.echo("\nStopping agent and control plane (Ctrl-C again: at once).", err=True)
+            click.echo(
+                "\nStopping agent and control plane (Ctrl-C again: at once).\n"
+                "Runs under way go on; the next `ffctl up` picks them up.",
+                err=True,
+            )
             self._interrupted.set()
 
 
 async def _until_listening(address: str) -> None:
-    host, _, port = address.rpartition(":")
+    host, port = _split(address)
     while True:
         with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port), family=socket.AF_UNSPEC)
+            _, writer = await asyncio.open_connection(host, port, family=socket.AF_UNSPEC)
             writer.close()
             return
         await asyncio.sleep(POLL_S)
@@ -248,11 +276,13 @@ async def _agent_conditions(address: str) -> list[str]:
 def _welcome(plan: Plan, conditions: list[str], seconds: float) -> None:
     for condition in conditions:
         click.secho(f"warning: {condition}", fg="yellow", err=True, color=_colours())
-    other = "" if plan.listen == DEFAULT_SERVER else f"  export FASTFLOW_SERVER={plan.listen}\n"
+    needed = [] if plan.listen == DEFAULT_SERVER else [f"  export FASTFLOW_SERVER={plan.listen}\n"]
+    if not shutil.which("ffctl"):
+        needed.append(f"  export PATH={Path(sys.executable).parent}:$PATH\n")
     click.echo(
         f"\nFast-Flow is ready at {plan.listen} after {seconds:.1f} s.\n"
         f"Pipelines from {plan.pipelines}, run by {plan.runtime}, data in {plan.data}.\n"
-        f"Next, in another terminal:\n\n{other}  ffctl pipelines list\n  ffctl run NAME --follow\n\n"
+        f"Next, in another terminal:\n\n{''.join(needed)}  ffctl pipelines list\n  ffctl run NAME --follow\n\n"
         "Ctrl-C stops both.\n"
     )
 

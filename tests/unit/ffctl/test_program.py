@@ -40,6 +40,21 @@ def test_wrong_usage_is_exit_code_2(ffctl: Ffctl, arguments: list[str]) -> None:
     assert ended.err.startswith("Usage: ffctl")
 
 
+def test_a_mistyped_command_is_answered_with_the_nearest(ffctl: Ffctl) -> None:
+    assert "Did you mean 'logs'?" in ffctl("log").err
+    assert "Did you mean 'list'?" in ffctl("runs", "lst").err
+
+
+def test_help_fits_a_terminal_of_80_columns(environment: dict[str, str]) -> None:
+    for arguments in [[], *([name] for name in program.COMMANDS)]:
+        command = [sys.executable, "-m", "ffctl", *arguments, "--help"]
+        done = subprocess.run(
+            command, env={**environment, "COLUMNS": "80"}, capture_output=True, text=True, timeout=30, check=True
+        )
+        assert max(len(line) for line in done.stdout.splitlines()) <= 80
+        assert "..." not in done.stdout.partition("Commands:")[2]
+
+
 def test_a_defect_is_told_in_one_line_without_traceback(
     server: ScriptedServer, ffctl: Ffctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:

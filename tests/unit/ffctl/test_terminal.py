@@ -71,6 +71,15 @@ def test_the_list_of_runs_keeps_one_row_per_run_at_80_columns(
     assert SHORT_ID in lines[1]
 
 
+def test_on_a_narrow_terminal_ids_and_states_are_not_cut(
+    spawn: Spawn, runs: list[runs_pb2.Run], environment: dict[str, str]
+) -> None:
+    environment["NO_COLOR"] = "1"
+    for line in screen(spawn, "runs", "list", columns=40).splitlines()[1:]:
+        assert SHORT_ID in line
+        assert "FAILED" in line or "SUCCEEDED" in line
+
+
 def test_waiting_shows_one_moving_line_that_is_gone_at_the_end(
     server: ScriptedServer, spawn: Spawn, environment: dict[str, str]
 ) -> None:

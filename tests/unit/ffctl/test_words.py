@@ -16,7 +16,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
         (1536 * 2**20, "1.5 GiB"),
         (2**20 - 1, "1 MiB"),
         (64 * 2**30, "64 GiB"),
-        (5000 * 2**40, "5000 TiB"),
+        (128 * 2**20 + 2**18, "128.3 MiB"),
+        (5000 * 2**40, "4.9 PiB"),
     ],
 )
 def test_sizes_are_powers_of_1024(count: int, text: str) -> None:
