@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 STATE := .fastflow/engine
+# While it is held no other target stops an engine that was started from here.
+USING_ENGINE := mkdir -p $(STATE) && flock -s -o $(STATE)/in-use
 
 .PHONY: help demo up test test-hosts bench lint types format engine image clean
 
@@ -13,18 +15,18 @@ help: ## Lists these targets
 demo: $(INSTALLED) ## Sets everything up, runs the example pipelines, and cleans up
 	@$(BIN)/python deploy/demo/demo.py
 
-up: $(INSTALLED) ## Starts a control plane and an agent on the example pipelines, and leaves them running
+up: $(INSTALLED) ## Runs a control plane and an agent on the example pipelines, until Ctrl-C
 	@$(BIN)/python deploy/demo/demo.py --up
 
 test: $(INSTALLED) engine image ## All tests but those of the host lab
-	@$(BIN)/python -m pytest -n 2 --dist loadscope tests/unit tests/contract tests/integration tests/docker; \
+	@$(USING_ENGINE) $(BIN)/python -m pytest -n 2 --dist loadscope tests/unit tests/contract tests/integration tests/docker; \
 	  code=$$?; deploy/engine/engine stop $(STATE); exit $$code
 
 test-hosts: $(INSTALLED) engine image ## Tests on virtual worker hosts with cgroup v2 (root, a few minutes)
-	@$(BIN)/python -m pytest tests/hosts; code=$$?; deploy/engine/engine stop $(STATE); exit $$code
+	@$(USING_ENGINE) $(BIN)/python -m pytest tests/hosts; code=$$?; deploy/engine/engine stop $(STATE); exit $$code
 
 bench: $(INSTALLED) engine image ## Measures; writes build/bench.json
-	@$(BIN)/python -m tests.bench; code=$$?; deploy/engine/engine stop $(STATE); exit $$code
+	@$(USING_ENGINE) $(BIN)/python -m tests.bench; code=$$?; deploy/engine/engine stop $(STATE); exit $$code
 
 lint: $(INSTALLED) ## Style of code and protocol
 	$(BIN)/ruff check .

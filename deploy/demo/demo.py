@@ -5,6 +5,7 @@ the `ffctl` commands a person would type. Each command is printed before it runs
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shlex
@@ -69,6 +70,7 @@ def heading(text: str) -> None:
 def _container_runtime(cleanup: ExitStack) -> str:
     """Returns "docker" with engine and image in place, or "process" where Docker can not be had."""
     heading("Docker engine and runner image")
+    _hold_engine(cleanup)
     ensured = subprocess.run([*ENGINE, "ensure", str(STATE / "engine")], check=False)
     if ensured.returncode == NO_ENGINE:
         print(
@@ -78,10 +80,18 @@ def _container_runtime(cleanup: ExitStack) -> str:
         return "process"
     if ensured.returncode != 0:
         raise DemoFailed("The Docker engine could not be started; its message stands above.")
-    cleanup.callback(subprocess.run, [*ENGINE, "stop", str(STATE / "engine")], check=False)
     if subprocess.run(IMAGE, check=False).returncode != 0:
         raise DemoFailed("The runner image could not be built; the message stands above.")
     return "docker"
+
+
+def _hold_engine(cleanup: ExitStack) -> None:
+    """Keeps other `make`s from stopping the engine; at the end stops it, if it was started here and none uses it."""
+    folder = STATE / "engine"
+    folder.mkdir(parents=True, exist_ok=True)
+    cleanup.callback(subprocess.run, [*ENGINE, "stop", str(folder)], check=False)
+    in_use = cleanup.enter_context((folder / "in-use").open("a"))
+    fcntl.flock(in_use, fcntl.LOCK_SH)
 
 
 def _start(cleanup: ExitStack, runtime: str, data: Path) -> str:
@@ -229,10 +239,12 @@ def _newest(server: str, pipeline: str) -> str:
 
 def _stay(runtime: str) -> int:
     """Runs `ffctl up` until Ctrl-C and returns its exit code."""
-    command = ["ffctl", "up", "--pipelines", str(PIPELINES), "--data", str(STATE / "up"), "--runtime", runtime]
+    folders = {"--pipelines": PIPELINES, "--data": STATE / "up"}
+    options = [word for name, folder in folders.items() for word in (name, str(folder.relative_to(ROOT)))]
+    command = ["ffctl", "up", *options, "--runtime", runtime]
     heading("Control plane and agent in one command")
     print(f"\n{BOLD}$ {shlex.join(command)}{RESET}", flush=True)
-    process = subprocess.Popen([str(BIN / command[0]), *command[1:]])
+    process = subprocess.Popen([str(BIN / command[0]), *command[1:]], cwd=ROOT)
     try:
         while True:
             try:

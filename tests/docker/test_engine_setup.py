@@ -1,5 +1,6 @@
 """`deploy/engine/engine`: finds an engine, starts one of its own, and stops no other."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -76,6 +77,17 @@ def test_it_starts_a_daemon_finds_it_again_and_stops_it(setup: Setup) -> None:
 
     stopped = setup.stop()
     assert (stopped.returncode, is_alive(pid), setup.record.exists()) == (0, False, False)
+
+
+def test_a_daemon_that_another_user_of_the_state_folder_needs_is_left_running(setup: Setup) -> None:
+    setup.ensure()
+    pid = json.loads(setup.record.read_text())["pid"]
+    with (setup.state / "in-use").open("a") as in_use:
+        fcntl.flock(in_use, fcntl.LOCK_SH)
+        assert "left running" in setup.stop().stdout
+        assert is_alive(pid)
+    assert "stopped" in setup.stop().stdout
+    assert not is_alive(pid)
 
 
 def test_it_stops_no_daemon_that_it_did_not_start(setup: Setup) -> None:

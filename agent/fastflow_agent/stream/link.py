@@ -20,6 +20,9 @@ log = structlog.get_logger(__name__)
 REFUSED_SECONDS = 15.0
 """Wait after a refusal: its cause is an operator's to remove, and asking more often would only fill logs."""
 
+STARTUP_SECONDS = 5.0
+"""For so long after its own start an agent does not complain: host or `ffctl up` start both programs at once."""
+
 
 class Link:
     """Opens a stream, lives on it, and opens another when it breaks. What runs goes on meanwhile."""
@@ -44,6 +47,7 @@ class Link:
         self._clock = clock
         self._backoff = backoff
         self._opening = opening
+        self._began = clock.monotonic()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Return after Goodbye, once `stopping` is set."""
@@ -74,5 +78,11 @@ class Link:
             if session.synced:
                 self._backoff.reset()
             delay = self._backoff.next()
-            log.warning("no connection to the control plane", reason=str(broken), retry_seconds=round(delay, 2))
+            self._explain(broken, delay)
             return delay
+
+    def _explain(self, broken: StreamBroken, delay: float) -> None:
+        if self._clock.monotonic() - self._began < STARTUP_SECONDS:
+            log.info("waiting for the control plane to answer", retry_seconds=round(delay, 2))
+        else:
+            log.warning("no connection to the control plane", reason=str(broken), retry_seconds=round(delay, 2))

@@ -51,7 +51,7 @@ async def test_an_agent_without_a_control_plane_still_stops_at_once(
     await controlplane.stop()
     agent = _agent(settings, tmp_path / "agent.log")
     agent.start()
-    await asyncio.to_thread(agent.wait_for_log, "no connection to the control plane")
+    await asyncio.to_thread(agent.wait_for_log, "waiting for the control plane to answer")
     assert await asyncio.to_thread(agent.stop) == 0
 
 
