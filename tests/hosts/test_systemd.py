@@ -10,6 +10,13 @@ from tests.hosts.lab.init import SYSTEMD
 from tests.hosts.lab.lab import Lab
 
 MIB = 1 << 20
+HOG = """
+    import pathlib, time
+    print("begun", flush=True)
+    while not pathlib.Path("/tmp/go").exists(): time.sleep(0.1)
+    blocks = []
+    while True: blocks.append(bytearray(8 << 20))
+"""
 SECONDS = 120.0
 """For one run in a guest: five to fifteen on a quiet machine."""
 
@@ -32,14 +39,7 @@ def host_agent(cluster: HostCluster) -> Iterator[HostAgent]:
 
 
 def test_an_oom_kill_is_told_by_the_slots_slice(cluster: HostCluster, host_agent: HostAgent) -> None:
-    main = """
-        import pathlib, time
-        print("begun", flush=True)
-        while not pathlib.Path("/tmp/go").exists(): time.sleep(0.1)
-        blocks = []
-        while True: blocks.append(bytearray(8 << 20))
-    """
-    cluster.add_pipeline("hog", main, pipeline={"mem_hard_limit": "96m"})
+    cluster.add_pipeline("hog", HOG, pipeline={"mem_hard_limit": "96m"})
     run = cluster.run("hog")
     cluster.wait_for_log(run, b"begun", SECONDS)
     group = "/sys/fs/cgroup/fastflow.slice/fastflow-*.slice/docker-*.scope"
@@ -68,3 +68,19 @@ def test_a_restart_of_the_unit_harms_no_run_and_nothing_of_it_stays(
     assert cluster.log(run) == ticker_log(150)
     left = "systemctl list-units --no-legend --plain 'fastflow-*.slice'; docker ps --all --quiet"
     cluster.until(lambda: not host_agent.run(left).stdout, 30, "slices and containers to be removed")
+
+
+def test_the_limit_and_the_verdict_hold_with_crun_which_lays_a_group_of_its_own_below_dockers(
+    cluster: HostCluster, host_agent: HostAgent
+) -> None:
+    crun = '"default-runtime": "crun", "runtimes": {"crun": {"path": "/usr/bin/crun"}},'
+    host_agent.run(f"sed -i '1a {crun}' /etc/docker/daemon.json && systemctl restart docker", timeout=SECONDS)
+    cluster.add_pipeline("hog", HOG, pipeline={"mem_hard_limit": "96m"})
+    run = cluster.run("hog")
+    cluster.wait_for_log(run, b"begun", SECONDS)
+    group = "/sys/fs/cgroup/fastflow.slice/fastflow-*.slice/docker-*.scope/container"
+    assert host_agent.run(f"cat {group}/memory.max {group}/memory.oom.group").stdout.split() == [str(96 * MIB), "1"]
+    host_agent.run("cd /var/lib/fastflow-agent/agent/slots/*/tmp && touch go")
+    shown = cluster.finish(run, SECONDS)
+    assert (shown["reason"], shown["exit_code"]) == ("REASON_OOM_KILLED", 137)
+    assert "oom_group_kill 1" in shown["attempts"][0]["out_of_memory"]["evidence"]
