@@ -14,14 +14,15 @@ import structlog
 
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
-from fastflow_controlplane.errors import FastFlowError
+from fastflow_controlplane.errors import DataLoss, FastFlowError
 from fastflow_controlplane.logs.store import LogKey, LogStore, StoreUnavailable
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptKey, LogLoss, WaitingRun
+from fastflow_controlplane.runs.states import Reason
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
-from fastflow_controlplane.store.queries import attempts, desired, events
+from fastflow_controlplane.store.queries import attempts, desired, events, runs
 from fastflow_controlplane.store.queries.desired import DesiredRow, DesiredState
 from fastflow_controlplane.store.queries.transitions import Epochs, note
 
@@ -119,6 +120,9 @@ class Assignments:
         epochs = Epochs(session=0, leader=self._leader_epoch)
 
         def assign(connection: Connection) -> AttemptKey | None:
+            sealed = runs.read_parameters(connection, run.run_id)
+            if sealed is not None:
+                self._secrets.open(sealed)  # what can not be opened could not be delivered
             return attempts.assign(connection, run.run_id, agent_id, token, versions, epochs, self._clock.now())
 
         def assigned(key: AttemptKey | None) -> None:
@@ -131,6 +135,7 @@ class Assignments:
     async def all(self, agent_id: str, reported: Collection[AttemptKey]) -> Deliveries:
         """Returns the full set for a new session, with an answer to each attempt the agent `reported`."""
         await self._close_abandoned(agent_id, reported)
+        await self._give_back_unreadable(agent_id, reported)
         state = await self._store.read(lambda connection: desired.read_all(connection, agent_id, reported))
         known = {row.key for row in state.rows}
         orphans = [Delivery(key, "ORPHAN") for key in reported if key not in known]
@@ -161,8 +166,7 @@ class Assignments:
         secrets: Sequence[SecretValue] = ()
         environment: dict[str, str] = {}
         if row.action in ("RUN", "STOP") and not row.log_sealed:
-            given = {} if row.parameters is None else json.loads(self._secrets.open(row.parameters))
-            values = await self._secrets.values(row.secret_versions, row.pipeline) if row.secret_versions else ()
+            given, values = await self._values(row)
             # Precedence: default_env < secrets < --env.
             secrets = [secret for secret in values if secret.name not in given]
             hidden = {secret.name for secret in secrets}
@@ -180,6 +184,11 @@ class Assignments:
             row=row,
             revision=row.revision,
         )
+
+    async def _values(self, row: DesiredRow) -> tuple[dict[str, str], Sequence[SecretValue]]:
+        """Returns the values of --env and of secrets. Raises FastFlowError, DataLoss where one can not be opened."""
+        given = {} if row.parameters is None else json.loads(self._secrets.open(row.parameters))
+        return given, await self._secrets.values(row.secret_versions, row.pipeline) if row.secret_versions else ()
 
     async def _durable_offset(self, row: DesiredRow) -> int:
         if row.log_sealed:
@@ -220,3 +229,35 @@ class Assignments:
             self._changes.notify(key.run_id)
 
         await self._store.write(close, closed)
+
+    async def _give_back_unreadable(self, agent_id: str, reported: Collection[AttemptKey]) -> None:
+        """Attempts whose values can no longer be opened, and that the agent knows nothing of: their runs wait again.
+
+        Placement then tells what is wrong, for as long as it is.
+        """
+        rows = await self._store.read(
+            lambda connection: desired.read_unbegun(connection, agent_id, frozenset(reported))
+        )
+        for row in rows:
+            try:
+                await self._values(row)
+            except DataLoss as fault:
+                await self._give_back(row.key, fault.message)
+
+    async def _give_back(self, key: AttemptKey, why: str) -> None:
+        epochs = Epochs(session=0, leader=self._leader_epoch)
+
+        def give_back(connection: Connection) -> list[WaitingRun]:
+            now = self._clock.now()
+            if not attempts.give_back_untold(connection, key, Reason.SECRET, why, epochs, now):
+                return []
+            return runs.read_waiting(connection, key.run_id)
+
+        def given_back(waiting: list[WaitingRun]) -> None:
+            log.warning("attempt could not be delivered", run=key.run_id, attempt=key.attempt, why=why)
+            self._scheduler.released(key)
+            for run in waiting:
+                self._scheduler.add(run)
+            self._changes.notify(key.run_id)
+
+        await self._store.write(give_back, given_back)

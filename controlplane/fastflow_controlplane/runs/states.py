@@ -47,6 +47,7 @@ class Reason(StrEnum):
     QUEUE_DEADLINE = "QUEUE_DEADLINE"
     RUNTIME = "RUNTIME"
     DISK_FULL = "DISK_FULL"
+    SECRET = "SECRET"
 
 
 class Actor(StrEnum):

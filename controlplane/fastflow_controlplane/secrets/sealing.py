@@ -28,6 +28,9 @@ KEY_BYTES = 32
 NONCE_BYTES = 12
 """Random nonces of this length are safe for 2^32 values per key (NIST SP 800-38D, section 8.3)."""
 
+NOT_READABLE = "SECRET_NOT_READABLE"
+"""Reason of the error where a value can not be opened."""
+
 FORMAT = 1
 _HEADER = (
     "# Fast-Flow seals secrets with the first key and opens them with any. Keep this file as secret as they are.\n"
@@ -72,14 +75,14 @@ class Sealer:
         """Decrypts what `seal` returned for the same `context`; raises DataLoss."""
         head, nonce, ciphertext = sealed[:2], sealed[2 : 2 + NONCE_BYTES], sealed[2 + NONCE_BYTES :]
         if len(head) < 2 or head[0] != FORMAT:
-            raise self._fault("is not in a format that this version can open")
+            raise self._fault("not in a format that this version can open")
         key = self._keys.get(head[1])
         if key is None:
-            raise self._fault("was sealed with a key that is not in the key file")
+            raise self._fault("sealed with a key that is not in the key file")
         try:
             return key.decrypt(nonce, ciphertext, head + context)
         except (InvalidTag, ValueError):
-            raise self._fault("is damaged, or was sealed with another key") from None
+            raise self._fault("damaged, or sealed with another key") from None
 
     def fingerprint(self, data: bytes) -> str:
         """Returns 64 hexadecimal digits that are equal for equal `data` and, without the key, tell nothing about it."""
@@ -87,9 +90,9 @@ class Sealer:
 
     def _fault(self, what: str) -> DataLoss:
         return DataLoss(
-            f"a secret value in the database {what}; the key file is {self._path}: database and key file belong "
-            "together, restore both from the same backup",
-            reason="SECRET_NOT_READABLE",
+            f"{what}; the key file is {self._path}: database and key file belong together, restore both from the "
+            "same backup",
+            reason=NOT_READABLE,
         )
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from fastflow.pipelines.environment import MAX_VALUE_BYTES, InvalidVariable, che
 
 from fastflow_controlplane import pages
 from fastflow_controlplane.clock import Clock
-from fastflow_controlplane.errors import FastFlowError, FieldViolation, InvalidArgument, NotFound, not_found
+from fastflow_controlplane.errors import DataLoss, FastFlowError, FieldViolation, InvalidArgument, NotFound, not_found
 from fastflow_controlplane.secrets.sealing import Sealer
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
@@ -161,13 +161,28 @@ class SecretService:
 
     def open(self, sealed: bytes) -> bytes:
         """Decrypts what `seal` returned; raises DataLoss."""
-        return self._sealer.open(sealed, _PARAMETERS)
+        try:
+            return self._sealer.open(sealed, _PARAMETERS)
+        except DataLoss as fault:
+            message = f"the values of --env can not be opened: {fault.message}, or cancel this run and create it anew"
+            raise DataLoss(message, reason=fault.reason) from None
 
     async def check(self) -> None:
-        """Raises DataLoss where the key file does not belong to the database. Call it at start."""
-        found = await self._store.read(queries.any_version)
-        if found is not None:
-            self._opened(found)
+        """Raises DataLoss where the key file does not belong to the database: it opens no value. Call it at start.
+
+        Values that it does not open beside others that it does are told in the log, and by the runs that need them.
+        """
+        found = await self._store.read(queries.all_versions)
+        faults = []
+        for version in found:
+            try:
+                self._opened(version)
+            except DataLoss as fault:
+                faults.append(fault)
+        if found and len(faults) == len(found):
+            raise faults[0]
+        for each in faults:
+            log.warning("a secret can not be opened", why=each.message)
 
     async def prune(self) -> int:
         """Removes values that no secret and no live attempt needs, and returns how many.
@@ -198,11 +213,21 @@ class SecretService:
                 raise not_found("pipeline", scope, known)
 
     def _opened(self, version: SealedVersion) -> SecretValue:
-        value = self._sealer.open(version.sealed, _context(version))
+        try:
+            value = self._sealer.open(version.sealed, _context(version))
+        except DataLoss as fault:
+            remedy = f"or set it anew ({_command(version)})"
+            message = f'the secret "{version.name}" can not be opened: {fault.message}, {remedy}'
+            raise DataLoss(message, reason=fault.reason, metadata={"secret": version.name}) from None
         return SecretValue(version.name, value, version.version)
 
 
 _PARAMETERS = b"run parameters"
+
+
+def _command(secret: SealedVersion) -> str:
+    scope = f"--pipeline {secret.pipeline}" if secret.pipeline else "--all-pipelines"
+    return f"ffctl secrets set {secret.name} {scope}"
 
 
 def _context(secret: SecretView | SealedVersion) -> bytes:

@@ -20,6 +20,7 @@ from fastflow_controlplane.store.queries.transitions import (
     move_attempt,
     move_run,
     naming,
+    note,
 )
 
 
@@ -214,6 +215,24 @@ def give_back(
     else:
         changed = {"state": run.state, "reason": run.reason, "message": run.message}
         _mirror(connection, key, Actor.AGENT, run.state, {**changed, "end_time": run.time})
+    return True
+
+
+def give_back_untold(
+    connection: Connection, key: AttemptKey, reason: Reason, message: str, epochs: Epochs, now: int
+) -> bool:
+    """Ends an attempt that its agent was never told of, and settles it. The run waits again, or is cancelled if asked.
+
+    False = the attempt had gone too far for that.
+    """
+    attempt = read_attempt(connection, key.run_id, key.attempt)
+    end = None
+    if attempt is not None and attempt.cancelled:
+        end = Ending(RunState.CANCELLED, Reason.CANCEL_REQUESTED, "cancelled before it started", now)
+    if not give_back(connection, key, reason, message, end, 0, epochs, now):
+        return False
+    note(connection, key, {"log_sealed": True, "released": True})
+    settle(connection, key)
     return True
 
 

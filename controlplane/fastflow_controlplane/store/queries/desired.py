@@ -8,7 +8,7 @@ from fastflow.pipelines.metadata import Limits
 from sqlalchemy import Connection, Row, Select, bindparam, select
 
 from fastflow_controlplane.runs.model import AttemptKey
-from fastflow_controlplane.runs.states import TERMINAL
+from fastflow_controlplane.runs.states import TERMINAL, RunState
 from fastflow_controlplane.store.models import agents, attempts, run_parameters, runs
 from fastflow_controlplane.store.queries.views import limits_of
 
@@ -86,6 +86,7 @@ _DESIRED: Select[Any] = (
 )
 _UNSETTLED = _DESIRED.where(attempts.c.desired != "FORGET")
 _ENDED = _UNSETTLED.where(attempts.c.state.in_(TERMINAL))
+_UNBEGUN = _UNSETTLED.where(attempts.c.state == RunState.ASSIGNED, attempts.c.known_seq == 0)
 _CHANGED = _DESIRED.where(attempts.c.revision > bindparam("since")).order_by(attempts.c.revision)
 _OF_RUNS = _DESIRED.where(attempts.c.run_id.in_(bindparam("runs", expanding=True)))
 _AGENT = select(agents.c.revision, agents.c.session_epoch, agents.c.draining, agents.c.drain_deadline_time).where(
@@ -113,6 +114,12 @@ def read_abandoned(connection: Connection, agent_id: str, reported: Collection[A
     """Returns ended attempts that wait for something from their agent, which no longer knows of them."""
     ended = connection.execute(_ENDED, {"agent": agent_id})
     return [row for row in map(_row, ended) if row.key not in reported]
+
+
+def read_unbegun(connection: Connection, agent_id: str, reported: Collection[AttemptKey]) -> list[DesiredRow]:
+    """Returns attempts of an agent that nothing was heard of, neither an event nor that it has them (`reported`)."""
+    unbegun = connection.execute(_UNBEGUN, {"agent": agent_id})
+    return [row for row in map(_row, unbegun) if row.key not in reported]
 
 
 def _state(connection: Connection, agent_id: str, rows: Iterable[DesiredRow]) -> DesiredState:

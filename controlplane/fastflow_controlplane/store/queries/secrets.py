@@ -121,12 +121,10 @@ def versions(connection: Connection, wanted: Mapping[str, int]) -> list[SealedVe
     return [found[VersionKey._make(item)] for item in sorted(wanted.items())]
 
 
-def any_version(connection: Connection) -> SealedVersion | None:
-    """Returns one version that can be opened with the right key."""
-    row = connection.execute(
-        select(secret_versions).where(func.length(secret_versions.c.sealed) > 0).limit(1)
-    ).one_or_none()
-    return _sealed(row) if row is not None else None
+def all_versions(connection: Connection) -> list[SealedVersion]:
+    """Returns every version whose value is kept, by name."""
+    query = select(secret_versions).where(func.length(secret_versions.c.sealed) > 0)
+    return [_sealed(row) for row in connection.execute(query.order_by(secret_versions.c.name))]
 
 
 def unneeded(connection: Connection) -> set[VersionKey]:

@@ -1,0 +1,1 @@
+"""The agent stream of a real control plane, with a scripted agent at the other end of a real connection."""

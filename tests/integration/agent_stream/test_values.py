@@ -1,0 +1,128 @@
+"""The values runs get: whose come first, which version, and what becomes of a run whose values can not be opened."""
+
+import base64
+from pathlib import Path
+
+from tests.integration.agent_stream.plane import ControlPlane, until
+from tests.integration.agent_stream.scripted_agent import Journal, ScriptedAgent, state_of
+
+ANOTHER_KEY = base64.b64encode(bytes(range(32))).decode() + "\n"
+
+
+async def test_variables_come_from_the_pipeline_then_secrets_then_the_run(
+    plane: ControlPlane, agent: ScriptedAgent
+) -> None:
+    plane.pipeline("env", '{"default_env": {"A": "default", "B": "default", "C": "default"}}')
+    await plane.set_secret("B", b"secret B")
+    await plane.set_secret("C", b"secret C")
+    stream = await agent.connect()
+    run = await plane.create("env", environment={"C": "given", "D": "given"})
+    spec = (await stream.assignment()).spec
+    assert dict(spec.environment) == {"A": "default", "C": "given", "D": "given"}
+    assert [(secret.name, secret.value) for secret in spec.secrets] == [("B", b"secret B")]
+    assert list(run.environment_names) == ["C", "D"]
+
+
+async def test_a_secret_that_is_set_anew_does_not_change_for_a_run_that_has_it(
+    plane: ControlPlane, agent: ScriptedAgent
+) -> None:
+    await plane.set_secret("KEY", b"first value")
+    stream = await agent.connect()
+    await plane.create()
+    key = (await stream.assignment()).key
+    await plane.set_secret("KEY", b"second value")
+    await stream.close()
+    again = await agent.connect([Journal(key).inventory("ASSIGNED", 0)])
+    (attempt,) = again.full
+    assert [(secret.value, secret.version) for secret in attempt.spec.secrets] == [(b"first value", 1)]
+
+
+async def test_values_stand_in_no_file_of_the_control_plane(
+    plane: ControlPlane, agent: ScriptedAgent, tmp_path: Path
+) -> None:
+    await plane.set_secret("KEY", b"a secret value")
+    stream = await agent.connect()
+    await plane.create(environment={"PARAMETER": "a given value"})
+    await stream.assignment()
+    await plane.stop()
+    files = [file for file in (tmp_path / "data").rglob("*") if file.is_file()]
+    assert any(file.name == "fastflow.db" for file in files)
+    for file in files:
+        content = file.read_bytes()
+        assert b"a secret value" not in content, file
+        assert b"a given value" not in content, file
+
+
+async def says(plane: ControlPlane, run_id: str, words: str) -> bool:
+    """Whether the message of a run has these words."""
+    return words in (await plane.run(run_id)).message
+
+
+async def test_values_that_can_no_longer_be_opened_keep_a_run_waiting_and_say_what_to_do(
+    plane: ControlPlane, agent: ScriptedAgent
+) -> None:
+    stream = await agent.connect()
+    assigned = await plane.create(environment={"KEY": "value"})
+    assert (await stream.assignment()).key.run_id == assigned.id
+    await plane.stop()
+    plane.key_file.write_text(ANOTHER_KEY)
+    await plane.start()
+
+    # The agent, which forgot it, was about to begin: it gets nothing, and the run says what is wrong.
+    again = await agent.connect()
+    assert again.full == []
+    await until(lambda: says(plane, assigned.id, "--env"))
+    run = await plane.run(assigned.id)
+    assert state_of(run) == "QUEUED"
+    assert "values of --env" in run.message
+    assert str(plane.key_file) in run.message
+    assert "cancel" in run.message
+    await plane.cancel(assigned.id)
+    assert state_of(await plane.run(assigned.id)) == "CANCELLED"
+
+
+async def test_a_cancelled_run_whose_values_can_no_longer_be_opened_ends(
+    plane: ControlPlane, agent: ScriptedAgent
+) -> None:
+    stream = await agent.connect()
+    run = await plane.create(environment={"KEY": "value"})
+    await stream.assignment()
+    await plane.cancel(run.id)
+    await plane.stop()
+    plane.key_file.write_text(ANOTHER_KEY)
+    await plane.start()
+    await agent.connect()
+    assert state_of(await plane.run(run.id)) == "CANCELLED"
+
+
+async def test_what_an_agent_has_begun_goes_on_though_its_values_can_no_longer_be_opened(
+    plane: ControlPlane, agent: ScriptedAgent
+) -> None:
+    stream = await agent.connect()
+    run = await plane.create(environment={"KEY": "value"})
+    journal = Journal((await stream.assignment()).key)
+    await plane.stop()
+    plane.key_file.write_text(ANOTHER_KEY)
+    await plane.start()
+    again = await agent.connect([journal.inventory("ASSIGNED", 0)])
+    await again.report([journal.moved("RUNNING"), journal.ended()])
+    assert state_of(await plane.run(run.id)) == "SUCCEEDED"
+
+
+async def test_a_secret_that_can_no_longer_be_opened_is_named_and_set_anew(
+    plane: ControlPlane, agent: ScriptedAgent
+) -> None:
+    await plane.set_secret("Z_OLD", b"the old value")
+    old_key = plane.key_file.read_text()
+    await plane.stop()
+    plane.key_file.write_text(ANOTHER_KEY + old_key)
+    await plane.start()
+    await plane.set_secret("A_NEW", b"the new value")
+    await plane.stop()
+    plane.key_file.write_text(ANOTHER_KEY)
+    await plane.start()
+    stream = await agent.connect()
+    run = await plane.create()
+    await until(lambda: says(plane, run.id, "ffctl secrets set Z_OLD"))
+    await plane.set_secret("Z_OLD", b"the value again")
+    assert {secret.name for secret in (await stream.assignment()).spec.secrets} == {"A_NEW", "Z_OLD"}
