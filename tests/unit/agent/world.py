@@ -206,6 +206,12 @@ class World:
         self.say(key)
         return key
 
+    def ended(self, key: AttemptKey) -> Ended:
+        """The one end that was told of an attempt, which had begun."""
+        end = self.known[key].end
+        assert isinstance(end, Ended)
+        return end
+
     def stop(self, key: AttemptKey, cause: StopCause = StopCause.CANCEL, grace: float = 10.0) -> None:
         """Ask for the end of an attempt."""
         word = self.known[key].word

@@ -1,0 +1,176 @@
+"""Attempts that something keeps from starting."""
+
+import errno
+import os
+
+import pytest
+from fastflow_agent.bundles import BundleFault
+from fastflow_agent.conditions import ConditionType
+from fastflow_agent.facts import StateChanged
+from fastflow_agent.model import Reason, SlotId, State
+from fastflow_agent.runtime.base import ImageMissing, RuntimeFault, RuntimeUnavailable
+from fastflow_agent.uvcache import EnvironmentFault
+
+from tests.unit.agent.world import World
+
+
+@pytest.mark.parametrize(
+    ("seam", "fault", "reason"),
+    [
+        ("bundles", BundleFault("the digest does not match"), Reason.BUNDLE),
+        ("create", ImageMissing("build it with make image"), Reason.IMAGE),
+        ("start", RuntimeFault("no such runtime"), Reason.RUNTIME),
+        ("release", RuntimeFault("the value of X contains a zero byte"), Reason.RUNTIME),
+    ],
+)
+async def test_a_permanent_fault_fails_the_run_with_its_reason(
+    world: World, seam: str, fault: Exception, reason: Reason
+) -> None:
+    await world.start()
+    if seam == "bundles":
+        world.bundles.fault = fault
+    else:
+        world.runtime.fail[seam] = fault
+    key = world.assign()
+    await world.forgotten(key)
+    ended = world.ended(key)
+    assert (ended.state, ended.reason, ended.message) == (State.FAILED, reason, str(fault))
+    assert world.known[key].gone
+    assert world.runtime.releases == []
+
+
+async def test_what_uv_said_is_in_the_log_of_a_run_whose_requirements_do_not_resolve(world: World) -> None:
+    await world.start()
+    world.uvcache.fault = EnvironmentFault("the requirements do not resolve", b"No solution found\n")
+    key = world.assign()
+    await world.forgotten(key)
+    assert world.ended(key).reason is Reason.ENVIRONMENT
+    assert world.shipper.logs[key] == b"No solution found\n"
+
+
+async def test_a_wrapper_that_fails_before_its_release_is_told_apart(world: World) -> None:
+    await world.start()
+    original = world.runtime.start
+
+    async def start_and_fail(slot: SlotId) -> None:
+        await original(slot)
+        world.runtime.containers[slot].wrapper_failed = True
+        world.runtime.end(slot, 125)
+
+    world.runtime.start = start_and_fail  # type: ignore[method-assign]
+    key = world.assign()
+    await world.forgotten(key)
+    assert world.ended(key).reason is Reason.WRAPPER
+
+
+async def test_an_engine_that_is_away_for_a_moment_only_delays_the_start(world: World) -> None:
+    await world.start()
+    world.runtime.unavailable = True
+    key = world.assign()
+    await world.clock.settle()
+    assert world.conditions.holds(ConditionType.DOCKER_UNAVAILABLE)
+    await world.clock.advance(3.0)
+    world.runtime.unavailable = False
+    await world.until(lambda: State.RUNNING in world.known[key].states, passing=0.5)
+    world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key, passing=0.5)
+    assert world.ended(key).state is State.SUCCEEDED
+
+
+async def test_an_engine_that_stays_away_sends_the_attempt_elsewhere_and_never_releases_it(world: World) -> None:
+    await world.start()
+    world.runtime.fail["start"] = RuntimeUnavailable("the engine went away")
+    key = world.assign()
+    await world.until(lambda: world.runtime.containers)
+    world.runtime.unavailable = True
+    await world.until(lambda: world.known[key].ends, passing=1.0)
+    end = world.known[key].end
+    assert isinstance(end, StateChanged)
+    assert (end.state, end.reason) == (State.QUEUED, Reason.RUNTIME)
+    assert not world.known[key].gone
+    world.runtime.unavailable = False
+    world.runtime.fail.clear()
+    await world.forgotten(key, passing=1.0)
+    assert world.known[key].gone
+    assert world.runtime.releases == []
+
+
+async def test_a_full_disk_sends_the_attempt_elsewhere(world: World) -> None:
+    await world.start()
+    world.bundles.fault = OSError(errno.ENOSPC, "No space left on device")
+    key = world.assign()
+    await world.forgotten(key)
+    end = world.known[key].end
+    assert isinstance(end, StateChanged)
+    assert (end.state, end.reason) == (State.QUEUED, Reason.DISK_FULL)
+    assert world.conditions.holds(ConditionType.DISK_FULL)
+
+
+async def test_an_error_nobody_foresaw_fails_that_attempt_alone(world: World) -> None:
+    await world.start()
+    other = world.assign()
+    await world.running(other)
+    world.bundles.fault = ZeroDivisionError("a bug")
+    key = world.assign()
+    await world.forgotten_one(key, passing=1.0)
+    ended = world.ended(key)
+    assert (ended.state, ended.reason) == (State.FAILED, Reason.RUNTIME)
+    world.runtime.end(world.slot(other), 0)
+    await world.forgotten(other)
+    assert world.ended(other).state is State.SUCCEEDED
+
+
+async def test_only_one_long_outage_sends_an_attempt_elsewhere_and_not_a_long_preparation(world: World) -> None:
+    await world.start()
+    world.bundles.gate.clear()
+    key = world.assign()
+    await world.clock.settle()
+    await world.clock.advance(600.0)
+    world.runtime.fail["create"] = RuntimeUnavailable("for a moment")
+    world.bundles.gate.set()
+    await world.clock.settle()
+    await world.clock.advance(2.0)
+    world.runtime.fail.clear()
+    await world.until(lambda: State.RUNNING in world.known[key].states, passing=0.5)
+    world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key, passing=0.5)
+
+
+async def test_a_disk_that_refuses_the_journal_delays_the_end_and_loses_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    slot = world.slot(key)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", refuse)
+        world.runtime.end(slot, 9)
+        await world.clock.settle()
+        await world.clock.advance(5.0)
+        world.pump()
+        assert not world.known[key].ends
+        assert world.conditions.holds(ConditionType.DISK_FULL)
+    await world.forgotten(key, passing=1.0)
+    assert world.ended(key).exit_code == 9
+
+
+async def test_a_disk_that_refuses_the_first_record_sends_the_attempt_elsewhere(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.start()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    key = world.assign()
+    await world.forgotten(key)
+    end = world.known[key].end
+    assert isinstance(end, StateChanged)
+    assert (end.state, end.reason) == (State.QUEUED, Reason.DISK_FULL)
+    assert world.runtime.starts == []

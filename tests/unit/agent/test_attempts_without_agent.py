@@ -1,0 +1,288 @@
+"""What becomes of attempts while their agent is dead or the control plane away, and of those it does not know."""
+
+import os
+import signal
+
+import pytest
+from fastflow_agent.attempts.dossier import Checkpoint
+from fastflow_agent.conditions import ConditionType
+from fastflow_agent.desired import Action
+from fastflow_agent.facts import LogLossFound
+from fastflow_agent.model import Reason, State, StopCause
+from fastflow_agent.reconcile import number
+from fastflow_agent.runtime.base import SlotState
+
+from tests.unit.agent.world import World
+
+OF_A_STOP = (Checkpoint.STOPPING, Checkpoint.SIGNAL_SENT)
+
+
+@pytest.mark.parametrize("place", [place for place in Checkpoint if place not in OF_A_STOP])
+@pytest.mark.parametrize("code", [0, 7])
+async def test_an_agent_killed_anywhere_ends_the_run_once_with_its_true_result_and_whole_log(
+    world: World, place: Checkpoint, code: int
+) -> None:
+    await world.start(die_at=place)
+    key = world.assign()
+    wrote = False
+
+    def step() -> bool:
+        nonlocal wrote
+        for slot, container in world.runtime.containers.items():
+            if container.environment is not None and not wrote:
+                with world.paths(slot).log.open("ab") as log:
+                    log.write(b"first\nlast\n")
+                wrote = True
+                world.runtime.end(slot, code)
+        return not world.alive or world.known[key].word.action is Action.FORGET
+
+    await world.until(step)
+    await world.until(lambda: not world.alive)
+    await world.kill()
+    await world.start()
+    await world.until(lambda: step() and number(key) not in world.worker._attempts, passing=0.5)
+    await world.forgotten(key, passing=0.5)
+    ended = world.ended(key)
+    assert ended.exit_code == code
+    assert ended.state is (State.FAILED if code else State.SUCCEEDED)
+    assert world.shipper.logs[key] == b"first\nlast\n"
+    assert len(world.runtime.releases) == 1
+    assert world.died_at is None
+
+
+@pytest.mark.parametrize(
+    "place",
+    [Checkpoint.STOPPING, Checkpoint.SIGNAL_SENT, Checkpoint.END_SEEN, Checkpoint.EXITED, Checkpoint.CONTAINER_REMOVED],
+)
+async def test_an_agent_killed_during_a_cancel_still_cancels(world: World, place: Checkpoint) -> None:
+    await world.start(die_at=place)
+    key = world.assign()
+    await world.running(key)
+    world.stop(key)
+    await world.until(lambda: not world.alive)
+    await world.kill()
+    await world.start()
+    await world.forgotten(key, passing=0.5)
+    assert world.ended(key).state is State.CANCELLED
+
+
+async def test_an_agent_that_comes_back_watches_what_still_runs(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    world.write(key, b"before\n")
+    await world.restart()
+    await world.clock.settle()
+    world.write(key, b"after\n")
+    world.runtime.end(world.slot(key), 5)
+    await world.forgotten(key)
+    assert world.ended(key).exit_code == 5
+    assert world.shipper.logs[key] == b"before\nafter\n"
+    assert len(world.runtime.releases) == 1
+
+
+async def test_output_is_shipped_while_the_engine_does_not_answer_a_new_agent(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    await world.kill()
+    world.runtime.unavailable = True
+    await world.start()
+    await world.until(lambda: key in world.shipper.spools)
+    world.runtime.unavailable = False
+    world.runtime.end(next(iter(world.runtime.containers)), 0)
+    await world.forgotten(key, passing=1.0)
+    assert world.ended(key).state is State.SUCCEEDED
+
+
+async def test_a_container_removed_behind_the_agents_back_has_vanished(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    await world.kill()
+    world.runtime.containers.clear()
+    await world.start()
+    await world.forgotten(key)
+    assert world.ended(key).reason is Reason.CONTAINER_VANISHED
+
+
+async def test_a_host_that_was_restarted_is_told_apart_from_a_vanished_container(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    await world.kill()
+    world.runtime.end(next(iter(world.runtime.containers)), 255)
+    world.boot_id = "boot-2"
+    await world.start()
+    await world.forgotten(key)
+    assert world.ended(key).reason is Reason.HOST_REBOOT
+
+
+async def test_an_engine_that_lost_a_start_with_the_hosts_power_is_not_waited_for(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    await world.kill()
+    next(iter(world.runtime.containers.values())).state = SlotState.CREATED
+    world.boot_id = "boot-2"
+    await world.start()
+    await world.forgotten(key)
+    assert world.ended(key).reason is Reason.HOST_REBOOT
+    assert len(world.runtime.starts) == 1
+
+
+async def test_output_that_was_not_on_disk_when_the_host_went_down_is_lost_to_the_disk(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    slot = world.slot(key)
+    world.write(key, b"delivered\n")
+    world.shipper.logs[key] = b"delivered\n"
+    await world.kill()
+    world.boot_id = "boot-2"
+    os.truncate(world.paths(slot).log, 3)
+    world.runtime.end(slot, 255)
+    await world.start()
+    await world.forgotten(key)
+    assert world.shipper.logs[key] == b"delivered\n"
+    (loss,) = [fact for fact in world.known[key].facts if isinstance(fact, LogLossFound)]
+    assert (loss.kind, loss.offset) == ("DISK", len(b"delivered\n"))
+
+
+async def test_an_attempt_that_ended_before_the_reboot_keeps_its_result(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    await world.kill()
+    world.runtime.end(next(iter(world.runtime.containers)), 0)
+    world.boot_id = "boot-2"
+    await world.start()
+    await world.forgotten(key)
+    assert world.ended(key).state is State.SUCCEEDED
+
+
+async def test_what_was_never_released_waits_for_the_control_plane_after_a_restart(world: World) -> None:
+    await world.start(die_at=Checkpoint.RELEASING)
+    key = world.assign()
+    await world.until(lambda: not world.alive)
+    await world.kill()
+    await world.start(connect=False)
+    await world.clock.settle()
+    assert world.runtime.releases == []
+    assert not world.known[key].ends
+    world.connect()
+    await world.running(key)
+    world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key)
+    assert len(world.runtime.releases) == 1
+
+
+async def test_a_reboot_before_the_release_only_starts_the_attempt_again(world: World) -> None:
+    await world.start(die_at=Checkpoint.CONTAINER_STARTED)
+    key = world.assign()
+    await world.until(lambda: not world.alive)
+    await world.kill()
+    world.runtime.end(next(iter(world.runtime.containers)), 255)
+    world.boot_id = "boot-2"
+    await world.start()
+    await world.running(key)
+    world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key)
+    assert world.ended(key).state is State.SUCCEEDED
+
+
+async def test_an_attempt_known_to_have_begun_is_never_started_a_second_time(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    slot = world.slot(key)
+    await world.kill()
+    world.runtime.containers.clear()
+    world.uvcache.pins.clear()
+    world.paths(slot).journal.unlink()
+    world.paths(slot).log.unlink()
+    world.paths(slot).root.rmdir()
+    await world.start()
+    await world.forgotten(key)
+    ended = world.ended(key)
+    assert (ended.state, ended.reason) == (State.FAILED, Reason.STATE_LOST)
+    assert any(isinstance(fact, LogLossFound) for fact in world.known[key].facts)
+    assert len(world.runtime.releases) == 1
+
+
+# What the control plane does not know.
+
+
+async def test_an_orphan_lives_through_its_grace_and_is_stopped_after_it(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    slot = world.slot(key)
+    container = world.runtime.containers[slot]
+    del world.known[key]
+    world.connect()
+    assert world.conditions.holds(ConditionType.ORPHANS)
+    await world.clock.advance(world.grace - 1)
+    world.worker.converge()
+    await world.clock.settle()
+    assert container.signals == []
+    await world.clock.advance(2)
+    world.worker.converge()
+    await world.until(lambda: not world.runtime.containers)
+    assert container.signals == [signal.SIGTERM]
+    await world.until(lambda: not world.conditions.holds(ConditionType.ORPHANS))
+    assert not any((world.folder / "slots").iterdir())
+
+
+async def test_an_orphan_that_is_known_again_lives_on(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    known = world.known.pop(key)
+    world.connect()
+    await world.clock.advance(world.grace - 1)
+    world.known[key] = known
+    world.connect()
+    assert not world.conditions.holds(ConditionType.ORPHANS)
+    await world.clock.advance(world.grace)
+    world.worker.converge()
+    await world.clock.settle()
+    world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key)
+    assert world.ended(key).state is State.SUCCEEDED
+
+
+async def test_absence_from_a_difference_changes_nothing(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    world.worker.take_delta([])
+    await world.clock.advance(10 * world.grace)
+    world.worker.converge()
+    await world.clock.settle()
+    assert world.runtime.containers[world.slot(key)].signals == []
+
+
+async def test_a_superseded_attempt_is_stopped_and_its_log_still_delivered(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    world.write(key, b"too late\n")
+    world.stop(key, StopCause.SUPERSEDED)
+    await world.forgotten(key)
+    assert world.shipper.logs[key] == b"too late\n"
+
+
+async def test_the_result_waits_for_a_control_plane_that_is_away(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    world.connected = False
+    world.runtime.end(world.slot(key), 4)
+    await world.clock.settle()
+    assert not world.known[key].ends
+    await world.restart()
+    world.connected = True
+    world.connect()
+    await world.forgotten(key)
+    assert world.ended(key).exit_code == 4
