@@ -18,8 +18,8 @@ from fastflow.v1 import agents_pb2_grpc, logs_pb2_grpc, pipelines_pb2_grpc, runs
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from ffctl.address import TOKEN_VARIABLE
 from ffctl.failures import Failure, Refused, Unreachable
-from ffctl.options import TOKEN_VARIABLE
 
 PATIENCE_S = 5.0
 """For how long one command tries to reach a server that does not answer: longer than a restart of it takes."""

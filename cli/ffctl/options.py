@@ -1,16 +1,12 @@
 """Options and arguments that many commands share, and the completion of names by asking the server."""
 
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-DEFAULT_SERVER = "127.0.0.1:7233"
-DEFAULT_PORT = 7233
-SERVER_VARIABLE = "FASTFLOW_SERVER"
-TOKEN_VARIABLE = "FASTFLOW_TOKEN"
+from ffctl.address import DEFAULT_SERVER, SERVER_VARIABLE, default_server, token, with_port
 
 _META_SERVER = "ffctl.server"
 
@@ -44,24 +40,8 @@ def output_option(command: Function) -> Function:
 
 def server(context: click.Context) -> str:
     """Returns the control plane's address, "host:port"."""
-    address = context.meta.get(_META_SERVER) or os.environ.get(SERVER_VARIABLE) or DEFAULT_SERVER
-    return with_port(str(address))
-
-
-def with_port(address: str) -> str:
-    """Returns `address` with the default port where it names none. Raises click.UsageError for what is no address."""
-    host, separator, port = address.rpartition(":")
-    if address.endswith("]") or not separator:
-        host, port = address, str(DEFAULT_PORT)
-    bare_ipv6 = ":" in host and not host.startswith("[")
-    if not host or bare_ipv6 or "/" in address or " " in address or not port.isdigit() or not 0 < int(port) < 65536:
-        raise click.UsageError(f'"{address}" is not an address; write HOST:PORT, for example {DEFAULT_SERVER}')
-    return f"{host}:{port}"
-
-
-def token() -> str | None:
-    """Returns the shared token. It has no option: other users of a machine can read a command line."""
-    return os.environ.get(TOKEN_VARIABLE) or None
+    given = context.meta.get(_META_SERVER)
+    return with_port(str(given)) if given else default_server()
 
 
 def run_argument(command: Function) -> Function:

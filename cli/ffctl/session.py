@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 import click
 
+from ffctl.address import token
 from ffctl.connection import Connection
-from ffctl.options import server, token
+from ffctl.options import server
 from ffctl.output import say
 
 PAGE = 1000

@@ -17,9 +17,9 @@ from pathlib import Path
 import click
 
 from ffctl import engine, failures
+from ffctl.address import DEFAULT_SERVER, token, with_port
 from ffctl.children import Child
 from ffctl.failures import Failure
-from ffctl.options import DEFAULT_SERVER, with_port
 
 READY_S = 30.0
 """For how long the two programs may start; they need about one second."""
@@ -257,7 +257,6 @@ async def _agent_conditions(address: str) -> list[str]:
     from fastflow.v1 import agents_pb2
 
     from ffctl.connection import Connection
-    from ffctl.options import token
 
     async with Connection(address, token()) as connection:
         while True:
