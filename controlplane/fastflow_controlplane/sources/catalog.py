@@ -19,7 +19,7 @@ from fastflow.pipelines.problems import errors
 
 from fastflow_controlplane.clock import Clock
 from fastflow_controlplane.disk import DISK_FULL, full_message, says_full
-from fastflow_controlplane.errors import FieldViolation, InvalidArgument, Unavailable, not_found
+from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFound, Unavailable, not_found
 from fastflow_controlplane.sources.bundles import BundleFile, BundleStore
 from fastflow_controlplane.sources.model import PinnedCode, PipelineView, Snapshot
 from fastflow_controlplane.sources.mounted import Contents, KeepsChanging, MountedFolder, WallClock
@@ -56,6 +56,8 @@ class Catalog:
         self._python_versions = python_versions
         self._clock = clock
         self._bundles = BundleStore(data_dir / "bundles" / "sha256")
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when pipelines appeared, changed or went; at once, so it must not wait."""
         self.condition = ""
         """Why the folder can not be read at the moment, for people; "" = it can."""
         try:
@@ -124,7 +126,15 @@ class Catalog:
         )
 
     async def open_bundle(self, digest: str) -> BundleFile:
-        """Opens a bundle; see `BundleStore.open`."""
+        """Opens a bundle; that of a pipeline as it is now is written first if need be. See `BundleStore.open`."""
+        try:
+            return await self._bundles.open(digest)
+        except NotFound:
+            snapshot = self._with_bundle(digest)
+            if snapshot is None:
+                raise
+        async with self._turn:
+            await self._in_thread(lambda: self._repaired(lambda: self._store_bundle(snapshot)))
         return await self._bundles.open(digest)
 
     async def close(self) -> None:
@@ -152,10 +162,17 @@ class Catalog:
             pinned = contents.snapshots.get(name)
         else:
             contents = Contents({**contents.snapshots, name: pinned}, contents.notes)
-        if pinned is not None and pinned.bundle is not None:
-            code = pinned
-            self._bundles.ensure(pinned.bundle, lambda sink: self._source.pack(code, sink))
+        if pinned is not None:
+            self._store_bundle(pinned)
         return contents, pinned
+
+    def _store_bundle(self, snapshot: Snapshot) -> None:
+        if snapshot.bundle is not None:
+            self._bundles.ensure(snapshot.bundle, lambda sink: self._source.pack(snapshot, sink))
+
+    def _with_bundle(self, digest: str) -> Snapshot | None:
+        found = self._contents.snapshots.values()
+        return next((each for each in found if each.bundle is not None and each.bundle.digest == digest), None)
 
     def _repaired(self, operation: Callable[[], T]) -> T:
         try:
@@ -219,16 +236,20 @@ class Catalog:
 
     def _take(self, contents: Contents) -> None:
         before, self._contents = self._contents, contents
+        changed = before.snapshots.keys() != contents.snapshots.keys()
         for name, snapshot in contents.snapshots.items():
             known = before.snapshots.get(name)
             if known is None or (known.pipeline, known.tree) != (snapshot.pipeline, snapshot.tree):
                 problems = [str(problem) for problem in snapshot.pipeline.problems]
+                changed = True
                 what = "pipeline found" if known is None else "pipeline changed"
                 log.info(what, pipeline=name, state=snapshot.pipeline.state.value, problems=problems)
         for name in before.snapshots.keys() - contents.snapshots.keys():
             log.info("pipeline gone", pipeline=name)
         for note in set(contents.notes) - set(before.notes):
             log.info("not a pipeline", path=note.path, why=note.message)
+        if changed:
+            self.on_change()
 
     def _find(self, name: str) -> Snapshot:
         try:

@@ -30,6 +30,7 @@ class PipelineView:
     """A pipeline as it is now. `metadata` is None where its file is wrong; `metadata_file` "" = defaults.
 
     `path` is relative to the folder `source`. `tree` and `bundle_digest` are "" while the code can not be read.
+    `bundle_size` is in bytes; `has_header` says that main.py names packages itself (PEP 723).
     """
 
     name: str
@@ -43,6 +44,8 @@ class PipelineView:
     tree: str
     commit: str
     bundle_digest: str
+    bundle_size: int = 0
+    has_header: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,8 @@ class Snapshot:
             tree=self.tree,
             commit="",
             bundle_digest=self.bundle.digest if self.bundle else "",
+            bundle_size=self.bundle.size if self.bundle else 0,
+            has_header=found.has_header,
         )
 
 

@@ -90,6 +90,35 @@ async def test_looking_at_pipelines_writes_no_bundle(catalog: Catalog, root: Pat
     assert list((data_dir / "bundles" / "sha256").iterdir()) == []
 
 
+async def test_the_bundle_of_the_code_as_it_is_now_is_written_when_an_agent_asks_for_it(
+    catalog: Catalog, root: Path
+) -> None:
+    make(root / "a")
+    await catalog.refresh()
+    view = catalog.get("a")
+    async with await catalog.open_bundle(view.bundle_digest) as file:
+        assert file.size == view.bundle_size
+    with pytest.raises(NotFound):
+        await catalog.open_bundle(f"sha256:{'0' * 64}")
+
+
+async def test_a_change_of_the_pipelines_is_told_once(catalog: Catalog, root: Path) -> None:
+    told: list[list[str]] = []
+    catalog.on_change = lambda: told.append(names(catalog))
+    folder = make(root / "a", main='# /// script\n# dependencies = ["x"]\n# ///\n')
+    await catalog.refresh()
+    await catalog.refresh()
+    assert told == [["a"]]
+    assert catalog.get("a").has_header
+    (folder / "main.py").write_text("print('changed')\n")
+    await catalog.refresh()
+    assert told == [["a"], ["a"]]
+    assert not catalog.get("a").has_header
+    (folder / "main.py").unlink()
+    await catalog.refresh()
+    assert told[2:] == [[]]
+
+
 async def test_a_bundle_outlives_the_catalog(catalog: Catalog, root: Path, data_dir: Path, tmp_path: Path) -> None:
     make(root / "p")
     pinned = await catalog.snapshot("p")

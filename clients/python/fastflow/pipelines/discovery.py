@@ -68,7 +68,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline as it was found. `metadata` is None where its file is wrong; `metadata_file` is "" for defaults."""
+    """A pipeline as it was found. `metadata` is None where its file is wrong; `metadata_file` is "" for defaults.
+
+    `has_header` says that main.py names packages itself (PEP 723).
+    """
 
     name: str
     path: str
@@ -76,6 +79,7 @@ class Pipeline:
     metadata: Metadata | None
     metadata_file: str
     has_requirements: bool
+    has_header: bool = False
 
     @property
     def state(self) -> PipelineState:
@@ -115,9 +119,10 @@ def inspect(name: str, path: str, folder: Folder, code: Code, defaults: Limits |
     except FolderFault as fault:
         return Pipeline(_visible(name), _visible(path), (error("", fault.message),), None, "", False)
     chosen = find_metadata(name, folder, list(entries.values()), defaults)
+    main_problems, has_header = _read_main(folder, entries.get(MAIN), code)
     problems = [
         *_name_problems(name),
-        *_main_problems(folder, entries.get(MAIN), code),
+        *main_problems,
         *chosen.problems,
         *_requirements_problems(entries.get(REQUIREMENTS), code),
         *_uv_problems(entries),
@@ -132,6 +137,7 @@ def inspect(name: str, path: str, folder: Folder, code: Code, defaults: Limits |
         metadata=chosen.metadata,
         metadata_file=chosen.file,
         has_requirements=REQUIREMENTS in entries,
+        has_header=has_header,
     )
 
 
@@ -207,21 +213,20 @@ def _name_problems(name: str) -> Iterator[Problem]:
         yield error("", "the folder's name holds characters that can not be shown; rename it")
 
 
-def _main_problems(folder: Folder, main: Entry | None, code: Code) -> Iterator[Problem]:
+def _read_main(folder: Folder, main: Entry | None, code: Code) -> tuple[list[Problem], bool]:
+    """Returns what is wrong with main.py, and whether it has a header that uv reads."""
     if main is None:
         # It was there when the folder was found; the code's problems say what became of it.
-        if not any(problem.file == MAIN for problem in code.problems):
-            yield error(MAIN, "is missing")
-        return
+        told = any(problem.file == MAIN for problem in code.problems)
+        return ([] if told else [error(MAIN, "is missing")]), False
     if main.kind is not Kind.FILE:
-        yield error(MAIN, f"is {main.kind.value}; a regular file is needed")
-        return
+        return [error(MAIN, f"is {main.kind.value}; a regular file is needed")], False
     try:
-        script_header(read_file(folder, MAIN, MAX_CODE_BYTES))
+        return [], script_header(read_file(folder, MAIN, MAX_CODE_BYTES)) is not None
     except HeaderFault as fault:
-        yield warning(MAIN, f"{fault}; uv will refuse to run it")
+        return [warning(MAIN, f"{fault}; uv will refuse to run it")], True
     except FolderFault as fault:
-        yield error(MAIN, fault.message)
+        return [error(MAIN, fault.message)], False
 
 
 def _requirements_problems(requirements: Entry | None, code: Code) -> Iterator[Problem]:
