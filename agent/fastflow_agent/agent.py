@@ -87,6 +87,16 @@ def make_runtime(settings: AgentSettings, identity: Identity, data_dir: Path, en
     )
 
 
+async def open_uvcache(settings: AgentSettings, runtime: Runtime, data_dir: Path) -> UvCache:
+    """The uv cache in `data_dir`, as the settings ask for it. Raises OSError."""
+    return await UvCache.open(
+        data_dir / "uv",
+        runtime,
+        owner=settings.container_uid if settings.runtime == "docker" else None,
+        index_url=settings.index_url,
+    )
+
+
 class Agent:
     """One agent on one data folder."""
 
@@ -142,12 +152,7 @@ class Agent:
             interval=settings.probe_interval,
             runtime_name=settings.runtime,
         )
-        uvcache = await UvCache.open(
-            self._data_dir / "uv",
-            self._runtime,
-            owner=settings.container_uid if settings.runtime == "docker" else None,
-            index_url=settings.index_url,
-        )
+        uvcache = await open_uvcache(settings, self._runtime, self._data_dir)
         sampler = Sampler(
             clock,
             on_usage=lambda slot, used: self._worker.sampled(slot, used),

@@ -8,19 +8,20 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeVar
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import structlog
 from fastflow.backoff import Backoff
 
 from fastflow_agent.attempts.wishes import Wishes
-from fastflow_agent.bundles import Bundles
 from fastflow_agent.cgroups.sampler import Sampler
 from fastflow_agent.clock import Clock
 from fastflow_agent.facts import Fact
 from fastflow_agent.health import Health
 from fastflow_agent.journal import Journal
-from fastflow_agent.logs.shipper import Shipper
+from fastflow_agent.logs.losses import LogLoss
+from fastflow_agent.logs.spool import Spool
 from fastflow_agent.model import AttemptKey, SlotId
 from fastflow_agent.records import History, Step
 from fastflow_agent.runtime.base import Runtime, RuntimeUnavailable, SlotPaths
@@ -59,6 +60,29 @@ class Checkpoint(StrEnum):
     DELETED = "deleted"
 
 
+class CodeStore(Protocol):
+    """Where the code of pipelines comes from."""
+
+    async def ensure(self, digest: str, size: int) -> Path:
+        """See `Bundles.ensure`."""
+
+
+class LogDelivery(Protocol):
+    """Where the output of attempts goes."""
+
+    def add(self, key: AttemptKey, spool: Spool, durable_offset: int, on_loss: Callable[[LogLoss], None]) -> None:
+        """See `Shipper.add`."""
+
+    def durable(self, key: AttemptKey) -> int:
+        """See `Shipper.durable`."""
+
+    async def seal(self, key: AttemptKey) -> int:
+        """See `Shipper.seal`."""
+
+    async def remove(self, key: AttemptKey) -> None:
+        """See `Shipper.remove`."""
+
+
 @dataclass(frozen=True)
 class Services:
     """What the host offers to its attempts. Times in seconds.
@@ -69,10 +93,10 @@ class Services:
     """
 
     runtime: Runtime
-    bundles: Bundles
+    bundles: CodeStore
     uvcache: UvCache
     sampler: Sampler
-    shipper: Shipper
+    shipper: LogDelivery
     health: Health
     clock: Clock
     disk: Executor
