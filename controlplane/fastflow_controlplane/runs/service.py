@@ -37,8 +37,11 @@ MAX_REQUEST_ID_LENGTH = 255
 class CodeCatalog(Protocol):
     """Where pipelines come from."""
 
-    async def snapshot(self, name: str) -> PinnedCode:
-        """Pins the newest code. Raises NotFound with the nearest names, InvalidArgument with all problems."""
+    async def snapshot(self, name: str, ref: str = "") -> PinnedCode:
+        """Pins the newest code, or that at `ref`, a commit or branch.
+
+        Raises NotFound with the nearest names, InvalidArgument with all problems.
+        """
 
 
 class Sealer(Protocol):

@@ -7,7 +7,7 @@ loop nor a thread that others need, and never more than that one.
 import asyncio
 import threading
 from collections.abc import Callable, Collection
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from fastflow_controlplane.clock import Clock
 from fastflow_controlplane.disk import DISK_FULL, full_message, says_full
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFound, Unavailable, not_found
 from fastflow_controlplane.sources.bundles import BundleFile, BundleStore
+from fastflow_controlplane.sources.differences import difference
 from fastflow_controlplane.sources.model import PinnedCode, PipelineView, Snapshot
 from fastflow_controlplane.sources.mounted import Contents, KeepsChanging, MountedFolder, WallClock
 from fastflow_controlplane.sources.repository import DamagedRepository, SnapshotRepository, StorageFault
@@ -65,6 +66,7 @@ class Catalog:
         except StorageFault as fault:
             raise self._not_stored(fault) from fault
         self._source = MountedFolder(root, self._repository, defaults, wall_clock)
+        self._comparing = ThreadPoolExecutor(1, thread_name_prefix="code-compare")
         self._job: Future[Any] | None = None
         self._job_started = 0.0
         self._turn = asyncio.Lock()
@@ -102,12 +104,15 @@ class Catalog:
         """Returns all pipelines as of the last refresh, sorted by name."""
         return [self._view(snapshot) for _, snapshot in sorted(self._contents.snapshots.items())]
 
-    async def snapshot(self, name: str) -> PinnedCode:
-        """Pins the code of a pipeline as it is now; its bundle is on disk, durable, when this returns.
+    async def snapshot(self, name: str, ref: str = "") -> PinnedCode:
+        """Pins the code of a pipeline, as it is now or at `ref`; its bundle is on disk, durable, when this returns.
 
-        Raises NotFound, InvalidArgument where the pipeline is INVALID (with its problems), Unavailable while the
-        folder can not be read, the pipeline keeps changing or the disk is full.
+        `ref` is a commit or a branch of a Git source. Raises NotFound, InvalidArgument where the pipeline is INVALID
+        (with its problems) or its source has no commits, Unavailable while the source can not be read, the pipeline
+        keeps changing or the disk is full.
         """
+        if ref:
+            raise _without_commits(self._view(self._find(name)))
         async with self._turn:
             contents, pinned = await self._in_thread(lambda: self._repaired(lambda: self._pin(name)))
             self._take(contents)
@@ -123,6 +128,13 @@ class Catalog:
             bundle_digest=pinned.bundle.digest,
             bundle_size=pinned.bundle.size,
             metadata=view.metadata,
+        )
+
+    async def diff(self, before: str, after: str) -> str:
+        """Returns how the code of two trees that runs were pinned to differs; see `differences.difference`."""
+        repositories = [self._data_dir / "snapshots.git"]
+        return await asyncio.get_running_loop().run_in_executor(
+            self._comparing, difference, repositories, before, after
         )
 
     async def open_bundle(self, digest: str) -> BundleFile:
@@ -142,6 +154,7 @@ class Catalog:
         if self._next is not None:
             self._next.cancel()
         self._bundles.close()
+        self._comparing.shutdown(wait=True, cancel_futures=True)
         if self._job is None or self._job.done():
             self._repository.close()
 
@@ -270,6 +283,14 @@ def _refusal(view: PipelineView) -> InvalidArgument:
         metadata={"pipeline": view.name},
         violations=[FieldViolation("pipeline", str(problem)) for problem in found],
     )
+
+
+def _without_commits(view: PipelineView) -> InvalidArgument:
+    message = (
+        f'pipeline "{view.name}" comes from the plain folder {view.source}, which has no commits or branches: '
+        "run it without a ref, or make the folder a Git source"
+    )
+    return InvalidArgument(message, reason="NO_COMMITS", violations=[FieldViolation("ref", message)])
 
 
 def _retrieve(future: "asyncio.Future[Any]") -> None:

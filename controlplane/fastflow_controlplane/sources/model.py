@@ -13,8 +13,9 @@ from fastflow.pipelines.problems import Problem, error
 class PinnedCode:
     """The exact code of a pipeline at one moment, and what its metadata said then.
 
-    `tree` is the Git tree id of the code, `commit` the Git commit it comes from, "" for a plain folder.
-    `bundle_digest` is "sha256:…", `bundle_size` in bytes; the bundle is on disk.
+    `tree` is the Git tree id of the code, `commit` the Git commit it comes from, `commit_author` ("Name <address>") and
+    `commit_subject` (its first line) what it says; "" for a plain folder. `bundle_digest` is "sha256:…", `bundle_size`
+    in bytes; the bundle is on disk.
     """
 
     pipeline: str
@@ -23,6 +24,8 @@ class PinnedCode:
     bundle_digest: str
     bundle_size: int
     metadata: Metadata
+    commit_author: str = ""
+    commit_subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)

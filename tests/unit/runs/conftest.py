@@ -28,7 +28,7 @@ class ScriptedCatalog:
     fail_with: FastFlowError | None = None
     condition: str = ""
 
-    async def snapshot(self, name: str) -> PinnedCode:
+    async def snapshot(self, name: str, ref: str = "") -> PinnedCode:
         if self.fail_with:
             raise self.fail_with
         return PinnedCode(name, "tree", "", "sha256:" + "0" * 64, 10, self.metadata[name])
