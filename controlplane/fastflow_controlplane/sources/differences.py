@@ -27,7 +27,7 @@ def difference(repositories: Sequence[Path], before: str, after: str) -> str:
     with _joined(repositories) as joined:
         changes = _tree(joined, before).diff_to_tree(_tree(joined, after))
         changes.find_similar()
-        return _bounded(_part(joined, patch) for patch in changes)
+        return _bounded(_part(joined, patch) for patch in changes if patch is not None)
 
 
 @contextmanager
