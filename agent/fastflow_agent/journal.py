@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from datetime import datetime
 from pathlib import Path
 
 import google_crc32c
@@ -52,7 +53,7 @@ class Journal:
         cls, path: Path, intent: Intent, executor: Executor, clock: Clock, *, facts: Sequence[Fact] = ()
     ) -> Journal:
         """Begin a journal with `intent` and `facts` at `path`; its folder is made too. OSError if the disk refuses."""
-        first = _numbered(facts, 1, clock)
+        first = _numbered(facts, 1, clock.now())
         loop = asyncio.get_running_loop()
         file = await loop.run_in_executor(executor, _File.create, path, [encode(intent), *map(encode, first)])
         history = History(intent)
@@ -79,13 +80,15 @@ class Journal:
         """A journal without a file, for what a repetition after a restart would say in the same words."""
         return cls(None, History(intent), executor, clock)
 
-    async def append(self, *steps: Step, facts: Sequence[Fact] = ()) -> None:
+    async def append(self, *steps: Step, facts: Sequence[Fact] = (), time: datetime | None = None) -> None:
         """Write steps and facts with one sync, and return when they are on disk; facts get the next numbers.
+
+        `time` (UTC) is when the facts came about; None = now.
 
         Not cut short by cancellation: the caller is cancelled after the write. OSError if the disk refuses: then
         nothing of it is in the journal.
         """
-        writing = asyncio.ensure_future(self._append(steps, facts))
+        writing = asyncio.ensure_future(self._append(steps, facts, time or self._clock.now()))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
@@ -107,7 +110,7 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    async def _append(self, steps: Sequence[Step], facts: Sequence[Fact]) -> None:
+    async def _append(self, steps: Sequence[Step], facts: Sequence[Fact], time: datetime) -> None:
         async with self._order:
             acked = self.history.acked
             records: list[Step | Noted] = [Acked(acked)] if acked > self._acked else []
@@ -116,7 +119,7 @@ class Journal:
                 last = self._known
                 records.append(SequenceRaised(last))
             records += steps
-            records += _numbered(facts, last + 1, self._clock)
+            records += _numbered(facts, last + 1, time)
             if self._file is not None:
                 loop = asyncio.get_running_loop()
                 lines = [encode(record) for record in records]
@@ -126,8 +129,7 @@ class Journal:
                 self.history.apply(record)
 
 
-def _numbered(facts: Sequence[Fact], first: int, clock: Clock) -> list[Noted]:
-    time = clock.now()
+def _numbered(facts: Sequence[Fact], first: int, time: datetime) -> list[Noted]:
     return [Noted(Event(first + index, time, fact)) for index, fact in enumerate(facts)]
 
 

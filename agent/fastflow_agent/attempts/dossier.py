@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -157,14 +158,17 @@ class Dossier:
         """Pass a place where tests let the agent die."""
         self.services.checkpoint(place)
 
-    async def record(self, *steps: Step, facts: tuple[Fact, ...] = ()) -> None:
-        """Journal what was noted before, then `steps` and `facts`, in one write; waits while the disk refuses."""
+    async def record(self, *steps: Step, facts: tuple[Fact, ...] = (), time: datetime | None = None) -> None:
+        """Journal what was noted before, then `steps` and `facts`, in one write; waits while the disk refuses.
+
+        `time` is when the facts came about; None = now.
+        """
         noted = tuple(self._notes)
         self._notes.clear()
         backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
         while True:
             try:
-                await self.journal.append(*steps, facts=noted + facts)
+                await self.journal.append(*steps, facts=noted + facts, time=time)
                 break
             except OSError as error:
                 self.services.health.disk_refused(error)

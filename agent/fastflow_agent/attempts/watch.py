@@ -182,7 +182,9 @@ async def conclude(dossier: Dossier, seen: Observation, *, released: bool) -> No
         usage=reading.usage if reading else None,
         out_of_memory=verdict.out_of_memory,
     )
-    await dossier.record(Exited(seen.state.value, seen.exit_code, seen.oom_flag, seen.error), facts=(ended,))
+    exited = Exited(seen.state.value, seen.exit_code, seen.oom_flag, seen.error)
+    # The end itself, which may have been long before: a run may end while no agent is there.
+    await dossier.record(exited, facts=(ended,), time=seen.finished_at)
     dossier.checkpoint(Checkpoint.EXITED)
 
 
@@ -193,6 +195,8 @@ def _effective_stop(dossier: Dossier, seen: Observation) -> StopCause | None:
     """
     history = dossier.history
     if history.stopping is None or (history.oom_kills and not history.signalled):
+        return None
+    if history.signalled is None and seen.finished_at is not None and seen.finished_at < history.stopping.time:
         return None
     ours = history.signalled is not None or seen.exit_code in _ENDED_BY_OUR_SIGNALS
     return history.stopping.cause if ours else None

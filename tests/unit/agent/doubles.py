@@ -81,6 +81,7 @@ class Container:
     exit_code: int | None = None
     error: str = ""
     wrapper_failed: bool = False
+    finished_at: datetime | None = None
     environment: dict[str, str] | None = None
     signals: list[int] = field(default_factory=list)
     ignores: set[int] = field(default_factory=set)
@@ -88,7 +89,7 @@ class Container:
 
     @property
     def seen(self) -> Observation:
-        return Observation(self.state, self.exit_code, False, self.error, self.wrapper_failed)
+        return Observation(self.state, self.exit_code, False, self.error, self.wrapper_failed, self.finished_at)
 
 
 class FakeRuntime(Runtime):

@@ -7,7 +7,7 @@ import pytest
 from fastflow_agent.attempts.dossier import Checkpoint
 from fastflow_agent.conditions import ConditionType
 from fastflow_agent.desired import Action
-from fastflow_agent.facts import LogLossFound
+from fastflow_agent.facts import Ended, LogLossFound
 from fastflow_agent.model import Reason, State, StopCause
 from fastflow_agent.reconcile import number
 from fastflow_agent.runtime.base import SlotState
@@ -286,3 +286,33 @@ async def test_the_result_waits_for_a_control_plane_that_is_away(world: World) -
     world.connect()
     await world.forgotten(key)
     assert world.ended(key).exit_code == 4
+
+
+async def test_a_run_that_ended_while_no_agent_was_there_ended_then(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    await world.kill()
+    finished = world.clock.now()
+    world.runtime.containers[world.slot(key)].finished_at = finished
+    world.runtime.end(world.slot(key), 0)
+    await world.clock.advance(3600.0)
+    await world.start()
+    await world.forgotten(key)
+    (time,) = [event.time for event in world.known[key].events if isinstance(event.fact, Ended)]
+    assert time == finished
+
+
+async def test_a_run_that_killed_itself_before_its_stop_was_not_stopped(world: World) -> None:
+    await world.start(die_at=Checkpoint.STOPPING)
+    key = world.assign()
+    await world.running(key)
+    world.runtime.containers[world.slot(key)].finished_at = world.clock.now()
+    await world.clock.advance(1.0)
+    world.stop(key)
+    await world.until(lambda: not world.alive)
+    await world.kill()
+    world.runtime.end(world.slot(key), 128 + signal.SIGKILL)
+    await world.start()
+    await world.forgotten(key, passing=0.5)
+    assert (world.ended(key).state, world.ended(key).reason) == (State.FAILED, Reason.SIGNAL)
