@@ -165,9 +165,11 @@ class Agent:
             metadata=metadata,
             settings=ShipSettings(poll=settings.log_poll_interval, idle_poll=2 * settings.log_poll_interval),
         )
+        bundles = Bundles(self._data_dir / "bundles", bulk, size_limit=settings.bundle_cache_bytes)
+        bundles.removal_allowed = False
         services = Services(
             runtime=self._runtime,
-            bundles=Bundles(self._data_dir / "bundles", bulk),
+            bundles=bundles,
             uvcache=uvcache,
             sampler=sampler,
             shipper=shipper,
@@ -206,10 +208,16 @@ class Agent:
         tasks.create_task(sampler.run(), name="sampler")
         tasks.create_task(shipper.run(), name="shipper")
         strays = Strays(services, self._conditions, lambda: self._worker.bound_slots, leftovers)
-        tasks.create_task(strays.clear(host.orphan_grace), name="strays")
+        tasks.create_task(self._clear_and_tidy(strays, host.orphan_grace, bundles), name="strays")
         backoff = Backoff(settings.reconnect_initial, settings.reconnect_maximum)
         link = Link(control, metadata, host, self._outbox, self._conditions, clock, backoff, host.opening)
         await link.run(stopping)
+
+    async def _clear_and_tidy(self, strays: Strays, orphan_grace: asyncio.Future[float], bundles: Bundles) -> None:
+        """Remove strays, and after them what nobody uses."""
+        await strays.clear(orphan_grace)
+        bundles.removal_allowed = True
+        await bundles.prune()
 
     def _paths(self, slot: SlotId) -> SlotPaths:
         return SlotPaths.of(self._data_dir, self._env_dir, slot)

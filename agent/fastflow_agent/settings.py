@@ -70,6 +70,10 @@ class AgentSettings(ServiceSettings):
         "4g",
         description="Output kept per run while the control plane can not take them; then it is dropped.",
     )
+    bundle_cache_size: str = Field(
+        "2g",
+        description="Room for unpacked code; what was not used for the longest time goes first, never what a run uses.",
+    )
     disk_reserve: str = Field(
         "256m",
         description="Free space below which the data folder's disk counts as full: no new runs, and what runs can "
@@ -107,7 +111,7 @@ class AgentSettings(ServiceSettings):
             raise ValueError(f"{value!r} is no address; write host:port, such as {DEFAULT_SERVER}")
         return value
 
-    @field_validator("memory_capacity", "spool_quota", "disk_reserve")
+    @field_validator("memory_capacity", "spool_quota", "bundle_cache_size", "disk_reserve")
     @classmethod
     def _size(cls, value: str | None) -> str | None:
         if value is not None:
@@ -153,6 +157,11 @@ class AgentSettings(ServiceSettings):
     def spool_quota_bytes(self) -> int:
         """Output kept per run, in bytes."""
         return parse_size(self.spool_quota)
+
+    @property
+    def bundle_cache_bytes(self) -> int:
+        """Room for unpacked code, in bytes."""
+        return parse_size(self.bundle_cache_size)
 
     @property
     def disk_reserve_bytes(self) -> int:

@@ -18,7 +18,7 @@ from fastflow_agent.facts import ContainerGone, Event, Fact, LogLossFound, SoftL
 from fastflow_agent.journal import Journal
 from fastflow_agent.model import AttemptKey, Limits, Reason, SlotId, State, new_slot_id, parse_slot_id
 from fastflow_agent.reconcile import Abandon, AttemptNumber, Begin, Local, Orphan, Refuse, Tell, converge, number
-from fastflow_agent.records import Intent
+from fastflow_agent.records import History, Intent
 
 log = structlog.get_logger(__name__)
 
@@ -162,10 +162,17 @@ class Worker:
             if journal is None:
                 journalless.append(slot)
                 continue
-            if journal.history.generation and not journal.history.container_gone:
-                self._services.uvcache.pin(journal.history.generation, slot)
+            self._pin(journal.history, slot)
             self._enter(Attempt(journal, self._services, fresh=False))
         return journalless
+
+    def _pin(self, history: History, slot: SlotId) -> None:
+        """Keep what a slot of an earlier agent uses, before anything can be removed."""
+        if history.container_gone:
+            return
+        self._services.bundles.pin(history.intent.bundle_digest, slot)
+        if history.generation:
+            self._services.uvcache.pin(history.generation, slot)
 
     def _bind(self, word: Desired, refusal: tuple[Fact, ...]) -> None:
         self._binding[number(word.key)] = word.key

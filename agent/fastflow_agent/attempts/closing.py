@@ -36,6 +36,7 @@ async def remove_container(dossier: Dossier) -> None:
         await dossier.record(facts=(ContainerGone(),))
     dossier.checkpoint(Checkpoint.GONE)
     services.uvcache.unpin(slot)
+    services.bundles.unpin(slot)
     paths = dossier.paths
     await _delete(dossier, [paths.tmp, paths.upper, paths.work])
 

@@ -67,6 +67,12 @@ class CodeStore(Protocol):
     async def ensure(self, digest: str, size: int) -> Path:
         """See `Bundles.ensure`."""
 
+    def pin(self, digest: str, slot: SlotId) -> None:
+        """See `Bundles.pin`."""
+
+    def unpin(self, slot: SlotId) -> None:
+        """See `Bundles.unpin`."""
+
 
 class LogDelivery(Protocol):
     """Where the output of attempts goes."""

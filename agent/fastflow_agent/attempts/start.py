@@ -71,6 +71,7 @@ class Start:
             await self._judge_early_end()
 
     async def _prepare(self, spec: RunSpec) -> SlotSpec:
+        self._services.bundles.pin(spec.bundle_digest, self._dossier.slot)
         code = await self._step(lambda: self._services.bundles.ensure(spec.bundle_digest, spec.bundle_size))
         self._dossier.checkpoint(Checkpoint.CODE_READY)
         facts = await self._image()

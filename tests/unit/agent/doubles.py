@@ -241,6 +241,13 @@ class FakeBundles:
         self.fault: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
+        self.pins: dict[SlotId, str] = {}
+
+    def pin(self, digest: str, slot: SlotId) -> None:
+        self.pins[slot] = digest
+
+    def unpin(self, slot: SlotId) -> None:
+        self.pins.pop(slot, None)
 
     async def ensure(self, digest: str, size: int) -> Path:
         await self.gate.wait()

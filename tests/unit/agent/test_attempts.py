@@ -260,3 +260,21 @@ async def test_a_log_that_was_replaced_while_no_agent_watched_is_not_taken_for_t
     assert world.shipper.logs[key] == b""
     (loss,) = [fact for fact in world.known[key].facts if isinstance(fact, LogLossFound)]
     assert loss.kind == "TAMPERED"
+
+
+async def test_code_and_environment_of_a_slot_are_kept_from_before_its_start_until_its_container_is_gone(
+    world: World,
+) -> None:
+    world.bundles.gate.clear()
+    await world.start()
+    key = world.assign()
+    await world.until(lambda: world.bundles.pins)
+    world.bundles.gate.set()
+    await world.running(key)
+    slot = world.slot(key)
+    await world.restart()
+    assert world.bundles.pins == {slot: "sha256:00"}
+    assert world.uvcache.pins == {slot: "generation-1"}
+    world.runtime.end(slot, 0)
+    await world.forgotten(key)
+    assert world.bundles.pins == {}

@@ -111,6 +111,7 @@ class World:
         """Start an agent on this host; with `die_at` it dies the first time it comes there."""
         self.died_at = None
         self.uvcache.pins.clear()
+        self.bundles.pins.clear()
 
         def checkpoint(place: Checkpoint) -> None:
             if place is die_at and self.died_at is None:
@@ -278,6 +279,7 @@ class World:
         assert not list(self.folder.glob("slots/*"))
         assert not self.runtime.containers
         assert not self.uvcache.pins
+        assert not self.bundles.pins
 
     def write(self, key: AttemptKey, data: bytes) -> None:
         """The program writes output."""
