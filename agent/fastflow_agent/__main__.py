@@ -6,20 +6,14 @@ import asyncio
 import os
 import signal
 import sys
-from pathlib import Path
 
 import click
 import structlog
-from fastflow.service.command import SettingsCommand
-from fastflow.service.logging import configure_logging
-from fastflow.service.settings import SettingsError
+from fastflow.service.command import EXIT_CANNOT_START, SettingsCommand
 
 from fastflow_agent.settings import AgentSettings
 
 log = structlog.get_logger(__name__)
-
-EXIT_CANNOT_START = 1
-EXIT_USAGE = 2
 
 
 @click.group()
@@ -29,28 +23,11 @@ def main() -> None:
 
 
 @main.command(cls=SettingsCommand, settings=AgentSettings)
-@click.option(
-    "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML file with settings; FASTFLOW_CONFIG names it too. The environment goes before it.",
-)
-@click.option("--print-config", is_flag=True, help="Print the settings in force as TOML, and exit.")
-def run(config: Path | None, print_config: bool) -> None:
+def run(settings: AgentSettings) -> None:
     """Connect to the control plane and run what it assigns, until SIGTERM or Ctrl-C.
 
     Stopping the agent stops no run: containers go on, and the next agent on the same data folder takes them up again.
     """
-    try:
-        settings = AgentSettings.load(config)
-    except SettingsError as error:
-        click.echo(f"fastflow-agent: {error}", err=True)
-        sys.exit(EXIT_USAGE)
-    if print_config:
-        click.echo(settings.print_config())
-        return
-    configure_logging(settings.log_level)
-    # gRPC's core writes lines of its own kind to stderr, where ours are JSON; its errors reach us as exceptions.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Here, since gRPC and the Docker SDK take longer to import than --help may take.
     from fastflow_agent.identity import DataFolderInUse
     from fastflow_agent.journal import UnknownRecord

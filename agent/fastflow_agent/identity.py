@@ -13,9 +13,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastflow.durable import sync_folder
 from fastflow.ids import new_id
-
-from fastflow_agent.journal import sync_folder
 
 AGENT_ID_FILE = "agent-id"
 CLUSTER_FILE = "cluster.json"

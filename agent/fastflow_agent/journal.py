@@ -16,6 +16,7 @@ from pathlib import Path
 
 import google_crc32c
 import structlog
+from fastflow.durable import sync_folder
 
 from fastflow_agent.clock import Clock
 from fastflow_agent.facts import Event, Fact
@@ -198,15 +199,6 @@ class _File:
     def _reserve(self) -> None:
         os.posix_fallocate(self._descriptor, self._end, RESERVED_BYTES)
         self._reserved = self._end + RESERVED_BYTES
-
-
-def sync_folder(path: Path) -> None:
-    """Put the names in the folder `path` on disk; blocks."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _whole_records(content: bytes) -> Iterator[tuple[Step | Noted, int]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Self
 
+from fastflow.addresses import is_loopback
 from fastflow.client import DEFAULT_SERVER
 from fastflow.pipelines.sizes import parse_size
 from fastflow.service.settings import ServiceSettings
@@ -101,7 +101,6 @@ class AgentSettings(ServiceSettings):
         gt=0,
         description="Seconds of back-off that are never exceeded: how soon a returned control plane is found.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log entry shown.")
 
     @field_validator("controlplane")
     @classmethod
@@ -120,7 +119,7 @@ class AgentSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _token_for_the_network(self) -> Self:
-        if not self.token and not _is_loopback(self.controlplane.rpartition(":")[0]):
+        if not self.token and not is_loopback(self.controlplane.rpartition(":")[0]):
             raise ValueError("a control plane on another host needs the cluster's shared token: set token")
         return self
 
@@ -167,13 +166,3 @@ class AgentSettings(ServiceSettings):
     def disk_reserve_bytes(self) -> int:
         """Free space below which the disk counts as full, in bytes."""
         return parse_size(self.disk_reserve)
-
-
-def _is_loopback(host: str) -> bool:
-    host = host.strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,9 +1,9 @@
 """Every knob of the control plane, once, with its unit and its reason."""
 
-import ipaddress
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
+from fastflow.addresses import is_loopback
 from fastflow.pipelines.metadata import MIN_CPU_MILLI_CORES, MIN_MEMORY_BYTES, Limits
 from fastflow.pipelines.sizes import parse_size
 from fastflow.service.settings import ServiceSettings
@@ -112,9 +112,6 @@ class ControlPlaneSettings(ServiceSettings):
     log_limit: str = Field(
         default="1g", description="Output that is kept of one attempt; more is not stored, and the run says so."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least important messages that are logged."
-    )
 
     @field_validator("default_mem_hard_limit", "log_limit")
     @classmethod
@@ -125,7 +122,7 @@ class ControlPlaneSettings(ServiceSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         host, _ = self.address
-        if not _is_loopback(host) and not (self.allow_remote and self.token and self.token.get_secret_value()):
+        if not is_loopback(host) and not (self.allow_remote and self.token and self.token.get_secret_value()):
             raise ValueError(
                 f"listen = {self.listen} can be reached from other machines: set allow_remote = true and a token, "
                 "or listen on 127.0.0.1"
@@ -163,12 +160,3 @@ class ControlPlaneSettings(ServiceSettings):
     def log_limit_bytes(self) -> int:
         """Bytes of output kept of one attempt."""
         return parse_size(self.log_limit)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

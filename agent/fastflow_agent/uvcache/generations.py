@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import structlog
+from fastflow.durable import sync_folder
 
 from fastflow_agent.uvcache import tree
 
@@ -106,7 +107,7 @@ class Generations:
         self._last += 1
         held = Held(self._last, inherited | dict(environments), script)
         cache.rename(self.path(held.number))
-        tree.sync_folder(self._folder / "generations")
+        sync_folder(self._folder / "generations")
         self._write([*self._held, held])
         self.discard(staging)
         return held
@@ -153,7 +154,7 @@ class Generations:
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)
-        tree.sync_folder(self._folder)
+        sync_folder(self._folder)
         self._held = held
 
 

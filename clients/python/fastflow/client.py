@@ -1,11 +1,12 @@
 """How any Python program reaches a control plane: one channel with keepalive and the shared token."""
 
-import ipaddress
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
+
+from fastflow import addresses
 
 if TYPE_CHECKING:
     UnaryUnaryInterceptor = grpc.aio.UnaryUnaryClientInterceptor[Any, Any]
@@ -65,11 +66,7 @@ def open_channel(target: str, token: str | None = None, *, own_connection: bool 
 
 def is_loopback(target: str) -> bool:
     """Tells whether "host:port" names this machine itself."""
-    host = target.rpartition(":")[0].removeprefix("[").removesuffix("]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return addresses.is_loopback(target.rpartition(":")[0])
 
 
 def bearer(token: str | None) -> tuple[tuple[str, str], ...]:

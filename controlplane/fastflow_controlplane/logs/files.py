@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
+from fastflow.durable import sync_folder
 
 from fastflow_controlplane.conditions import Problem
 from fastflow_controlplane.disk import DISK_FULL, full_message, has_room, is_full
-from fastflow_controlplane.logs.marks import Marks, make_folders, sync_folder
+from fastflow_controlplane.logs.marks import Marks, make_folders
 from fastflow_controlplane.logs.store import (
     Gap,
     Log,

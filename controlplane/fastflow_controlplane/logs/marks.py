@@ -4,6 +4,8 @@ import errno
 import os
 from pathlib import Path
 
+from fastflow.durable import sync_folder
+
 
 class Marks:
     """The lines beside a log. A line is added whole and durably; one that a crash cut off counts as not added."""
@@ -53,12 +55,3 @@ def make_folders(folder: Path) -> None:
     make_folders(folder.parent)
     folder.mkdir(mode=0o750, exist_ok=True)
     sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

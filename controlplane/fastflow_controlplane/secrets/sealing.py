@@ -19,6 +19,7 @@ from pathlib import Path
 import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from fastflow.durable import sync_folder
 
 from fastflow_controlplane.errors import DataLoss, FailedPrecondition
 
@@ -134,15 +135,7 @@ def _create(path: Path) -> None:
             log.info("made a key for secrets: back it up with the data folder", file=str(path))
     finally:
         Path(name).unlink()
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def _warn_if_readable(path: Path) -> None:

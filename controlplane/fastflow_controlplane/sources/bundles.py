@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from fastflow.durable import sync_folder
 from fastflow.pipelines.bundle import Bundle, digest_hex
 
 from fastflow_controlplane.errors import DataLoss, InvalidArgument, NotFound, Unavailable
@@ -49,7 +50,7 @@ class BundleStore:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        self._sync_folder()
+        sync_folder(self._folder)
 
     async def open(self, digest: str) -> "BundleFile":
         """Opens a bundle for reading; close it, or use it in an `async with`.
@@ -68,13 +69,6 @@ class BundleStore:
 
     def _path(self, digest: str) -> Path:
         return self._folder / digest_hex(digest)
-
-    def _sync_folder(self) -> None:
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class BundleFile:

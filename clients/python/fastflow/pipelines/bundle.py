@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+from fastflow.durable import sync_folder
 from fastflow.pipelines.code import (
     MAX_CODE_BYTES,
     MAX_CODE_DEPTH,
@@ -102,7 +103,7 @@ def unpack(archive: IO[bytes], target: Path) -> None:
             if not target.is_dir():
                 raise
             discard(partial)
-        _sync(target.parent)
+        sync_folder(target.parent)
     except BaseException:
         discard(partial)
         raise
@@ -217,16 +218,8 @@ def _write(members: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Non
 
 def _make_read_only(root: Path) -> None:
     for path, _, _ in os.walk(root, topdown=False):
-        _sync(Path(path))
+        sync_folder(Path(path))
         Path(path).chmod(0o555)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

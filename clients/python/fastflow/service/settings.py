@@ -8,9 +8,9 @@ import tomllib
 import types
 import typing
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -26,6 +26,10 @@ class ServiceSettings(BaseSettings):
     """Base of a program's settings. Each field's `description` is its line in `--help`."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least important messages that are logged."
+    )
 
     @classmethod
     def settings_customise_sources(
