@@ -12,7 +12,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class GenerateStubs(BuildHookInterface):  # type: ignore[type-arg]
+class GenerateStubs(BuildHookInterface):
     """Runs protoc for every file under proto/, before a wheel or an editable install is made."""
 
     PLUGIN_NAME = "custom"

@@ -1,6 +1,7 @@
 """The command line: `ffctl` without arguments tells what there is."""
 
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -90,7 +91,8 @@ def main() -> None:
     """Runs the command line and exits."""
     for stream in (sys.stdout, sys.stderr):
         # A terminal that can not show a character gets a substitute instead of ending the command.
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -44,7 +44,7 @@ def docker_options(runner_image: str, tmp_path_factory: pytest.TempPathFactory) 
             "image": runner_image,
             "egress": Egress(network="none"),
         }
-        return DockerOptions(**(values | changes))  # type: ignore[arg-type]
+        return DockerOptions(**(values | changes))
 
     return make
 

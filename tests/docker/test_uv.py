@@ -121,7 +121,7 @@ async def test_proxies_index_and_certificates_reach_runs_by_the_names_programs_k
         no_proxy="localhost,.internal",
         index_url="https://user:word@index/simple",
     )
-    options = docker_options(egress=egress)  # type: ignore[operator]
+    options = docker_options(egress=egress)
     runtime = DockerRuntime(options)
     workshop = Workshop(runtime, options.data_dir, options.env_dir, empty_cache)
     main = "import json, os; print(json.dumps([dict(os.environ), len(open(os.environ['SSL_CERT_FILE']).read())]))"

@@ -73,7 +73,7 @@ class Source(AgentGatewayServicer):
         self.available = asyncio.Event()
         self.available.set()
 
-    async def FetchBundle(  # noqa: N802
+    async def FetchBundle(
         self, request: gateway_pb2.FetchBundleRequest, context: Any
     ) -> AsyncIterator[gateway_pb2.FetchBundleResponse]:
         """See the protocol."""

@@ -53,9 +53,7 @@ class Gateway(AgentGatewayServicer):
         super().__init__(sessions=cast(Any, None), ingest=ingest, catalog=cast(Any, None))
         self.damage: Callable[[gateway_pb2.UploadLogsRequest], gateway_pb2.UploadLogsRequest] = lambda request: request
 
-    async def UploadLogs(  # type: ignore[override]  # noqa: N802  # as the method it wraps
-        self, request_iterator: AsyncIterable[gateway_pb2.UploadLogsRequest], context: Any
-    ) -> None:
+    async def UploadLogs(self, request_iterator: AsyncIterable[gateway_pb2.UploadLogsRequest], context: Any) -> None:
         async def arriving() -> AsyncIterator[gateway_pb2.UploadLogsRequest]:
             async for request in request_iterator:
                 yield self.damage(request)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from cgroupspy.controllers import Controller
 from cgroupspy.interfaces import BaseFileInterface, DictFile, IntegerFile
 
+# The library has no types, so what is derived from it needs an ignore.
+
 
 class KeyedFile(BaseFileInterface):  # type: ignore[misc]
     """A nested keyed file, `KEY a=1 b=2` a line, as {KEY: {a: "1", b: "2"}}; io.stat and *.pressure are such."""

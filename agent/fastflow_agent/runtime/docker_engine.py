@@ -140,7 +140,7 @@ class _OnePool(UnixHTTPAdapter):  # type: ignore[misc]  # the SDK has no types
 
 
 def _connect(host: str, patience: float | None) -> Client:
-    client: Client = APIClient(base_url=host, version="auto", timeout=patience)  # type: ignore[arg-type, unused-ignore]
+    client: Client = APIClient(base_url=host, version="auto", timeout=patience)
     if host.startswith("unix://"):
         # No proxy leads to a socket; looking for one in the environment takes as long as the call.
         client.trust_env = False

@@ -213,9 +213,7 @@ class ScriptedControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
         word.MergeFrom(desired_pb2.DesiredAttempt(**changes))
         return word
 
-    async def Connect(  # type: ignore[override]  # noqa: N802 - writes by itself, which the stubs do not know
-        self, request_iterator: Any, context: Any
-    ) -> None:
+    async def Connect(self, request_iterator: Any, context: Any) -> None:
         await context.send_initial_metadata(())
         stream = Stream(context)
         self._streams.put_nowait(stream)
@@ -227,9 +225,7 @@ class ScriptedControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
             reading.cancel()
             over.cancel()
 
-    async def UploadLogs(  # noqa: N802
-        self, request_iterator: Any, context: Any
-    ) -> AsyncIterator[gateway_pb2.UploadLogsResponse]:
+    async def UploadLogs(self, request_iterator: Any, context: Any) -> AsyncIterator[gateway_pb2.UploadLogsResponse]:
         async for request in request_iterator:
             part = getattr(request, request.WhichOneof("message"))
             run = part.key.run_id
@@ -247,9 +243,7 @@ class ScriptedControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
                 sealed=run in self.sealed,
             )
 
-    async def FetchBundle(  # noqa: N802
-        self, request: Any, context: Any
-    ) -> AsyncIterator[gateway_pb2.FetchBundleResponse]:
+    async def FetchBundle(self, request: Any, context: Any) -> AsyncIterator[gateway_pb2.FetchBundleResponse]:
         data = self._bundles.get(request.digest)
         if data is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such bundle")

@@ -184,7 +184,7 @@ async def test_a_rejection_settles_an_event(
 
 async def _no_events(stream: object) -> bool:
     for _ in range(3):
-        message = await stream.next("events", "heartbeat")  # type: ignore[attr-defined]
+        message = await stream.next("events", "heartbeat")
         if isinstance(message, attempts_pb2.AttemptEvents):
             return False
     return True
@@ -327,7 +327,7 @@ async def test_messages_of_a_newer_protocol_are_passed_over(
     await stream.welcome()
     await stream.send_bytes(b"\xa2\x06\x03new")  # field 100 of the oneof
     word = controlplane.run(HELLO)
-    word.action = 99  # type: ignore[assignment]
+    word.action = 99
     await stream.full(word, revision=2)
     await stream.until_applied(2)
     assert agent.slots() == []

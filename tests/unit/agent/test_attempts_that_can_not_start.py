@@ -57,7 +57,7 @@ async def test_a_wrapper_that_fails_before_its_release_is_told_apart(world: Worl
         world.runtime.containers[slot].wrapper_failed = True
         world.runtime.end(slot, 125)
 
-    world.runtime.start = start_and_fail  # type: ignore[method-assign]
+    world.runtime.start = start_and_fail
     key = world.assign()
     await world.forgotten(key)
     assert world.ended(key).reason is Reason.WRAPPER

@@ -32,7 +32,7 @@ RELEASING = (Started(), Releasing(NOW, 1.0, "boot-1"))
 
 
 def _history(*records: object) -> History:
-    history = History.of([INTENT, *records])  # type: ignore[list-item]
+    history = History.of([INTENT, *records])
     assert history is not None
     return history
 

@@ -202,7 +202,7 @@ class World:
     def assign(self, **changes: object) -> AttemptKey:
         """Assign a new run to this agent."""
         key = AttemptKey(new_id(), 1, "token")
-        spec = replace(SPEC, **changes)  # type: ignore[arg-type]
+        spec = replace(SPEC, **changes)
         self.known[key] = Known(Desired(key, Action.RUN, spec=spec))
         self.say(key)
         return key

@@ -24,13 +24,13 @@ HOST_KILL_V1 = Reading(HALF, oom_kills=1)
 
 
 def exited(code: int, **more: object) -> Observation:
-    return Observation(SlotState.EXITED, exit_code=code, **more)  # type: ignore[arg-type]
+    return Observation(SlotState.EXITED, exit_code=code, **more)
 
 
 def evidence(observation: Observation, cgroup: str = "v2", **more: object) -> Evidence:
     reading = {"v2": NO_OOM_V2, "hybrid": ENDED_V1, "none": None}[cgroup]
     base = Evidence(observation, Limits(1000, LIMIT), released=True, reading=reading, cgroup=cgroup)
-    return replace(base, **more)  # type: ignore[arg-type]
+    return replace(base, **more)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def test_help_answers_without_loading_grpc_or_rich() -> None:
 def test_every_command_has_help_with_an_example(ffctl: Ffctl, command: str) -> None:
     text = ffctl(command, "--help").out.decode()
     assert "Usage: ffctl" in text
-    group = program.ffctl.get_command(None, command)  # type: ignore[arg-type]
+    group = program.ffctl.get_command(None, command)
     for name in getattr(group, "commands", {}):
         text = ffctl(command, name, "--help").out.decode()
         assert "Example: ffctl" in text

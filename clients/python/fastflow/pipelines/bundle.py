@@ -62,6 +62,7 @@ class Sink(Protocol):
 def pack(code: Code, sink: Sink) -> Bundle:
     """Writes the bundle of `code` to `sink`. Raises FolderFault for a file that can not be read or has changed."""
     writer = _HashingWriter(sink)
+    # Of a file tarfile uses `write` and `tell` alone here; its types ask for a whole one.
     with tarfile.open(fileobj=writer, mode="w", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
         for file in code.files:
             _add(archive, file)
