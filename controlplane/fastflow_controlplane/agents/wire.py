@@ -143,6 +143,7 @@ def _spec(delivery: Delivery) -> desired_pb2.RunSpec:
         environment=delivery.environment,
         secrets=_secrets(delivery.secrets),
         python_version=row.python_version,
+        pinned_packages=row.pinned_packages,
         log_limit_bytes=row.log_limit_bytes,
         on_log_backlog=f"LOG_BACKLOG_POLICY_{row.on_log_backlog}",
     )

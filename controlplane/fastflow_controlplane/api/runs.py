@@ -7,7 +7,7 @@ from typing import Any
 from fastflow.v1 import runs_pb2, runs_pb2_grpc
 
 from fastflow_controlplane import pages
-from fastflow_controlplane.api.translate import run_message
+from fastflow_controlplane.api.translate import differences_message, run_message
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument
 from fastflow_controlplane.runs.model import NewRun
 from fastflow_controlplane.runs.service import RunService
@@ -52,6 +52,15 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
         return runs_pb2.ListRunsResponse(
             runs=[run_message(run) for run in page.runs], next_page_token=page.next_page_token
         )
+
+    async def RerunRun(self, request: runs_pb2.RerunRunRequest, context: Any) -> runs_pb2.RerunRunResponse:
+        """Queues a run that repeats another."""
+        run = await self._runs.rerun(request.id, latest=request.latest, request_id=request.request_id)
+        return runs_pb2.RerunRunResponse(run=run_message(run))
+
+    async def DiffRuns(self, request: runs_pb2.DiffRunsRequest, context: Any) -> runs_pb2.DiffRunsResponse:
+        """Compares two runs."""
+        return differences_message(await self._runs.diff(request.a, request.b))
 
     async def CancelRun(self, request: runs_pb2.CancelRunRequest, context: Any) -> runs_pb2.CancelRunResponse:
         """Asks a run to stop. A repeat changes nothing, with or without request id."""

@@ -10,11 +10,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from fastflow_controlplane.agents.model import AgentView, Capacity, Condition
 from fastflow_controlplane.conditions import PartCondition
 from fastflow_controlplane.logs.wire import loss_message
+from fastflow_controlplane.runs.differences import RunDifferences, VariableDifference
 from fastflow_controlplane.runs.model import (
     AttemptView,
     OutOfMemory,
     Placement,
     Provenance,
+    Rerun,
     RunView,
     SoftLimitWarning,
     Usage,
@@ -73,9 +75,29 @@ def run_message(run: RunView) -> runs_pb2.Run:
         python_version=run.python_version,
         provenance=_provenance(run.provenance),
         etag=run.etag,
+        commit_author=run.commit_author,
+        commit_subject=run.commit_subject,
+        ref=run.ref,
+        default_environment_names=sorted(run.default_environment),
+        rerun=_rerun(run.rerun),
     )
     message.timeout.FromMicroseconds(run.timeout_usec)
     return message
+
+
+def differences_message(found: RunDifferences) -> runs_pb2.DiffRunsResponse:
+    """Translates what differs between two runs."""
+    return runs_pb2.DiffRunsResponse(
+        a=run_message(found.a),
+        b=run_message(found.b),
+        identical=found.identical,
+        code=None if found.code is None else runs_pb2.CodeDifference(unified_diff=found.code),
+        packages=[runs_pb2.PackageDifference(name=each.name, a=each.a, b=each.b) for each in found.packages],
+        parameters=map(_variable, found.parameters),
+        default_environment=map(_variable, found.default_environment),
+        values=[runs_pb2.ValueDifference(field=each.field, a=each.a, b=each.b) for each in found.values],
+        notes=found.notes,
+    )
 
 
 def limits_message(limits: LimitValues) -> limits_pb2.Limits:
@@ -237,6 +259,16 @@ def _provenance(provenance: Provenance | None) -> runs_pb2.Provenance | None:
         packages=provenance.packages,
         secret_versions=provenance.secret_versions,
     )
+
+
+def _rerun(rerun: Rerun | None) -> runs_pb2.Rerun | None:
+    if rerun is None:
+        return None
+    return runs_pb2.Rerun(run_id=rerun.run_id, latest=rerun.latest, packages=rerun.packages)
+
+
+def _variable(difference: VariableDifference) -> runs_pb2.VariableDifference:
+    return runs_pb2.VariableDifference(name=difference.name, change=f"VARIABLE_CHANGE_{difference.change}")
 
 
 def _placement(placement: Placement) -> runs_pb2.Placement:

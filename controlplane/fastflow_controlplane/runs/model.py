@@ -81,6 +81,11 @@ class Provenance:
     packages: tuple[str, ...] = ()
     secret_versions: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def reported(self) -> bool:
+        """True once the agent has told it: before that, the secrets' versions alone are known."""
+        return bool(self.image or self.uv_version or self.python_version)
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -118,6 +123,15 @@ class AttemptView:
 
 
 @dataclass(frozen=True, slots=True)
+class Rerun:
+    """What a run takes over of the run `run_id`; fields of `fastflow.v1.Rerun`."""
+
+    run_id: str
+    latest: bool
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RunView:
     """One run with its attempts, oldest first."""
 
@@ -146,6 +160,11 @@ class RunView:
     priority: int
     python_version: str
     etag: str
+    commit_author: str = ""
+    commit_subject: str = ""
+    ref: str = ""
+    default_environment: Mapping[str, str] = field(default_factory=dict)
+    rerun: Rerun | None = None
 
     @property
     def terminal(self) -> bool:

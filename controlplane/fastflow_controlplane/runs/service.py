@@ -1,10 +1,11 @@
-"""What callers may ask of runs: create, read, list, cancel, watch. Knows no protobuf."""
+"""What callers may ask of runs: create, repeat, read, compare, list, cancel, watch. Knows no protobuf."""
 
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from fastflow.ids import new_id
@@ -13,10 +14,17 @@ from fastflow.pipelines import environment
 from fastflow_controlplane import pages
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
-from fastflow_controlplane.errors import FieldViolation, InvalidArgument
+from fastflow_controlplane.errors import (
+    FailedPrecondition,
+    FastFlowError,
+    FieldViolation,
+    InvalidArgument,
+    NotFound,
+)
 from fastflow_controlplane.logs.store import LogKey, LogStore, StoreUnavailable
 from fastflow_controlplane.runs.changes import Changes
-from fastflow_controlplane.runs.model import AttemptView, NewRun, RunPage, RunView, WaitingRun
+from fastflow_controlplane.runs.differences import RunDifferences, compare
+from fastflow_controlplane.runs.model import AttemptView, NewRun, Rerun, RunPage, RunView, WaitingRun
 from fastflow_controlplane.runs.states import LIVE, RunState
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
@@ -29,9 +37,11 @@ from fastflow_controlplane.store.queries.runs import Cancelled, StoredRun
 log = structlog.get_logger(__name__)
 
 CREATE_RUN = "CREATE_RUN"
+RERUN_RUN = "RERUN_RUN"
 MAX_PRIORITY = 1000
 """Priorities run from -1000 to 1000; aging adds one step per `priority_aging`."""
 MAX_REQUEST_ID_LENGTH = 255
+MAX_REF_LENGTH = 255
 
 
 class CodeCatalog(Protocol):
@@ -42,6 +52,12 @@ class CodeCatalog(Protocol):
 
         Raises NotFound with the nearest names, InvalidArgument with all problems.
         """
+
+    async def open_bundle(self, digest: str) -> AbstractAsyncContextManager[object]:
+        """Opens the code of an earlier run. Raises NotFound where it is not kept any more."""
+
+    async def diff(self, before: str, after: str) -> str:
+        """Returns a unified diff of two pinned trees, bounded in size. Raises FastFlowError."""
 
 
 class Sealer(Protocol):
@@ -93,27 +109,43 @@ class RunService:
             )
             if known is not None:
                 return await self._repeat(new, known)
-        code = await self._catalog.snapshot(new.pipeline)
-        run = self._pin(new, code)
-        now = self._clock.now()
-
-        def store(connection: Connection) -> str:
-            answered = requests.answered(connection, CREATE_RUN, new.request_id, fingerprint)
-            if answered is not None:
-                return answered
-            runs.insert_run(connection, run, now)
-            requests.remember(connection, CREATE_RUN, new.request_id, fingerprint, run.id, now)
-            return run.id
-
-        def stored(run_id: str) -> None:
-            if run_id == run.id:
-                log.info("run created", run=run.id, pipeline=run.pipeline)
-                self._scheduler.add(
-                    WaitingRun(run.id, run.pipeline, run.priority, now, run.limits, run.python_version, {})
-                )
-
-        run_id = await self._store.write(store, stored)
+        run = self._pin(new, await self._catalog.snapshot(new.pipeline, new.ref))
+        run_id = await self._queue(run, CREATE_RUN, fingerprint)
         return await (self.get(run_id) if run_id == run.id else self._repeat(new, run_id))
+
+    async def rerun(self, run_id: str, *, latest: bool = False, request_id: str = "") -> RunView:
+        """Queues a run that repeats another, whatever became of that one, and returns it once it is stored.
+
+        It has the same code, limits and parameters, and wants the same packages; with `latest`, only the parameters are
+        the same. Secrets are those of now. Repeats as `create`. Raises NotFound and FailedPrecondition where the code
+        is gone, and with `latest` what the catalog raises.
+        """
+        _raise_for(_request_id_faults(request_id))
+        view = await self.get(run_id)
+        fingerprint = _digest([view.id, latest])
+        if request_id:
+            known = await self._store.read(
+                lambda connection: requests.answered(connection, RERUN_RUN, request_id, fingerprint)
+            )
+            if known is not None:
+                return await self.get(known)
+        former = await self._store.read(lambda connection: runs.read_stored(connection, view.id))
+        run = await (self._with_newest_code(former) if latest else self._with_same_code(former, view))
+        run = replace(run, id=new_id(), request_id=request_id, trigger="api")
+        return await self.get(await self._queue(run, RERUN_RUN, fingerprint))
+
+    async def diff(self, a: str, b: str) -> RunDifferences:
+        """Compares two runs, each named by its id or the last 8 or more digits of it."""
+        run_a, run_b = await self.get(a), await self.get(b)
+        code, notes = None, []
+        if run_a.bundle_digest != run_b.bundle_digest:
+            try:
+                code = await self._catalog.diff(run_a.tree, run_b.tree)
+            except FastFlowError as error:
+                code = ""
+                notes.append(f"the code differs, but how can not be shown: {error.message}")
+        given = await self._parameters(run_a.id), await self._parameters(run_b.id)
+        return compare(run_a, run_b, code, given, notes)
 
     async def get(self, run_id: str) -> RunView:
         """Returns a run by its id or the last 8 or more digits of it; for one that waits, with the reasons."""
@@ -178,11 +210,59 @@ class RunService:
 
     async def _repeat(self, new: NewRun, run_id: str) -> RunView:
         """Answers a repeated request. The values of --env are compared themselves: no hash of them is kept."""
-        sealed = await self._store.read(lambda connection: runs.read_parameters(connection, run_id))
-        given = {} if sealed is None else json.loads(self._sealer.open(sealed))
-        if given != dict(new.environment):
+        if await self._parameters(run_id) != dict(new.environment):
             raise requests.reused(new.request_id, run_id)
         return await self.get(run_id)
+
+    async def _parameters(self, run_id: str) -> Mapping[str, str]:
+        """The values of --env, in clear."""
+        sealed = await self._store.read(lambda connection: runs.read_parameters(connection, run_id))
+        opened: Mapping[str, str] = {} if sealed is None else json.loads(self._sealer.open(sealed))
+        return opened
+
+    async def _queue(self, run: StoredRun, kind: str, fingerprint: str) -> str:
+        """Stores a run, unless its request was answered before; returns the id of the run that answers it."""
+        now = self._clock.now()
+
+        def store(connection: Connection) -> str:
+            answered = requests.answered(connection, kind, run.request_id, fingerprint)
+            if answered is not None:
+                return answered
+            runs.insert_run(connection, run, now)
+            requests.remember(connection, kind, run.request_id, fingerprint, run.id, now)
+            return run.id
+
+        def stored(run_id: str) -> None:
+            if run_id == run.id:
+                log.info("run created", run=run.id, pipeline=run.pipeline)
+                self._scheduler.add(
+                    WaitingRun(run.id, run.pipeline, run.priority, now, run.limits, run.python_version, {})
+                )
+
+        return await self._store.write(store, stored)
+
+    async def _with_same_code(self, former: StoredRun, view: RunView) -> StoredRun:
+        try:
+            async with await self._catalog.open_bundle(former.bundle_digest):
+                pass
+        except NotFound:
+            raise FailedPrecondition(
+                f"the code of run {former.id} is no longer kept; `ffctl runs rerun {former.id} --latest` "
+                "takes the newest code",
+                reason="CODE_GONE",
+                metadata={"run": former.id, "bundle": former.bundle_digest},
+            ) from None
+        return replace(former, rerun=Rerun(former.id, latest=False, packages=_packages(view)))
+
+    async def _with_newest_code(self, former: StoredRun) -> StoredRun:
+        new = NewRun(former.pipeline, priority=former.priority)
+        run = self._pin(new, await self._catalog.snapshot(former.pipeline))
+        return replace(
+            run,
+            environment_names=former.environment_names,
+            parameters=former.parameters,
+            rerun=Rerun(former.id, latest=True),
+        )
 
     def _pin(self, new: NewRun, code: PinnedCode) -> StoredRun:
         metadata = code.metadata
@@ -204,6 +284,9 @@ class RunService:
             parameters=self._sealer.seal(json.dumps(dict(new.environment)).encode()) if new.environment else None,
             log_limit_bytes=self._settings.log_limit_bytes,
             on_log_backlog="DROP",
+            commit_author=code.commit_author,
+            commit_subject=code.commit_subject,
+            ref=new.ref,
         )
 
     def _complete(self, run: RunView) -> RunView:
@@ -232,24 +315,42 @@ class RunService:
         return replace(attempt, usage=usage) if usage is not None else attempt
 
 
+def _packages(run: RunView) -> tuple[str, ...]:
+    """What its newest attempt that got that far had installed; else what it was to have."""
+    reported = [attempt.provenance for attempt in run.attempts if attempt.provenance and attempt.provenance.reported]
+    if reported:
+        return reported[-1].packages
+    return run.rerun.packages if run.rerun else ()
+
+
 def _check(new: NewRun) -> None:
     violations = [
         FieldViolation(f"environment[{fault.variable}]", str(fault)) for fault in environment.faults(new.environment)
     ]
-    if len(new.request_id) > MAX_REQUEST_ID_LENGTH:
-        violations.append(FieldViolation("request_id", f"request_id has at most {MAX_REQUEST_ID_LENGTH} characters"))
+    violations += _request_id_faults(new.request_id)
     if abs(new.priority) > MAX_PRIORITY:
         violations.append(
             FieldViolation("priority", f"priority is {new.priority}; allowed is -{MAX_PRIORITY} to {MAX_PRIORITY}")
         )
-    if new.ref:
-        violations.append(
-            FieldViolation("ref", f'ref is "{new.ref}"; this source is a plain folder and has only its newest code')
-        )
+    if len(new.ref) > MAX_REF_LENGTH:
+        violations.append(FieldViolation("ref", f"ref has at most {MAX_REF_LENGTH} characters"))
+    _raise_for(violations)
+
+
+def _request_id_faults(request_id: str) -> list[FieldViolation]:
+    if len(request_id) <= MAX_REQUEST_ID_LENGTH:
+        return []
+    return [FieldViolation("request_id", f"request_id has at most {MAX_REQUEST_ID_LENGTH} characters")]
+
+
+def _raise_for(violations: Sequence[FieldViolation]) -> None:
     if violations:
         raise InvalidArgument("; ".join(violation.description for violation in violations), violations=violations)
 
 
 def _fingerprint(new: NewRun) -> str:
-    content = [new.pipeline, sorted(new.environment), new.priority, new.ref, new.trigger]
+    return _digest([new.pipeline, sorted(new.environment), new.priority, new.ref, new.trigger])
+
+
+def _digest(content: list[Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -112,6 +112,15 @@ runs = Table(
     Column("bundle_size", BigInteger, nullable=False),
     Column("commit", ObjectId, nullable=False, default=""),
     Column("tree", ObjectId, nullable=False, default=""),
+    Column("commit_author", Text, nullable=False, server_default=text("''")),
+    Column("commit_subject", Text, nullable=False, server_default=text("''")),
+    # Branch or commit that was asked for; "" = the newest code.
+    Column("ref", Name, nullable=False, server_default=text("''")),
+    # The run that this one repeats; NULL = none. `latest` = only its parameters.
+    Column("rerun_of", Id),
+    Column("rerun_latest", Boolean),
+    # What the environment of a repeated run shall hold, "name==version"; NULL = what resolves.
+    Column("pinned_packages", JSON(none_as_null=True)),
     # Names given with --env; the values are sealed in run_parameters.
     Column("environment_names", JSON, nullable=False),
     # The pipeline's default_env as it was at creation: not secret, shown by `pipelines show` as well.

@@ -44,6 +44,7 @@ def row() -> DesiredRow:
         parameters=None,
         secret_versions={},
         python_version="",
+        pinned_packages=("numpy==2.1.0",),
         log_limit_bytes=5,
         on_log_backlog="DROP",
         revision=1,
@@ -90,6 +91,7 @@ def test_every_rejection_of_the_protocol_can_be_sent(name: str) -> None:
 def test_only_run_carries_what_to_run() -> None:
     run = wire.desired_attempt(Delivery(KEY, "RUN", row=row(), environment={"A": "1"}))
     assert (run.spec.timeout.ToMilliseconds(), dict(run.spec.environment)) == (1500, {"A": "1"})
+    assert list(run.spec.pinned_packages) == ["numpy==2.1.0"]
     for action in ("STOP", "FORGET", "ORPHAN"):
         delivery = Delivery(KEY, action, stop_cause="CANCEL", row=row(), environment={"A": "1"})
         assert not wire.desired_attempt(delivery).HasField("spec")

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,16 +23,34 @@ from fastflow_controlplane.store.engine import Store
 
 @dataclass
 class ScriptedCatalog:
-    """Pipelines by name; `fail_with` is raised instead, where it is set."""
+    """Pipelines by name; `fail_with` is raised instead, where it is set.
+
+    `code` is what all pipelines hold now; what they held once stays in `kept`.
+    """
 
     metadata: dict[str, Metadata] = field(default_factory=lambda: {"hello": Metadata(Limits(1000, 2**30))})
     fail_with: FastFlowError | None = None
     condition: str = ""
+    code: str = "0"
+    kept: set[str] = field(default_factory=set)
 
     async def snapshot(self, name: str, ref: str = "") -> PinnedCode:
         if self.fail_with:
             raise self.fail_with
-        return PinnedCode(name, "tree", "", "sha256:" + "0" * 64, 10, self.metadata[name])
+        digest = f"sha256:{self.code * 64}"
+        self.kept.add(digest)
+        commit = f"commit at {ref}" if ref else ""
+        return PinnedCode(name, f"tree {self.code}", commit, digest, 10, self.metadata[name], "A <a@b>", "Begin")
+
+    async def open_bundle(self, digest: str) -> AbstractAsyncContextManager[object]:
+        if digest not in self.kept:
+            raise NotFound(digest)
+        return nullcontext()
+
+    async def diff(self, before: str, after: str) -> str:
+        if self.fail_with:
+            raise self.fail_with
+        return f"- {before}\n+ {after}\n"
 
     def get(self, name: str) -> object:
         if name not in self.metadata:

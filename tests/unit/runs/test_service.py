@@ -54,7 +54,7 @@ async def test_a_request_id_with_another_content_is_refused(world: World, other:
 
 async def test_everything_that_is_wrong_with_a_request_is_told_at_once(world: World) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        await world.service.create(NewRun("hello", {"1A": "", "FASTFLOW_X": ""}, "x" * 300, 5000, "branch"))
+        await world.service.create(NewRun("hello", {"1A": "", "FASTFLOW_X": ""}, "x" * 300, 5000, "r" * 300))
     assert {violation.field for violation in caught.value.violations} == {
         "environment[1A]",
         "environment[FASTFLOW_X]",

@@ -36,6 +36,7 @@ class DesiredRow:
     parameters: bytes | None
     secret_versions: Mapping[str, int]
     python_version: str
+    pinned_packages: tuple[str, ...]
     log_limit_bytes: int
     on_log_backlog: str
     revision: int
@@ -76,6 +77,7 @@ _DESIRED: Select[Any] = (
         runs.c.timeout_usec,
         runs.c.default_environment,
         runs.c.python_version,
+        runs.c.pinned_packages,
         runs.c.log_limit_bytes,
         runs.c.on_log_backlog,
         run_parameters.c.sealed,
@@ -145,6 +147,7 @@ def _row(row: Row[Any]) -> DesiredRow:
         parameters=row.sealed,
         secret_versions=row.secret_versions,
         python_version=row.python_version,
+        pinned_packages=tuple(row.pinned_packages or ()),
         log_limit_bytes=row.log_limit_bytes,
         on_log_backlog=row.on_log_backlog,
         revision=row.revision,

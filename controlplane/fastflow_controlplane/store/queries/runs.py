@@ -2,19 +2,19 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID
 
 from fastflow.pipelines.metadata import Limits
-from sqlalchemy import Connection, Select, func, insert, select, update
+from sqlalchemy import Connection, Select, func, insert, or_, select, update
 
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFound
-from fastflow_controlplane.runs.model import FailedPlacements, RunView, WaitingRun
+from fastflow_controlplane.runs.model import FailedPlacements, Rerun, RunView, WaitingRun
 from fastflow_controlplane.runs.states import LIVE, Actor, Reason, RunState, sources
 from fastflow_controlplane.store.models import attempts, run_parameters, runs
 from fastflow_controlplane.store.queries.agents import raise_revision
-from fastflow_controlplane.store.queries.views import limits_of, read_runs
+from fastflow_controlplane.store.queries.views import limits_of, read_runs, rerun_of
 
 SHORTEST_ID = 8
 """Hex digits a short id has at least; it is the end of the id, since the beginning is a clock."""
@@ -43,6 +43,10 @@ class StoredRun:
     parameters: bytes | None
     log_limit_bytes: int
     on_log_backlog: str
+    commit_author: str = ""
+    commit_subject: str = ""
+    ref: str = ""
+    rerun: Rerun | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,10 @@ def insert_run(connection: Connection, run: StoredRun, now: int) -> None:
             "default_environment": dict(run.default_environment),
             "log_limit_bytes": run.log_limit_bytes,
             "on_log_backlog": run.on_log_backlog,
+            "commit_author": run.commit_author,
+            "commit_subject": run.commit_subject,
+            "ref": run.ref,
+            **_rerun_columns(run.rerun),
             "version": 1,
         },
     )
@@ -94,6 +102,30 @@ def insert_run(connection: Connection, run: StoredRun, now: int) -> None:
                 "sealed": run.parameters,
             },
         )
+
+
+def _rerun_columns(rerun: Rerun | None) -> dict[str, Any]:
+    if rerun is None:
+        return {}
+    packages = list(rerun.packages) or None
+    return {"rerun_of": rerun.run_id, "rerun_latest": rerun.latest, "pinned_packages": packages}
+
+
+def read_stored(connection: Connection, run_id: str) -> StoredRun:
+    """Returns one run by its whole id as it was stored at first; raises NotFound."""
+    row = connection.execute(select(runs).where(runs.c.id == run_id)).one_or_none()
+    if row is None:
+        raise _unknown(run_id)
+    same = {field.name: row._mapping[field.name] for field in fields(StoredRun) if field.name in row._mapping}
+    return StoredRun(
+        **same
+        | {
+            "limits": limits_of(row),
+            "environment_names": tuple(row.environment_names),
+            "parameters": read_parameters(connection, run_id),
+            "rerun": rerun_of(row),
+        }
+    )
 
 
 def read_run(connection: Connection, run_id: str) -> RunView:
@@ -254,20 +286,23 @@ def read_overdue(connection: Connection, queued_before: int, limit: int) -> list
     return list(connection.execute(query).scalars())
 
 
+_AWAITS_PIPELINE = (
+    runs.c.state == RunState.QUEUED,
+    runs.c.end_time.is_(None),
+    # Code that was asked for by name, or by the run that had it, need not be what the pipeline is now.
+    runs.c.ref == "",
+    or_(runs.c.rerun_of.is_(None), runs.c.rerun_latest),
+)
+
+
 def read_awaited_pipelines(connection: Connection) -> list[str]:
-    """Returns the names of pipelines that have waiting runs."""
-    query = select(runs.c.pipeline).where(runs.c.state == RunState.QUEUED, runs.c.end_time.is_(None)).distinct()
-    return list(connection.execute(query).scalars())
+    """Returns the names of pipelines that have waiting runs of their newest code."""
+    return list(connection.execute(select(runs.c.pipeline).where(*_AWAITS_PIPELINE).distinct()).scalars())
 
 
 def read_waiting_of(connection: Connection, pipeline: str, limit: int) -> list[str]:
-    """Returns waiting runs of one pipeline."""
-    query = (
-        select(runs.c.id)
-        .where(runs.c.state == RunState.QUEUED, runs.c.end_time.is_(None), runs.c.pipeline == pipeline)
-        .order_by(runs.c.id)
-        .limit(limit)
-    )
+    """Returns runs that wait with the newest code of one pipeline."""
+    query = select(runs.c.id).where(*_AWAITS_PIPELINE, runs.c.pipeline == pipeline).order_by(runs.c.id).limit(limit)
     return list(connection.execute(query).scalars())
 
 

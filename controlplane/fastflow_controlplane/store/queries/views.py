@@ -12,6 +12,7 @@ from fastflow_controlplane.runs.model import (
     LogLoss,
     OutOfMemory,
     Provenance,
+    Rerun,
     RunView,
     SoftLimitWarning,
     Usage,
@@ -42,6 +43,13 @@ def read_runs(connection: Connection, run_ids: Sequence[str]) -> list[RunView]:
 def limits_of(row: Row[Any]) -> Limits:
     """Returns the limits in a row of a run."""
     return Limits(row.cpu_hard_milli_cores, row.memory_hard_bytes, row.cpu_soft_milli_cores, row.memory_soft_bytes)
+
+
+def rerun_of(row: Row[Any]) -> Rerun | None:
+    """Returns what a row of a run says of the run it repeats."""
+    if row.rerun_of is None:
+        return None
+    return Rerun(row.rerun_of, bool(row.rerun_latest), tuple(row.pinned_packages or ()))
 
 
 def _attempts(connection: Connection, run_ids: Sequence[str]) -> Mapping[str, list[AttemptView]]:
@@ -91,6 +99,11 @@ def _run(row: Row[Any], attempt_views: Sequence[AttemptView]) -> RunView:
         priority=row.priority,
         python_version=row.python_version,
         etag=str(row.version),
+        commit_author=row.commit_author,
+        commit_subject=row.commit_subject,
+        ref=row.ref,
+        default_environment=row.default_environment,
+        rerun=rerun_of(row),
     )
 
 
