@@ -43,6 +43,54 @@ def run(settings: AgentSettings) -> None:
     os._exit(0)
 
 
+@main.command()
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--env", "-e", "variables", metavar="K=V", multiple=True, help="Environment variable; may be repeated.")
+@click.option(
+    "--env-file",
+    "secret_files",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="File of lines K=V that are taken as secrets: masked in the output. --env goes before them.",
+)
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds from release; goes before the metadata's.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["docker", "process"]),
+    help='What runs it; "process" neither isolates nor limits.  [default: the setting, docker]',
+)
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="FASTFLOW_LOCAL_CACHE",
+    help="Folder of what makes the next start fast.  [default: ~/.cache/fastflow/local]",
+)
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file with settings.")
+@click.option("--verbose", is_flag=True, help="Show what the agent's parts do.")
+def local(
+    path: Path,
+    variables: tuple[str, ...],
+    secret_files: tuple[Path, ...],
+    timeout: float | None,
+    runtime: str | None,
+    cache: Path | None,
+    config: Path | None,
+    verbose: bool,
+) -> None:
+    """Run the pipeline in the folder PATH here and now, as an agent would, with no control plane.
+
+    Its output goes to stdout; warnings and the verdict go to stderr. Exits with 0 if it succeeded, 1 if it ended
+    otherwise, 2 for wrong usage, 3 if what runs pipelines can not be reached, 4 if the pipeline is refused.
+    """
+    from fastflow_agent.local.command import run_command
+
+    configure_logging("info" if verbose else "error", human=True)
+    code = run_command(path, variables, secret_files, timeout, runtime, cache, config)
+    # Threads may still wait for an engine that hangs, or for a reader that does not read.
+    sys.stderr.flush()
+    os._exit(code)
+
+
 async def _run(settings: AgentSettings) -> None:
     from fastflow_agent.agent import run_agent
 

@@ -141,6 +141,12 @@ class UvCache:
             if gone:
                 log.info("generations of the uv cache removed", generations=gone)
 
+    async def settle(self) -> None:
+        """Returns once nothing is prepared or pruned any more; what was cancelled has cleared up then."""
+        await self._preparing.idle()
+        if self._pruning is not None:
+            await asyncio.wait([self._pruning])
+
     def _hand_out(self, held: Held, digest: str) -> Generation:
         self._leases[held.number] = asyncio.get_running_loop().time() + LEASE_SECONDS
         self._used[held.number] = next(self._uses)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import click
 from fastflow.ids import new_id, short
+from fastflow.pipelines.environment import read_assignments
 from fastflow.v1 import logs_pb2, runs_pb2
 
 from ffctl import failures, follow, output
@@ -69,19 +70,10 @@ def command(
 
 def parse_environment(assignments: tuple[str, ...]) -> dict[str, str]:
     """Returns the variables of "K=V" and "K" (value from our environment). The server judges the names."""
-    variables = {}
-    for assignment in assignments:
-        name, separator, value = assignment.partition("=")
-        if not name:
-            raise click.BadParameter(f'"{assignment}" names no variable; write K=V', param_hint="--env")
-        if not separator:
-            if name not in os.environ:
-                raise click.BadParameter(
-                    f"{name} is not set in your environment; write {name}=VALUE", param_hint="--env"
-                )
-            value = os.environ[name]
-        variables[name] = value
-    return variables
+    try:
+        return read_assignments(assignments, os.environ)
+    except ValueError as fault:
+        raise click.BadParameter(str(fault), param_hint="--env") from None
 
 
 async def _run(

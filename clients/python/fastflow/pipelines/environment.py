@@ -4,7 +4,7 @@ One set of rules for `default_env`, secrets and `ffctl run --env`; precedence is
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 MAX_NAME_LENGTH = 255
 """Longest name, in characters."""
@@ -78,6 +78,50 @@ def check_value(name: str, value: str) -> None:
         raise InvalidVariable(name, "a value is Unicode text, this one holds half of a surrogate pair") from None
     if size > MAX_VALUE_BYTES:
         raise InvalidVariable(name, f"a value has at most {MAX_VALUE_BYTES} bytes, this one has {size}")
+
+
+def read_assignments(assignments: Iterable[str], own: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables of "K=V" and "K", which takes its value from `own`. Raises ValueError, without any value.
+
+    Whether the names may be set is for `faults` to say.
+    """
+    variables = {}
+    for assignment in assignments:
+        name, separator, value = assignment.partition("=")
+        if not name:
+            raise ValueError(f'"{assignment}" names no variable; write K=V')
+        if not separator:
+            if name not in own:
+                raise ValueError(f"{name} is not set in your environment; write {name}=VALUE")
+            value = own[name]
+        variables[name] = value
+    return variables
+
+
+def read_environment_file(data: bytes, own: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables of a file of lines "K=V" or "K"; empty lines and lines that begin with # say nothing.
+
+    A value is the rest of its line as it stands, quotes included, as in Docker's --env-file. Raises ValueError with
+    the number of the line.
+    """
+    variables: dict[str, str] = {}
+    for number, line in enumerate(data.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith(b"#"):
+            continue
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"line {number} is not UTF-8; save the file as UTF-8") from None
+        name, separator, _ = text.partition("=")
+        try:
+            check_name(name)
+            variables |= read_assignments([text], own)
+        except InvalidVariable as fault:
+            # What stands before a forgotten "=" may be a secret.
+            raise ValueError(f"line {number}: {fault.rule if separator else 'write K=V'}") from None
+        except ValueError as fault:
+            raise ValueError(f"line {number}: {fault}") from None
+    return variables
 
 
 def faults(environment: Mapping[str, str]) -> list[InvalidVariable]:
