@@ -6,10 +6,12 @@ import asyncio
 import os
 import signal
 import sys
+from pathlib import Path
 
 import click
 import structlog
 from fastflow.service.command import EXIT_CANNOT_START, SettingsCommand
+from fastflow.service.logging import configure_logging
 
 from fastflow_agent.settings import AgentSettings
 

@@ -15,6 +15,7 @@ from fastflow.pipelines.code import Code
 
 from fastflow_agent.bundles import BundleFault
 from fastflow_agent.identity import DataFolderInUse, DataFolderLock
+from fastflow_agent.model import SlotId
 
 MOST_FOLDERS = 64
 """Local runs at once under one cache folder: each has a uv cache of its own, which costs disk."""
@@ -67,6 +68,12 @@ class PackedCode:
         if digest != self.packed.digest or not path.is_dir():
             raise BundleFault(f"the code {digest} was removed from {self._folder}; run it again")
         return path
+
+    def pin(self, digest: str, slot: SlotId) -> None:
+        """See `Bundles.pin`: it stays until `remove` anyway."""
+
+    def unpin(self, slot: SlotId) -> None:
+        """See `Bundles.unpin`."""
 
     def remove(self) -> None:
         """Removes it from the disk. Blocks."""

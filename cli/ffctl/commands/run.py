@@ -14,6 +14,7 @@ from fastflow.v1 import logs_pb2, runs_pb2
 from ffctl import failures, follow, output
 from ffctl.connection import Connection
 from ffctl.interrupts import Interrupts
+from ffctl.local import instead, local_options
 from ffctl.options import complete_pipeline, output_option, server_option
 from ffctl.progress import Progress
 from ffctl.session import connected, still_trying
@@ -36,6 +37,7 @@ from ffctl.session import connected, still_trying
     metavar="ID",
     help="Makes the command safe to repeat: the same ID gives the same run.  [default: a random one]",
 )
+@local_options
 @output_option
 @server_option
 @click.pass_context
@@ -55,7 +57,9 @@ def command(
 
     \b
     Example: ffctl run etl --env DAY=2025-11-23 --follow
+             ffctl run --local pipelines/etl --env-file .env
     """
+    instead(context, pipeline, environment)
     if following and as_json:
         raise click.UsageError("--follow prints the program's output; use --wait with -o json")
     request = runs_pb2.CreateRunRequest(
