@@ -17,7 +17,7 @@ from fastflow_agent.bundles import Bundles
 from fastflow_agent.cgroups.sampler import Sampler
 from fastflow_agent.cgroups.stats import Usage
 from fastflow_agent.clock import Clock
-from fastflow_agent.conditions import Conditions
+from fastflow_agent.conditions import BLOCKING, Conditions
 from fastflow_agent.health import Health
 from fastflow_agent.host import AgentHost
 from fastflow_agent.identity import DataFolderLock, Identity, load_membership
@@ -33,6 +33,7 @@ from fastflow_agent.strays import Strays
 from fastflow_agent.stream.link import Link
 from fastflow_agent.stream.outbox import Outbox
 from fastflow_agent.uvcache import UvCache
+from fastflow_agent.uvcache.preheat import Preheat
 from fastflow_agent.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -167,6 +168,7 @@ class Agent:
         )
         bundles = Bundles(self._data_dir / "bundles", bulk, size_limit=settings.bundle_cache_bytes)
         bundles.removal_allowed = False
+        preheat = self._preheat(bundles, uvcache, health)
         services = Services(
             runtime=self._runtime,
             bundles=bundles,
@@ -183,6 +185,7 @@ class Agent:
             start_patience=settings.start_patience,
             spool_quota=settings.spool_quota_bytes,
             cluster=lambda: host.cluster_id,
+            environment_ready=preheat.note,
             checkpoint=self._checkpoint,
         )
         self._worker = Worker(services, self._conditions, tasks, self._data_dir / "slots", self._sampled)
@@ -195,6 +198,7 @@ class Agent:
             outbox=self._outbox,
             health=health,
             uvcache=uvcache,
+            preheat=preheat,
             conditions=self._conditions,
             disk=disk,
             data_dir=self._data_dir,
@@ -207,6 +211,7 @@ class Agent:
         tasks.create_task(health.run(), name="health")
         tasks.create_task(sampler.run(), name="sampler")
         tasks.create_task(shipper.run(), name="shipper")
+        tasks.create_task(preheat.run(), name="preheat")
         strays = Strays(services, self._conditions, lambda: self._worker.bound_slots, leftovers)
         tasks.create_task(self._clear_and_tidy(strays, host.orphan_grace, bundles), name="strays")
         backoff = Backoff(settings.reconnect_initial, settings.reconnect_maximum)
@@ -218,6 +223,22 @@ class Agent:
         await strays.clear(orphan_grace)
         bundles.removal_allowed = True
         await bundles.prune()
+
+    def _preheat(self, bundles: Bundles, uvcache: UvCache, health: Health) -> Preheat:
+        def obstacle() -> str:
+            # What keeps runs away keeps this away too.
+            blocking = [held.message for held in self._conditions.all() if held.type in BLOCKING]
+            return health.facts.problem or "; ".join(blocking)
+
+        return Preheat(
+            bundles,
+            uvcache,
+            self._clock,
+            image=lambda: "" if health.facts.problem else health.facts.image_digest,
+            obstacle=obstacle,
+            max_age=self._settings.env_max_age,
+            changed=self._outbox.preheat_changed,
+        )
 
     def _paths(self, slot: SlotId) -> SlotPaths:
         return SlotPaths.of(self._data_dir, self._env_dir, slot)

@@ -20,6 +20,7 @@ from fastflow_agent.settings import AgentSettings
 from fastflow_agent.stream import wire
 from fastflow_agent.stream.outbox import Outbox
 from fastflow_agent.uvcache import UvCache
+from fastflow_agent.uvcache.preheat import Preheat, Result, Wanted
 from fastflow_agent.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -41,6 +42,7 @@ class AgentHost:
         outbox: Outbox,
         health: Health,
         uvcache: UvCache,
+        preheat: Preheat,
         conditions: Conditions,
         disk: Executor,
         data_dir: Path,
@@ -52,6 +54,7 @@ class AgentHost:
         self._outbox = outbox
         self._health = health
         self._uvcache = uvcache
+        self._preheat = preheat
         self._conditions = conditions
         self._disk = disk
         self._data_dir = data_dir
@@ -130,6 +133,14 @@ class AgentHost:
         """See `SessionHost.beat`."""
         self._worker.converge()
         self._save()
+
+    def preheat(self, wanted: list[Wanted]) -> None:
+        """See `SessionHost.preheat`."""
+        self._preheat.take(wanted)
+
+    def preheat_report(self) -> tuple[list[Result], bool]:
+        """See `SessionHost.preheat_report`."""
+        return self._preheat.report()
 
     def environments(self) -> list[str]:
         """See `SessionHost.environments`."""

@@ -66,6 +66,12 @@ class AgentSettings(ServiceSettings):
     https_proxy: str = Field("", description="Proxy for https, in runs and preparers.")
     no_proxy: str = Field("", description="Hosts reached without proxy, in runs and preparers.")
     index_url: str = Field("", description="Package index for uv, in runs and preparers. Empty: uv's default.")
+    env_max_age: float = Field(
+        7 * 24 * 3600.0,
+        ge=0,
+        description="Seconds after which an environment that was prepared ahead is prepared again in the background, "
+        "with what the index has then; runs keep the old one until that has succeeded. 0 = never.",
+    )
     spool_quota: str = Field(
         "4g",
         description="Output kept per run while the control plane can not take them; then it is dropped.",

@@ -26,7 +26,7 @@ from fastflow_agent.logs.spool import Spool
 from fastflow_agent.model import AttemptKey, SlotId
 from fastflow_agent.records import History, Step
 from fastflow_agent.runtime.base import Runtime, RuntimeUnavailable, SlotPaths
-from fastflow_agent.uvcache import UvCache
+from fastflow_agent.uvcache import Generation, UvCache
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -95,8 +95,8 @@ class Services:
     """What the host offers to its attempts. Times in seconds.
 
     `disk` are the threads of short writes that must not wait (journals), `cleanup` those of deletions, however large.
-    `paths` gives the paths of a slot, `changed` is called with an attempt that has new events, `checkpoint` at every
-    Checkpoint.
+    `paths` gives the paths of a slot, `changed` is called with an attempt that has new events, `environment_ready` with
+    bundle digest, Python version and environment of a run that got its own, `checkpoint` at every Checkpoint.
     """
 
     runtime: Runtime
@@ -114,6 +114,7 @@ class Services:
     start_patience: float
     spool_quota: int
     cluster: Callable[[], str] = field(default=lambda: "")
+    environment_ready: Callable[[str, str, Generation], None] = field(default=lambda *_: None)
     checkpoint: Callable[[Checkpoint], None] = field(default=lambda _: None)
 
     async def patiently(self, call: Callable[[], Awaitable[T]]) -> T:

@@ -78,6 +78,7 @@ class Start:
         generation = await self._step(lambda: self._environment(code, spec, facts))
         # Nothing is awaited in between: an unpinned generation may be pruned.
         self._services.uvcache.pin(generation, self._dossier.slot)
+        self._services.environment_ready(spec.bundle_digest, spec.python_version, generation)
         await self._dossier.record(Prepared(generation.id), facts=(_provenance(spec, facts, generation),))
         self._dossier.checkpoint(Checkpoint.PREPARED)
         return SlotSpec(

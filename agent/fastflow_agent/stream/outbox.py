@@ -43,11 +43,16 @@ class TelemetryDue:
 
 
 @dataclass(frozen=True)
+class PreheatDue:
+    """There is news of environments that are prepared ahead."""
+
+
+@dataclass(frozen=True)
 class GoodbyeDue:
     """The last message."""
 
 
-Due = HeartbeatDue | EventsDue | TelemetryDue | GoodbyeDue
+Due = HeartbeatDue | EventsDue | PreheatDue | TelemetryDue | GoodbyeDue
 
 Unacknowledged = Callable[[AttemptNumber], tuple[AttemptKey, Sequence[Event]] | None]
 """Key and unacknowledged events of an attempt, in order; None if the attempt is not here any more."""
@@ -64,13 +69,14 @@ class Outbox:
         self._telemetry: dict[AttemptNumber, tuple[AttemptKey, datetime, Usage]] = {}
         self._heartbeat = False
         self._goodbye = False
+        self._preheat = False
         self._events_open = False
 
     def begin(self) -> None:
         """A new stream: nothing was sent on it, and events wait for `open_events`."""
         self._sent.clear()
         self._telemetry.clear()
-        self._heartbeat = self._goodbye = self._events_open = False
+        self._heartbeat = self._goodbye = self._preheat = self._events_open = False
 
     def open_events(self, all_attempts: Sequence[AttemptKey]) -> None:
         """Desired state is complete: what the control plane does not know may be sent, of all attempts."""
@@ -105,6 +111,11 @@ class Outbox:
         self._heartbeat = True
         self._filled.set()
 
+    def preheat_changed(self) -> None:
+        """There is something to report of environments that are prepared ahead."""
+        self._preheat = True
+        self._filled.set()
+
     def say_goodbye(self) -> None:
         """Let the next message be the last, before anything else."""
         self._goodbye = True
@@ -127,6 +138,9 @@ class Outbox:
             return HeartbeatDue()
         if self._events_open and (events := self._take_events()):
             return EventsDue(events)
+        if self._preheat and self._events_open:
+            self._preheat = False
+            return PreheatDue()
         if self._telemetry:
             samples = list(self._telemetry.values())
             self._telemetry.clear()

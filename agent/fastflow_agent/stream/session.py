@@ -8,14 +8,15 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 import structlog
-from fastflow.agent.v1 import attempts_pb2, desired_pb2, gateway_pb2
+from fastflow.agent.v1 import attempts_pb2, desired_pb2, gateway_pb2, preheat_pb2
 
 from fastflow_agent.clock import Clock
 from fastflow_agent.conditions import Conditions
 from fastflow_agent.desired import Desired
 from fastflow_agent.runtime.base import Facts
 from fastflow_agent.stream import wire
-from fastflow_agent.stream.outbox import EventsDue, GoodbyeDue, HeartbeatDue, Outbox, TelemetryDue
+from fastflow_agent.stream.outbox import Due, EventsDue, GoodbyeDue, HeartbeatDue, Outbox, PreheatDue, TelemetryDue
+from fastflow_agent.uvcache.preheat import Result, Wanted
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +56,12 @@ class SessionHost(Protocol):
     def acknowledged(self, ack: attempts_pb2.AttemptEventAck) -> None:
         """Take one acknowledgement."""
 
+    def preheat(self, wanted: list[Wanted]) -> None:
+        """Take all environments that are to be ready before a run needs them."""
+
+    def preheat_report(self) -> tuple[list[Result], bool]:
+        """News of those environments, and whether they replace all that was told before."""
+
     def beat(self) -> None:
         """Called with every heartbeat interval while desired state is known."""
 
@@ -86,6 +93,7 @@ class Session:
         self._still = False
         self._revision = 0
         self._pages: list[desired_pb2.DesiredAttempt] | None = []
+        self._wanted: list[Wanted] = []
         self._beats = 0
         self._facts_sent: Facts | None = None
         self.synced = False
@@ -140,12 +148,14 @@ class Session:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             raise await self._broken(error) from error
 
-    def _message(self, due: HeartbeatDue | EventsDue | TelemetryDue | GoodbyeDue) -> gateway_pb2.ConnectRequest:
+    def _message(self, due: Due) -> gateway_pb2.ConnectRequest:
         match due:
             case HeartbeatDue():
                 return gateway_pb2.ConnectRequest(heartbeat=self._heartbeat())
             case EventsDue(events=events):
                 return gateway_pb2.ConnectRequest(events=wire.events(events))
+            case PreheatDue():
+                return gateway_pb2.ConnectRequest(preheat=wire.preheat_report(*self._host.preheat_report()))
             case TelemetryDue(samples=samples):
                 return gateway_pb2.ConnectRequest(telemetry=wire.telemetry(samples))
             case GoodbyeDue():
@@ -198,6 +208,8 @@ class Session:
             case "events_ack":
                 for ack in response.events_ack.acks:
                     self._host.acknowledged(ack)
+            case "preheat":
+                self._take_preheat(response.preheat)
             case "rejection":
                 code = gateway_pb2.RejectionCode.Name(response.rejection.code).removeprefix("REJECTION_CODE_")
                 raise Refused(f"{code}: {response.rejection.message}")
@@ -232,6 +244,14 @@ class Session:
         self._revision = page.revision
         self._still = not self._host.full(words, page.revision)
         self.synced = not self._still
+
+    def _take_preheat(self, page: preheat_pb2.PreheatPage) -> None:
+        if not self.synced:
+            return
+        self._wanted.extend(wire.wanted(item) for item in page.items)
+        if page.last_page:
+            wanted, self._wanted = self._wanted, []
+            self._host.preheat(wanted)
 
     async def _broken(self, error: BaseException | None) -> StreamBroken | Refused:
         if isinstance(error, grpc.aio.AioRpcError):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
-from fastflow.agent.v1 import attempts_pb2, desired_pb2, gateway_pb2
-from fastflow.v1 import agents_pb2, limits_pb2, runs_pb2
+from fastflow.agent.v1 import attempts_pb2, desired_pb2, gateway_pb2, preheat_pb2
+from fastflow.v1 import agents_pb2, limits_pb2, pipelines_pb2, runs_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -20,6 +20,7 @@ from fastflow_agent.identity import Identity, Membership
 from fastflow_agent.model import AttemptKey, Limits, Reason, State, StopCause
 from fastflow_agent.runtime.base import Facts
 from fastflow_agent.settings import VERSION, AgentSettings
+from fastflow_agent.uvcache.preheat import Result, Wanted
 
 PROTOCOL = 1
 """The one version of the protocol this agent speaks."""
@@ -96,6 +97,16 @@ def telemetry(samples: Iterable[tuple[AttemptKey, datetime, Usage]]) -> gateway_
     )
 
 
+def wanted(item: preheat_pb2.PreheatItem) -> Wanted:
+    """An environment that is to be ready before a run needs it."""
+    return Wanted(item.bundle_digest, item.bundle_size, item.python_version)
+
+
+def preheat_report(results: Iterable[Result], full: bool) -> preheat_pb2.PreheatReport:
+    """How far such environments are."""
+    return preheat_pb2.PreheatReport(full=full, results=[_preheat_result(result) for result in results])
+
+
 def attempt_key(key: AttemptKey) -> attempts_pb2.AttemptKey:
     """The key as messages carry it."""
     return attempts_pb2.AttemptKey(run_id=key.run_id, attempt=key.attempt, claim_token=key.claim_token)
@@ -163,6 +174,22 @@ def _time(moment: datetime) -> Timestamp:
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return stamp
+
+
+def _preheat_result(result: Result) -> preheat_pb2.PreheatResult:
+    environment = pipelines_pb2.PipelineEnvironment(
+        state=f"ENVIRONMENT_STATE_{result.state.value}", message=result.message, packages=result.packages
+    )
+    if result.seconds:
+        environment.duration.FromNanoseconds(round(result.seconds * 1e9))
+    if result.prepared is not None:
+        environment.prepare_time.FromDatetime(result.prepared)
+    if result.retry is not None:
+        environment.retry_time.FromDatetime(result.retry)
+    bundle_digest, python_version = result.key
+    return preheat_pb2.PreheatResult(
+        bundle_digest=bundle_digest, python_version=python_version, environment=environment
+    )
 
 
 def _inventory_attempt(report: Report) -> gateway_pb2.InventoryAttempt:

@@ -6,9 +6,10 @@ import asyncio
 import errno
 import itertools
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -17,7 +18,7 @@ import structlog
 from fastflow_agent.model import SlotId
 from fastflow_agent.runtime.base import PreparerResult, PreparerSpec
 from fastflow_agent.singleflight import SingleFlight
-from fastflow_agent.uvcache.generations import Environment, Generations, Held
+from fastflow_agent.uvcache.generations import Environment, Generations
 from fastflow_agent.uvcache.needs import Needs, UnreadableHeader, installed, without_listing
 
 log = structlog.get_logger(__name__)
@@ -45,12 +46,18 @@ class EnvironmentFault(Exception):
 
 @dataclass(frozen=True)
 class Generation:
-    """A generation and one environment in it. `path` never changes; `packages` are "name==version"."""
+    """A generation and one environment in it. `path` never changes; `packages` are "name==version".
+
+    `environment` names the environment; `prepared` and `seconds` as in `Environment`.
+    """
 
     id: str
     path: Path
     packages: tuple[str, ...] = ()
     offline: bool = False
+    environment: str = ""
+    prepared: float = 0.0
+    seconds: float = 0.0
 
 
 class Preparer(Protocol):
@@ -63,11 +70,22 @@ class Preparer(Protocol):
 class UvCache:
     """Use from one event loop. After a restart, first pin what is in use, then ask for environments."""
 
-    def __init__(self, generations: Generations, preparer: Preparer, index_url: str, disk: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        generations: Generations,
+        preparer: Preparer,
+        index_url: str,
+        disk: ThreadPoolExecutor,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._generations = generations
         self._preparer = preparer
         self._index_url = index_url
         self._disk = disk
+        self._now = now
+        self._urgent = 0
+        self._calm = asyncio.Event()
+        self._calm.set()
         self._pins: dict[SlotId, int] = {}
         self._leases: dict[int, float] = {}
         self._uses = itertools.count()
@@ -78,33 +96,55 @@ class UvCache:
         self._pruning: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, folder: Path, preparer: Preparer, *, owner: int | None = None, index_url: str = "") -> UvCache:
+    async def open(
+        cls,
+        folder: Path,
+        preparer: Preparer,
+        *,
+        owner: int | None = None,
+        index_url: str = "",
+        now: Callable[[], float] = time.time,
+    ) -> UvCache:
         """Opens the cache under `folder`. `owner` is the user id containers run as, if it is not this process's.
 
-        `index_url` names the package index in use: another index makes other environments. Raises OSError.
+        `index_url` names the package index in use: another index makes other environments. `now` is the wall clock, in
+        seconds since 1970. Raises OSError.
         """
         disk = ThreadPoolExecutor(THREADS, "uvcache")
         generations = Generations(folder, os.geteuid() if owner is None else owner)
         await asyncio.get_running_loop().run_in_executor(disk, generations.load)
-        return cls(generations, preparer, index_url, disk)
+        return cls(generations, preparer, index_url, disk, now)
 
     async def ensure(self, code: Path, python_version: str, image_digest: str) -> Generation:
         """Returns a generation that holds what the unpacked `code` needs, and has it prepared if there is none.
 
         Pin it at once. Raises EnvironmentFault with uv's own output, what the runtime raises, or OSError.
         """
-        try:
-            needs = await self._on_disk(lambda: Needs.of(code))
-        except UnreadableHeader as error:
-            raise EnvironmentFault(str(error), f"{error}\n".encode()) from error
-        digest = needs.digest(python_version, image_digest, self._index_url)
-        if (held := self._generations.find(digest)) is None:
-            # Without requirements too: what a preparation for others leaves behind is enough for those.
-            base = Needs().digest(python_version, image_digest, self._index_url)
-            await self._preparing.do(digest, lambda: self._prepare(needs, digest, base, python_version))
-            held = self._generations.find(digest)
-            assert held is not None
-        return self._hand_out(held, digest)
+        needs, digest = await self._needs(code, python_version, image_digest)
+        if self._generations.find(digest) is None:
+            self._urgent += 1
+            self._calm.clear()
+            try:
+                await self._prepare_once(needs, digest, python_version, image_digest)
+            finally:
+                self._urgent -= 1
+                if not self._urgent:
+                    self._calm.set()
+        return self._hand_out(digest)
+
+    async def ensure_ahead(self, code: Path, python_version: str, image_digest: str, max_age: float) -> Generation:
+        """As `ensure`, for an environment no run waits for: what runs need is prepared first.
+
+        One that was prepared more than `max_age` seconds ago (0 = no limit) is prepared again, in a new generation;
+        runs get the old one until that has succeeded.
+        """
+        needs, digest = await self._needs(code, python_version, image_digest)
+        if not self._is_fresh(digest, max_age):
+            await self._calm.wait()
+            # A run may have had it prepared meanwhile.
+            if not self._is_fresh(digest, max_age):
+                await self._prepare_once(needs, digest, python_version, image_digest)
+        return self._hand_out(digest)
 
     def environments(self) -> list[str]:
         """Digests of all environments at hand."""
@@ -147,14 +187,41 @@ class UvCache:
         if self._pruning is not None:
             await asyncio.wait([self._pruning])
 
-    def _hand_out(self, held: Held, digest: str) -> Generation:
+    def _is_fresh(self, digest: str, max_age: float) -> bool:
+        held = self._generations.find(digest)
+        return held is not None and (not max_age or self._now() - held.environments[digest].prepared <= max_age)
+
+    async def _needs(self, code: Path, python_version: str, image_digest: str) -> tuple[Needs, str]:
+        try:
+            needs = await self._on_disk(lambda: Needs.of(code))
+        except UnreadableHeader as error:
+            raise EnvironmentFault(str(error), f"{error}\n".encode()) from error
+        return needs, needs.digest(python_version, image_digest, self._index_url)
+
+    async def _prepare_once(self, needs: Needs, digest: str, python_version: str, image_digest: str) -> None:
+        # Without requirements too: what a preparation for others leaves behind is enough for those.
+        base = Needs().digest(python_version, image_digest, self._index_url)
+        await self._preparing.do(digest, lambda: self._prepare(needs, digest, base, python_version))
+
+    def _hand_out(self, digest: str) -> Generation:
+        held = self._generations.find(digest)
+        assert held is not None
         self._leases[held.number] = asyncio.get_running_loop().time() + LEASE_SECONDS
         self._used[held.number] = next(self._uses)
         environment = held.environments[digest]
         path = self._generations.path(held.number)
-        return Generation(str(held.number), path, environment.packages, environment.offline)
+        return Generation(
+            str(held.number),
+            path,
+            environment.packages,
+            environment.offline,
+            digest,
+            environment.prepared,
+            environment.seconds,
+        )
 
     async def _prepare(self, needs: Needs, digest: str, base_digest: str, python_version: str) -> None:
+        began = asyncio.get_running_loop().time()
         name = f"{digest.removeprefix('sha256:')[:12]}-{next(self._names)}"
         async with self._changing:
             base = self._generations.newest
@@ -165,10 +232,11 @@ class UvCache:
             spec = PreparerSpec(name, staging / "code", staging / "cache", python_version, PREPARER_ENVIRONMENT)
             result = await self._preparer.run_preparer(spec)
             _check(result)
-            environment = Environment(installed(result.output), result.offline)
+            seconds = asyncio.get_running_loop().time() - began
+            environment = Environment(installed(result.output), result.offline, self._now(), seconds)
             environments = {digest: environment}
             if self._generations.find(base_digest) is None:
-                environments.setdefault(base_digest, Environment(offline=result.offline))
+                environments.setdefault(base_digest, replace(environment, packages=()))
             script = digest if needs.header else ""
             async with self._changing:
                 held = await self._on_disk(lambda: self._generations.publish(staging, base, environments, script))

@@ -25,10 +25,15 @@ KEPT_SCRIPTS = 8
 
 @dataclass(frozen=True)
 class Environment:
-    """One set of installed packages. `offline`: uv was seen to find all of it without a network."""
+    """One set of installed packages. `offline`: uv was seen to find all of it without a network.
+
+    `prepared` is when (seconds since 1970, UTC; 0 = not known), `seconds` how long it took.
+    """
 
     packages: tuple[str, ...] = ()
     offline: bool = False
+    prepared: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,12 @@ def _read(path: Path) -> list[Held]:
             Held(
                 int(each["number"]),
                 {
-                    digest: Environment(tuple(environment["packages"]), bool(environment["offline"]))
+                    digest: Environment(
+                        tuple(environment["packages"]),
+                        bool(environment["offline"]),
+                        float(environment.get("prepared", 0.0)),
+                        float(environment.get("seconds", 0.0)),
+                    )
                     for digest, environment in each["environments"].items()
                 },
                 str(each["script"]),

@@ -1,0 +1,126 @@
+"""What is prepared ahead of runs, in the cache itself: again when it is old, and never before what runs need."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fastflow_agent.model import SlotId
+from fastflow_agent.runtime.base import PreparerSpec
+from fastflow_agent.uvcache import EnvironmentFault, Generation, UvCache
+
+from tests.unit.uvcache.test_cache import IMAGE, Uv, World
+
+DAY = 24 * 3600.0
+
+
+class AgingWorld(World):
+    """A cache whose wall clock stands where a test puts it."""
+
+    now = 1_700_000_000.0
+
+    async def open(self) -> UvCache:
+        self.cache = await UvCache.open(self.folder / "cache", self.uv, now=lambda: self.now)
+        return self.cache
+
+    async def ahead(self, requirements: str, max_age: float = 7 * DAY) -> Generation:
+        return await self.cache.ensure_ahead(self.code(requirements), "", IMAGE, max_age)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AgingWorld:
+    world = AgingWorld(tmp_path)
+    await world.open()
+    return world
+
+
+async def test_a_run_finds_what_was_prepared_ahead(world: AgingWorld) -> None:
+    ahead = await world.ahead("alpha")
+    assert (ahead.packages, ahead.prepared) == (("alpha==1.0",), world.now)
+    assert await world.ensure("alpha") == ahead
+    assert len(world.uv.runs) == 1
+
+
+async def test_an_old_environment_is_prepared_again_in_a_new_generation_and_pinned_runs_keep_theirs(
+    world: AgingWorld,
+) -> None:
+    first = await world.ahead("alpha")
+    slot = SlotId("0" * 16)
+    world.cache.pin(first, slot)
+    world.now += 6 * DAY
+    assert await world.ahead("alpha") == first
+    world.now += 2 * DAY
+    await world.open()
+    world.cache.pin(first, slot)
+    second = await world.ahead("alpha")
+    assert second.id != first.id
+    assert second.prepared == world.now
+    assert await world.ensure("alpha") == second
+    await world.forget_leases()
+    assert (first.path / "archive-v0/alpha/module.py").exists()
+    world.cache.unpin(slot)
+    await world.forget_leases()
+    assert world.numbers() == [int(second.id)]
+
+
+async def test_an_environment_never_becomes_too_old_where_no_age_is_set(world: AgingWorld) -> None:
+    first = await world.ahead("alpha")
+    world.now += 1000 * DAY
+    assert await world.ahead("alpha", max_age=0) == first
+
+
+async def test_what_can_not_be_prepared_again_stays_in_use(world: AgingWorld) -> None:
+    first = await world.ahead("alpha")
+    world.now += 8 * DAY
+    world.uv.fail_with = b"error: the index is away\n"
+    with pytest.raises(EnvironmentFault):
+        await world.ahead("alpha")
+    assert await world.ensure("alpha") == first
+
+
+async def test_runs_get_the_old_environment_while_it_is_prepared_again(world: AgingWorld) -> None:
+    first = await world.ahead("alpha")
+    world.now += 8 * DAY
+    gate = _hold(world.uv)
+    refreshing = asyncio.create_task(world.ahead("alpha"))
+    await world.uv.began.wait()
+    assert await world.ensure("alpha") == first
+    gate.set()
+    assert (await refreshing).id != first.id
+
+
+async def test_a_run_shares_the_preparation_that_was_begun_ahead(world: AgingWorld) -> None:
+    gate = _hold(world.uv)
+    ahead = asyncio.create_task(world.ahead("alpha"))
+    await world.uv.began.wait()
+    run = asyncio.create_task(world.ensure("alpha"))
+    gate.set()
+    assert (await run).id == (await ahead).id
+    assert len(world.uv.runs) == 1
+
+
+async def test_nothing_is_prepared_ahead_while_a_run_waits_for_its_own(world: AgingWorld) -> None:
+    gate = _hold(world.uv)
+    run = asyncio.create_task(world.ensure("alpha"))
+    await world.uv.began.wait()
+    ahead = [asyncio.create_task(world.ahead(name)) for name in ("beta", "alpha")]
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(world.uv.runs) == 1
+    gate.set()
+    generation = await run
+    assert [(await each).packages for each in ahead] == [("beta==1.0",), generation.packages]
+    assert len(world.uv.runs) == 2
+
+
+def _hold(uv: Uv) -> asyncio.Event:
+    """Lets preparations wait until the event is set."""
+    gate = asyncio.Event()
+    uv.began.clear()
+
+    async def wait(spec: PreparerSpec) -> None:
+        await gate.wait()
+
+    uv.during = wait
+    return gate
