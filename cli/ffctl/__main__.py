@@ -19,7 +19,7 @@ DEBUG_VARIABLE = "FFCTL_DEBUG"
 
 COMMANDS = {
     "run": ("run:command", "Runs a pipeline."),
-    "runs": ("runs:group", "Lists, shows and cancels runs."),
+    "runs": ("runs:group", "Lists, shows, repeats, compares and cancels runs."),
     "logs": ("logs:command", "Prints a run's output."),
     "pipelines": ("pipelines:group", "Lists, shows and validates pipelines."),
     "agents": ("agents:group", "Lists and shows agents, the worker hosts."),

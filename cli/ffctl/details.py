@@ -158,22 +158,54 @@ def _log(run: runs_pb2.Run, attempt: runs_pb2.Attempt) -> str:
 
 
 def _origin(run: runs_pb2.Run) -> list[Row]:
+    """What exactly ran."""
     rows: list[Row] = []
+    if run.HasField("rerun"):
+        rows.append(("Repeats", cell(_repeats(run))))
+    rows += _code(run)
     if run.environment_names:
         rows.append(("Parameters", cell(", ".join(run.environment_names))))
+    if run.default_environment_names:
+        rows.append(("Defaults", cell(", ".join(run.default_environment_names))))
     if run.provenance.secret_versions:
         versions = sorted(run.provenance.secret_versions.items())
         rows.append(("Secrets", cell(", ".join(f"{name} (version {version})" for name, version in versions))))
     python = run.provenance.python_version or run.python_version
     if python:
-        image = f" in {run.provenance.image}" if run.provenance.image else ""
         uv = f", uv {run.provenance.uv_version}" if run.provenance.uv_version else ""
-        rows.append(("Python", cell(f"{python}{uv}{image}")))
+        rows.append(("Python", cell(f"{python}{uv}")))
+    if run.provenance.image:
+        rows.append(("Image", cell(f"{run.provenance.image}  {wording.digest(run.provenance.image_digest)}".rstrip())))
     if run.provenance.packages:
         rows.append(("Packages", cell(", ".join(run.provenance.packages))))
-    if run.bundle_digest:
-        commit = f", commit {run.commit[:12]}" if run.commit else ""
-        rows.append(("Code", cell(f"{run.bundle_digest[:19]}…{commit}")))
+    return rows
+
+
+def is_prepared(run: runs_pb2.Run) -> bool:
+    """Tells whether an agent said what the run got: packages, image, Python."""
+    return bool(run.provenance.image or run.provenance.uv_version)
+
+
+def _repeats(run: runs_pb2.Run) -> str:
+    former = short(run.rerun.run_id)
+    if run.rerun.latest:
+        return f"{former}: its parameters, with the newest code"
+    if is_prepared(run) and run.rerun.packages and list(run.rerun.packages) != list(run.provenance.packages):
+        return f"{former}: its code and parameters, but other packages (ffctl runs diff {former} {short(run.id)})"
+    return f"{former}: its code, parameters and packages"
+
+
+def _code(run: runs_pb2.Run) -> list[Row]:
+    rows: list[Row] = []
+    if run.commit:
+        rows.append(("Commit", cell(run.commit + (f"  ({run.ref})" if run.ref not in ("", run.commit) else ""))))
+        author = f"  ({run.commit_author})" if run.commit_author else ""
+        if run.commit_subject or author:
+            rows.append(("", cell(f"{run.commit_subject}{author}".strip())))
+    parts = [f"tree {run.tree}"] if run.tree else []
+    parts += [f"bundle {wording.digest(run.bundle_digest)}"] if run.bundle_digest else []
+    if parts:
+        rows.append(("Code", cell(", ".join(parts))))
     return rows
 
 

@@ -110,6 +110,12 @@ def ago(moment: Timestamp, now: float) -> str:
     return f"{int(seconds)} s ago"
 
 
+def digest(value: str) -> str:
+    """Returns the beginning of a digest, "sha256:0123456789ab…", enough to recognize it by."""
+    kind, separator, digits = value.partition(":")
+    return f"{kind}{separator}{digits[:12]}…" if len(digits) > 12 else value
+
+
 def local(moment: Timestamp) -> str:
     """Returns a moment in the local time zone (set TZ for another), "2025-11-23 20:31:05"."""
     return datetime.fromtimestamp(seconds_of(moment)).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 from fastflow.ids import new_id, short
@@ -19,6 +20,26 @@ from ffctl.options import complete_pipeline, output_option, server_option
 from ffctl.progress import Progress
 from ffctl.session import connected, still_trying
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def queueing_options(command: Function) -> Function:
+    """Adds what commands that queue a run have in common, as `following`, `waiting` and `request_id`."""
+    options = (
+        click.option(
+            "--follow", "-f", "following", is_flag=True, help="Print the output as it is written, until the end."
+        ),
+        click.option("--wait", "-w", "waiting", is_flag=True, help="Wait for the end without printing the output."),
+        click.option(
+            "--request-id",
+            metavar="ID",
+            help="Makes the command safe to repeat: the same ID gives the same run.  [default: a random one]",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
 
 @click.command("run")
 @click.argument("pipeline", metavar="NAME", shell_complete=complete_pipeline)
@@ -30,13 +51,10 @@ from ffctl.session import connected, still_trying
     multiple=True,
     help="Environment variable of the run; may be repeated. K alone takes the value from your own environment.",
 )
-@click.option("--follow", "-f", "following", is_flag=True, help="Print the output as it is written, until the end.")
-@click.option("--wait", "-w", "waiting", is_flag=True, help="Wait for the end without printing the output.")
 @click.option(
-    "--request-id",
-    metavar="ID",
-    help="Makes the command safe to repeat: the same ID gives the same run.  [default: a random one]",
+    "--ref", metavar="COMMIT|BRANCH", default="", help="Run the code at this commit or branch.  [default: the newest]"
 )
+@queueing_options
 @local_options
 @output_option
 @server_option
@@ -45,6 +63,7 @@ def command(
     context: click.Context,
     pipeline: str,
     environment: tuple[str, ...],
+    ref: str,
     following: bool,
     waiting: bool,
     request_id: str | None,
@@ -60,14 +79,28 @@ def command(
              ffctl run --local pipelines/etl --env-file .env
     """
     instead(context, pipeline, environment)
+    request = runs_pb2.CreateRunRequest(
+        pipeline=pipeline, environment=parse_environment(environment), request_id=request_id or new_id(), ref=ref
+    )
+    return queue(context, "CreateRun", request, following=following, waiting=waiting, as_json=as_json)
+
+
+def queue(
+    context: click.Context,
+    method: str,
+    request: runs_pb2.CreateRunRequest | runs_pb2.RerunRunRequest,
+    *,
+    following: bool,
+    waiting: bool,
+    as_json: bool,
+) -> int:
+    """Makes the call that queues a run, waits for or follows it where asked to, and returns the exit code."""
     if following and as_json:
         raise click.UsageError("--follow prints the program's output; use --wait with -o json")
-    request = runs_pb2.CreateRunRequest(
-        pipeline=pipeline, environment=parse_environment(environment), request_id=request_id or new_id()
-    )
 
     async def work(connection: Connection) -> int:
-        return await _run(connection, request, following=following, waiting=waiting, as_json=as_json)
+        call = getattr(connection.runs, method)
+        return await _run(connection, call, request, following=following, waiting=waiting, as_json=as_json)
 
     return connected(context, work)
 
@@ -81,10 +114,10 @@ def parse_environment(assignments: tuple[str, ...]) -> dict[str, str]:
 
 
 async def _run(
-    connection: Connection, request: runs_pb2.CreateRunRequest, *, following: bool, waiting: bool, as_json: bool
+    connection: Connection, call: Any, request: Any, *, following: bool, waiting: bool, as_json: bool
 ) -> int:
     try:
-        answer = await connection.call(connection.runs.CreateRun, request, on_lost=still_trying)
+        answer = await connection.call(call, request, on_lost=still_trying)
     except asyncio.CancelledError:
         output.say(f"it is not known whether the run was created; repeat with --request-id {request.request_id}")
         raise

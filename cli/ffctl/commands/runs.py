@@ -1,12 +1,13 @@
-"""`ffctl runs`: lists, shows and cancels runs."""
+"""`ffctl runs`: lists, shows, repeats, compares and cancels runs."""
 
 import click
 from fastflow.ids import new_id, short
 from fastflow.v1 import runs_pb2
 
-from ffctl import details, follow, output, wording
+from ffctl import details, differences, follow, output, wording
+from ffctl.commands.run import queue, queueing_options
 from ffctl.connection import Connection
-from ffctl.options import complete_pipeline, output_option, run_argument, server_option
+from ffctl.options import complete_pipeline, complete_run, output_option, run_argument, server_option
 from ffctl.session import ask, connected, pages
 
 STATES = [name.removeprefix("RUN_STATE_").lower() for name in runs_pb2.RunState.keys()[1:]]
@@ -16,7 +17,7 @@ NEWEST = 20
 
 @click.group("runs")
 def group() -> None:
-    """Lists, shows and cancels runs."""
+    """Lists, shows, repeats, compares and cancels runs."""
 
 
 @group.command("list")
@@ -64,7 +65,7 @@ def _show_list(runs: list[runs_pb2.Run], *, more: bool, filtered: bool, as_json:
 @server_option
 @click.pass_context
 def show_run(context: click.Context, run: str, as_json: bool) -> None:
-    """Shows one run: its verdict, its usage, and why it waits.
+    """Shows one run: verdict, usage, why it waits, what exactly ran.
 
     \b
     Example: ffctl runs show 1a2b3c4d
@@ -77,6 +78,56 @@ def _show(run: runs_pb2.Run, *, as_json: bool) -> None:
         output.show_json(run)
     else:
         output.show(*details.run_details(run, details.seconds_now()))
+
+
+@group.command("rerun")
+@run_argument
+@click.option("--latest", is_flag=True, help="With the newest code, limits and packages; only the parameters are kept.")
+@queueing_options
+@output_option
+@server_option
+@click.pass_context
+def rerun_run(
+    context: click.Context,
+    run: str,
+    latest: bool,
+    following: bool,
+    waiting: bool,
+    request_id: str | None,
+    as_json: bool,
+) -> int:
+    """Repeats a run: same code, limits, parameters and packages.
+
+    Packages are those of RUN where the agent still holds them; `ffctl runs diff` tells whether they were. Secrets have
+    their newest values. Prints the new run's id and returns, like `ffctl run`.
+
+    \b
+    Example: ffctl runs rerun 1a2b3c4d --follow
+    """
+    request = runs_pb2.RerunRunRequest(id=run, latest=latest, request_id=request_id or new_id())
+    return queue(context, "RerunRun", request, following=following, waiting=waiting, as_json=as_json)
+
+
+@group.command("diff")
+@click.argument("a", metavar="A", shell_complete=complete_run)
+@click.argument("b", metavar="B", shell_complete=complete_run)
+@output_option
+@server_option
+@click.pass_context
+def diff_runs(context: click.Context, a: str, b: str, as_json: bool) -> None:
+    """Shows what differs between two runs, code included.
+
+    Compares code, packages, parameters, limits, agent, image, Python, uv and secrets. The values of parameters are
+    compared and never shown.
+
+    \b
+    Example: ffctl runs diff 1a2b3c4d 5e6f7a8b
+    """
+    found = ask(context, "runs", "DiffRuns", runs_pb2.DiffRunsRequest(a=a, b=b))
+    if as_json:
+        output.show_json(found)
+    else:
+        differences.show(found)
 
 
 @group.command("cancel")
