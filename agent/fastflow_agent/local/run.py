@@ -234,17 +234,18 @@ class LocalRun:
         return self._worker
 
     def _changed(self, key: AttemptKey) -> None:
-        if key == self._key:
-            asyncio.get_running_loop().call_soon(self._hear)
+        asyncio.get_running_loop().call_soon(self._hear, key)
 
-    def _hear(self) -> None:
-        """Take the attempt's new events; like a control plane, let it go once nothing more can come."""
-        known = self._here.unacknowledged(number(self._key))
+    def _hear(self, key: AttemptKey) -> None:
+        """Settle an attempt's new events; like a control plane, let ours go once nothing more can come."""
+        known = self._here.unacknowledged(number(key))
         events = known[1] if known else []
+        if events:
+            self._here.acknowledge(number(key), events[-1].sequence)
+        if key != self._key:
+            return
         for event in events:
             self._take(event)
-        if events:
-            self._here.acknowledge(number(self._key), events[-1].sequence)
         if (self._end or self._given_up) and self._gone and self._sealed:
             self._here.take_delta([self._word(Action.FORGET)])
 
@@ -267,7 +268,7 @@ class LocalRun:
 
     def _log_sealed(self) -> None:
         self._sealed = True
-        asyncio.get_running_loop().call_soon(self._hear)
+        asyncio.get_running_loop().call_soon(self._hear, self._key)
 
     def _conclude(self) -> int:
         if self._end is None:
