@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -125,8 +126,13 @@ class TreeFolder:
 
     def __init__(self, repository: pygit2.Repository, oid: pygit2.Oid) -> None:
         self._repository = repository
+        self._oid = oid
+
+    @cached_property
+    def _tree(self) -> pygit2.Tree:
+        # Read when it is needed: a folder that is known by its id need not be.
         with _damage():
-            self._tree = repository[oid].peel(pygit2.Tree)
+            return self._repository[self._oid].peel(pygit2.Tree)
 
     def entries(self) -> list[Entry]:
         """See `Folder.entries`."""
@@ -149,10 +155,10 @@ class TreeFolder:
     def _entry(self, item: pygit2.Object) -> Entry:
         name, mode = item.name or "", item.filemode
         if mode == FileMode.TREE:
-            return Entry(name, Kind.FOLDER)
-        kind = {FileMode.LINK: Kind.LINK, FileMode.COMMIT: Kind.OTHER}.get(FileMode(mode), Kind.FILE)
-        if kind is Kind.OTHER:
-            return Entry(name, kind)
+            return Entry(name, Kind.FOLDER, identity=str(item.id))
+        if mode == FileMode.COMMIT:
+            return Entry(name, Kind.SUBMODULE)
+        kind = Kind.LINK if mode == FileMode.LINK else Kind.FILE
         with _damage():
             _, size = self._repository.odb.read_header(item.id)
         return Entry(name, kind, size, executable=mode == FileMode.BLOB_EXECUTABLE)

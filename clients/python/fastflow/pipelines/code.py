@@ -41,6 +41,11 @@ NOT_CODE = frozenset(
 )
 """Names that are never code, wherever they stand: repositories, virtual environments and caches made from code."""
 
+SUBMODULE_MESSAGE = (
+    "is a Git submodule, whose files are in another repository: put the files here (git subtree), or install them as a "
+    "package (requirements.txt)"
+)
+
 _MAX_LINKS_IN_A_PATH = 40
 """As many symbolic links as Linux follows in one path (path_resolution(7))."""
 
@@ -85,7 +90,7 @@ def read_code(folder: Folder) -> Code:
     for file in _walk(folder, "", 0, problems):
         size += file.entry.size
         if size > MAX_CODE_BYTES:
-            problems.append(error("", f"the code has more than {format_size(MAX_CODE_BYTES)}; move data elsewhere"))
+            problems.append(_too_large([*files, file]))
             break
         if len(files) == MAX_CODE_FILES:
             problems.append(error("", f"the code has more than {MAX_CODE_FILES} files; move data elsewhere"))
@@ -96,6 +101,12 @@ def read_code(folder: Folder) -> Code:
     problems.extend(error(path, message) for path, message in refused.items())
     kept = (file for file in files if file.path not in refused)
     return Code(tuple(sorted(kept, key=lambda file: file.path.encode())), tuple(problems))
+
+
+def _too_large(files: list[CodeFile]) -> Problem:
+    largest = max(files, key=lambda file: file.entry.size)
+    named = f"{largest.path} alone has {format_size(largest.entry.size)}"
+    return error("", f"the code has more than {format_size(MAX_CODE_BYTES)} ({named}); move data elsewhere")
 
 
 def refused_links(links: Mapping[str, str]) -> dict[str, str]:
@@ -193,6 +204,8 @@ def _walk(folder: Folder, prefix: str, depth: int, problems: list[Problem]) -> I
             problems.append(error(path, f"lies deeper than {MAX_CODE_DEPTH} folders"))
         elif entry.kind is Kind.FOLDER:
             yield from _walk(folder.folder(entry.name), f"{path}/", depth + 1, problems)
+        elif entry.kind is Kind.SUBMODULE:
+            problems.append(error(path, SUBMODULE_MESSAGE))
         elif entry.kind is Kind.OTHER:
             problems.append(error(path, "is neither file nor folder; remove it"))
         elif entry.kind is Kind.LINK:

@@ -7,10 +7,20 @@ A folder without one is searched for pipelines in it, so pipelines can be groupe
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
-from fastflow.pipelines.code import MAX_CODE_BYTES, NOT_CODE, Code, LinkFault, is_utf8, read_code, resolve
+from fastflow.pipelines.code import (
+    MAX_CODE_BYTES,
+    NOT_CODE,
+    SUBMODULE_MESSAGE,
+    Code,
+    LinkFault,
+    is_utf8,
+    read_code,
+    resolve,
+)
 from fastflow.pipelines.folder import Entry, Folder, FolderFault, Kind, read_file
 from fastflow.pipelines.metadata import Limits, Metadata
 from fastflow.pipelines.metadatafile import find_metadata
@@ -26,6 +36,13 @@ MAX_GROUP_DEPTH = 8
 MAX_FOLDERS = 10_000
 """How many folders are searched, so that a source that is set to "/" by mistake ends."""
 
+MAX_REMEMBERED = 4 * MAX_FOLDERS
+"""How many folders in how many states are remembered between searches; beyond, all is looked into once more."""
+
+MAX_LFS_POINTER_BYTES = 1024
+"""Pointers are smaller (git-lfs, docs/spec.md)."""
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _UV_FILES = ("pyproject.toml", "uv.toml")
 
@@ -40,11 +57,15 @@ class PipelineState(Enum):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a pipeline is: a folder with a `main.py`. `path` is relative to the source's root, "" = the root."""
+    """Where a pipeline is: a folder with a `main.py`. `path` is relative to the source's root, "" = the root.
+
+    `identity` is that of the folder's entry.
+    """
 
     name: str
     path: str
     folder: Folder
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,9 +115,30 @@ def state_of(metadata: Metadata | None, problems: Iterable[Problem]) -> Pipeline
     return PipelineState.READY if metadata.enabled else PipelineState.DISABLED
 
 
-def find_pipelines(root: Folder) -> Found:
-    """Searches a source for pipelines; raises FolderFault where `root` itself can not be read."""
-    search = _Search()
+class Remembered:
+    """What was found in folders that have an identity, so that a later search passes over those that did not change."""
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[str, str], _Part] = {}
+
+    def get(self, path: str, identity: str) -> "_Part | None":
+        """Returns what was found at `path`, None if that is not known."""
+        return self._parts.get((path, identity)) if identity else None
+
+    def keep(self, path: str, identity: str, part: "_Part") -> None:
+        """Remembers what was found."""
+        if identity:
+            if len(self._parts) >= MAX_REMEMBERED:
+                self._parts.clear()
+            self._parts[path, identity] = part
+
+
+def find_pipelines(root: Folder, remembered: Remembered | None = None) -> Found:
+    """Searches a source for pipelines; raises FolderFault where `root` itself can not be read.
+
+    With `remembered`, which is brought up to date, only folders that changed are looked into.
+    """
+    search = _Search(remembered or Remembered())
     entries = root.entries()
     if any(entry.name == MAIN for entry in entries):
         search.notes.append(
@@ -127,6 +169,9 @@ def inspect(name: str, path: str, folder: Folder, code: Code, defaults: Limits |
         *_requirements_problems(entries.get(REQUIREMENTS), code),
         *_uv_problems(entries),
     ]
+    read_here = {MAIN, REQUIREMENTS, chosen.file}
+    pointers = [_pointer_problem(path, path in read_here) for path in _lfs_pointers(code)]
+    problems = [*pointers, *_without(problems, pointers)]
     # A file that can not travel may be one that is read here too: its problem is told once.
     told = {(problem.severity, problem.file) for problem in problems}
     problems.extend(problem for problem in code.problems if (problem.severity, problem.file) not in told)
@@ -164,12 +209,23 @@ def clashes(places: Sequence[Place]) -> dict[str, Problem]:
     return found
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What a search found in one folder and below it."""
+
+    places: tuple[Place, ...]
+    notes: tuple[Note, ...]
+    without_main: tuple[Note, ...]
+    folders: int
+
+
 class _Search:
-    def __init__(self) -> None:
+    def __init__(self, remembered: Remembered) -> None:
         self.places: list[Place] = []
         self.notes: list[Note] = []
         self.without_main: list[Note] = []
         self._folders = 0
+        self._remembered = remembered
 
     def groups(self, folder: Folder, entries: list[Entry], prefix: str, depth: int) -> None:
         for entry in entries:
@@ -177,10 +233,31 @@ class _Search:
                 continue
             if entry.kind is Kind.LINK:
                 self._note(prefix + entry.name, "is a symbolic link, which is not followed: ignored")
+            elif entry.kind is Kind.SUBMODULE:
+                self._note(prefix + entry.name, f"{SUBMODULE_MESSAGE}: ignored")
             elif entry.kind is Kind.FOLDER:
-                self._folder(entry.name, folder.folder(entry.name), prefix + entry.name, depth + 1)
+                self._group(entry, folder, prefix + entry.name, depth + 1)
 
-    def _folder(self, name: str, folder: Folder, path: str, depth: int) -> None:
+    def _group(self, entry: Entry, parent: Folder, path: str, depth: int) -> None:
+        known = self._remembered.get(path, entry.identity)
+        if known is not None and self._folders + known.folders <= MAX_FOLDERS:
+            self.places.extend(known.places)
+            self.notes.extend(known.notes)
+            self.without_main.extend(known.without_main)
+            self._folders += known.folders
+            return
+        places, notes, without, folders = len(self.places), len(self.notes), len(self.without_main), self._folders
+        self._folder(entry, parent.folder(entry.name), path, depth)
+        if self._folders <= MAX_FOLDERS:
+            part = _Part(
+                tuple(self.places[places:]),
+                tuple(self.notes[notes:]),
+                tuple(self.without_main[without:]),
+                self._folders - folders,
+            )
+            self._remembered.keep(path, entry.identity, part)
+
+    def _folder(self, entry: Entry, folder: Folder, path: str, depth: int) -> None:
         self._folders += 1
         if depth > MAX_GROUP_DEPTH or self._folders > MAX_FOLDERS:
             limit = f"{MAX_GROUP_DEPTH} folders deep" if depth > MAX_GROUP_DEPTH else f"{MAX_FOLDERS} folders"
@@ -191,21 +268,41 @@ class _Search:
         except FolderFault as fault:
             self._note(path, f"{fault.message}: ignored")
             return
-        if any(entry.name == MAIN for entry in entries):
-            self.places.append(Place(name, path, folder))
+        if any(inner.name == MAIN for inner in entries):
+            self.places.append(Place(entry.name, path, folder, entry.identity))
             return
         found, without = len(self.places), len(self.without_main)
         self.groups(folder, entries, f"{path}/", depth)
         if len(self.places) == found:
             # Of a whole tree without a pipeline only its top is told.
             del self.without_main[without:]
-            near = [f'"{entry.name}"' for entry in entries if entry.name.lower() in (MAIN, "__main__.py")]
+            near = [f'"{inner.name}"' for inner in entries if inner.name.lower() in (MAIN, "__main__.py")]
             message = f"has no {MAIN}{f', but {near[0]}' if near else ''}: ignored"
             self.without_main.append(Note(_visible(path), message))
 
     def _note(self, path: str, message: str) -> None:
         if self._folders <= MAX_FOLDERS + 1:
             self.notes.append(Note(_visible(path), message))
+
+
+def _without(problems: Iterable[Problem], told: Iterable[Problem]) -> list[Problem]:
+    files = {problem.file for problem in told}
+    return [problem for problem in problems if problem.file not in files]
+
+
+def _lfs_pointers(code: Code) -> Iterator[str]:
+    for file in code.files:
+        if file.entry.kind is Kind.FILE and len(_LFS_POINTER) < file.entry.size <= MAX_LFS_POINTER_BYTES:
+            with suppress(FolderFault), file.folder.open(file.entry.name) as content:
+                if content.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                    yield file.path
+
+
+def _pointer_problem(path: str, needed: bool) -> Problem:
+    what = "is a Git LFS pointer: the file itself is not in the repository"
+    if needed:
+        return error(path, f"{what}; store it without LFS (git lfs untrack, then git add --renormalize)")
+    return warning(path, f"{what}, and a run finds the pointer; store it without LFS, or let main.py fetch it")
 
 
 def _name_problems(name: str) -> Iterator[Problem]:

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 
 class Kind(Enum):
-    """What a name in a folder is. OTHER is a device, a socket or a pipe."""
+    """What a name in a folder is. OTHER is a device, a socket or a pipe, SUBMODULE a commit of another repository."""
 
     FILE = "a file"
     FOLDER = "a folder"
     LINK = "a symbolic link"
+    SUBMODULE = "a Git submodule"
     OTHER = "neither file nor folder"
 
 
@@ -44,7 +45,8 @@ class Signature(NamedTuple):
 class Entry:
     """One name in a folder. `size` is in bytes, 0 for folders; `executable` = its owner may execute it.
 
-    `signature` tells a change without reading the file; None where its place does not know one.
+    `signature` tells a change without reading the file; None where its place does not know one. `identity` names the
+    whole content of a folder, so that the same identity is the same content; "" where its place does not know one.
     A name that is not UTF-8 holds surrogates, as in all of Python's file functions.
     """
 
@@ -53,6 +55,7 @@ class Entry:
     size: int = 0
     executable: bool = False
     signature: Signature | None = None
+    identity: str = ""
 
 
 class FolderFault(Exception):
