@@ -25,6 +25,7 @@ from fastflow_controlplane.secrets.sealing import Sealer
 from fastflow_controlplane.secrets.service import SecretService
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.sources.catalog import Catalog
+from fastflow_controlplane.sources.opening import open_sources
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts, runs
 from fastflow_controlplane.store.queries.cluster import take_over
@@ -53,9 +54,8 @@ async def compose(settings: ControlPlaneSettings, clock: Clock) -> AsyncIterator
         changes = Changes()
         scheduler = Scheduler(clock, changes, settings.placement_delay, settings.priority_aging)
         catalog = Catalog(
-            settings.pipelines_dir.absolute(),
+            open_sources(settings.all_sources, settings.data_dir.absolute(), settings.default_limits),
             settings.data_dir.absolute(),
-            settings.default_limits,
             scheduler.python_versions,
             clock,
         )

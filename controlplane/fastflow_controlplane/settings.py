@@ -9,6 +9,8 @@ from fastflow.pipelines.sizes import parse_size
 from fastflow.service.settings import ServiceSettings
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from fastflow_controlplane.sources.settings import SourceSettings
+
 
 class ControlPlaneSettings(ServiceSettings):
     """Settings of `fastflow-controlplane`; times are seconds."""
@@ -41,6 +43,27 @@ class ControlPlaneSettings(ServiceSettings):
         gt=0,
         description="The pipelines folder is looked at this often, besides whenever a run is made or pipelines are "
         "listed; costs one stat per file.",
+    )
+    sources: tuple[SourceSettings, ...] = Field(
+        default=(),
+        description="Where pipelines come from, in place of pipelines_dir: Git repositories and plain folders. In TOML "
+        "[[sources]] with name and folder, or name, url, branch (empty = the default one), path (the folder that holds "
+        "the pipelines) and, for ssh, known_hosts. Credentials are secrets, never here.",
+    )
+    sync_interval: float = Field(
+        default=60.0,
+        gt=0,
+        description="Git sources are synced this often: new code runs within this time without a push hook; costs one "
+        "request where nothing changed.",
+    )
+    sync_timeout: float = Field(
+        default=600.0,
+        gt=0,
+        description="A sync that takes longer is ended; the first one of a large source takes longest.",
+    )
+    ca_bundle: Path | None = Field(
+        default=None,
+        description="File of the certificate authorities that Git servers are checked with; not set = the system's.",
     )
     default_cpu_hard_limit: float = Field(
         default=1.0,
@@ -119,6 +142,15 @@ class ControlPlaneSettings(ServiceSettings):
         parse_size(value)
         return value
 
+    @field_validator("sources")
+    @classmethod
+    def _have_names_of_their_own(cls, value: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
+        names = [source.name for source in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sources have the name {name}")
+        return value
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         host, _ = self.address
@@ -142,6 +174,11 @@ class ControlPlaneSettings(ServiceSettings):
         if not colon or not host or not port.isdecimal() or int(port) > 65535:
             raise ValueError(f'listen = {self.listen} is no "host:port", for example 127.0.0.1:7233 or [::1]:7233')
         return host.removeprefix("[").removesuffix("]"), int(port)
+
+    @property
+    def all_sources(self) -> tuple[SourceSettings, ...]:
+        """Sources in force: those named, else the one folder `pipelines_dir`."""
+        return self.sources or (SourceSettings(name="pipelines", folder=self.pipelines_dir),)
 
     @property
     def database(self) -> str:

@@ -35,7 +35,9 @@ BATCH = 500
 class Pipelines(Protocol):
     """What is known of pipelines; see `sources.catalog.Catalog`."""
 
-    condition: str
+    @property
+    def condition(self) -> str:
+        """Why pipelines can not be read at the moment; "" = they can."""
 
     def get(self, name: str) -> object:
         """Returns a pipeline as of the last look at the folder. Raises NotFound."""

@@ -1,12 +1,37 @@
 """What callers see of pipelines: plain values, no files and no protobuf."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from fastflow.pipelines.bundle import Bundle
-from fastflow.pipelines.discovery import Pipeline, PipelineState, state_of
-from fastflow.pipelines.metadata import Metadata, matches_python
+from fastflow.pipelines.bundle import Bundle, pack
+from fastflow.pipelines.code import Code
+from fastflow.pipelines.discovery import Note, Pipeline, PipelineState, Place, inspect, state_of
+from fastflow.pipelines.folder import Folder
+from fastflow.pipelines.metadata import Limits, Metadata, matches_python
 from fastflow.pipelines.problems import Problem, error
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A Git commit: `author` is "Name <address>", `subject` its first line, `time` seconds since 1970."""
+
+    id: str
+    author: str
+    subject: str
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Names of pipelines that a look at a source found to be different; `invalid` are those of them that are so now."""
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    invalid: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.removed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +84,11 @@ class Snapshot:
     tree: str
     bundle: Bundle | None
 
-    def view(self, source: str, python_versions: Collection[str]) -> PipelineView:
-        """Returns the pipeline as callers see it, where agents have these `python_versions` (none = not known yet)."""
+    def view(self, source: str, python_versions: Collection[str], commit: str = "") -> PipelineView:
+        """Returns the pipeline as callers see it, at the place `source`.
+
+        Agents have these `python_versions`; none = not known yet.
+        """
         found = self.pipeline
         problems = (*found.problems, *_missing_python(found, python_versions))
         return PipelineView(
@@ -73,11 +101,40 @@ class Snapshot:
             source=source,
             path=found.path,
             tree=self.tree,
-            commit="",
+            commit=commit,
             bundle_digest=self.bundle.digest if self.bundle else "",
             bundle_size=self.bundle.size if self.bundle else 0,
             has_header=found.has_header,
         )
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a source holds: pipelines by name, what was passed over, and the commit it is, None for a plain folder."""
+
+    snapshots: Mapping[str, Snapshot]
+    notes: tuple[Note, ...]
+    commit: Commit | None = None
+
+
+def taken(place: Place, code: Code, folder: Folder, tree: str, defaults: Limits) -> Snapshot:
+    """Returns the snapshot of the pipeline at `place`, whose `code` is in the Git tree `tree`, read from `folder`."""
+    pipeline = inspect(place.name, place.path, folder, code, defaults)
+    if code.problems:
+        return Snapshot(pipeline, "", None)
+    return Snapshot(pipeline, tree, pack(code, _Nowhere()))
+
+
+def invalid(place: Place, *problems: Problem) -> Snapshot:
+    """Returns the snapshot of a pipeline that can not be read."""
+    return Snapshot(Pipeline(place.name, place.path, problems, None, "", False), "", None)
+
+
+class _Nowhere:
+    """Takes a bundle of which only the digest is wanted."""
+
+    def write(self, data: bytes, /) -> None:
+        pass
 
 
 def _missing_python(pipeline: Pipeline, versions: Collection[str]) -> list[Problem]:

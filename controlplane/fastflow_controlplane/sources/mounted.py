@@ -6,19 +6,20 @@ the same tick of the file system's clock (Git's "racily clean" entries: Document
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastflow.pipelines.bundle import Bundle, Sink, pack
 from fastflow.pipelines.code import Code, read_code
-from fastflow.pipelines.discovery import MAIN, Note, Pipeline, Place, clashes, find_pipelines, inspect
+from fastflow.pipelines.discovery import MAIN, Place, clashes, find_pipelines
 from fastflow.pipelines.folder import DiskFolder, Folder, FolderFault, Signature
 from fastflow.pipelines.metadata import Limits
 from fastflow.pipelines.problems import Problem, error
 
-from fastflow_controlplane.sources.model import Snapshot
+from fastflow_controlplane.sources.model import Commit, Contents, Snapshot, invalid, taken
 from fastflow_controlplane.sources.repository import SnapshotRepository
+from fastflow_controlplane.sources.source import UnknownRef
 
 READ_ATTEMPTS = 5
 """How often a pipeline that changes while it is read is read before that is given up."""
@@ -38,14 +39,6 @@ class WallClock:
 
     now_ns: Callable[[], int] = time.time_ns
     sleep: Callable[[float], None] = time.sleep
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a source holds: pipelines by name, and what was passed over."""
-
-    snapshots: Mapping[str, Snapshot]
-    notes: tuple[Note, ...]
 
 
 class KeepsChanging(Exception):
@@ -69,6 +62,8 @@ class MountedFolder:
     be read back; `repair` helps, and then everything is read anew.
     """
 
+    has_commits = False
+
     def __init__(
         self, root: Path, repository: SnapshotRepository, defaults: Limits, clock: WallClock | None = None
     ) -> None:
@@ -77,6 +72,9 @@ class MountedFolder:
         self._defaults = defaults
         self._clock = clock or WallClock()
         self._known: dict[str, _Read] = {}
+        self.place = str(root)
+        self.label = f"the pipelines folder {root}"
+        self.objects = repository.path
 
     def scan(self) -> Contents:
         """Finds all pipelines and reads those that changed. Raises FolderFault where the root can not be read.
@@ -89,7 +87,7 @@ class MountedFolder:
         snapshots: dict[str, Snapshot] = {}
         for place in found.places:
             if place.path in clashing:
-                snapshots.setdefault(place.name, _invalid(place, clashing[place.path]))
+                snapshots.setdefault(place.name, invalid(place, clashing[place.path]))
                 continue
             try:
                 known[place.path] = self._read(place)
@@ -99,7 +97,7 @@ class MountedFolder:
                     known[place.path] = self._known[place.path]
                     snapshot = known[place.path].snapshot
                 else:
-                    snapshot = _invalid(place, error("", str(fault)))
+                    snapshot = invalid(place, error("", str(fault)))
             snapshots[snapshot.pipeline.name] = snapshot
         self._known = known
         return Contents(snapshots, found.notes)
@@ -121,6 +119,12 @@ class MountedFolder:
         self._known[path] = self._read(Place(path.rpartition("/")[2], path, folder))
         return self._known[path].snapshot
 
+    def at(self, name: str, ref: str) -> tuple[Snapshot | None, Commit]:
+        """Raises UnknownRef: a plain folder has no commits."""
+        raise UnknownRef(
+            f"{self.label} has no commits or branches: run the pipeline without a ref, or make the folder a Git source"
+        )
+
     def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:
         """Writes the bundle of a snapshot whose code could be read."""
         return pack(read_code(self._repository.folder(snapshot.tree)), sink)
@@ -129,6 +133,10 @@ class MountedFolder:
         """Makes the object database anew and forgets what was read."""
         self._repository.reset()
         self._known = {}
+
+    def close(self) -> None:
+        """Releases the files."""
+        self._repository.close()
 
     def _read(self, place: Place) -> _Read:
         known = self._known.get(place.path)
@@ -153,25 +161,15 @@ class MountedFolder:
 
     def _snapshot(self, place: Place, code: Code, known: _Read | None) -> Snapshot:
         if not code.files and code.problems:
-            return _invalid(place, *code.problems)
+            return invalid(place, *code.problems)
         try:
             tree = self._repository.write(code)
         except FolderFault as fault:
-            return _invalid(place, error(fault.path, fault.message))
+            return invalid(place, error(fault.path, fault.message))
         if known and known.snapshot.tree == tree and known.code_problems == code.problems:
             return known.snapshot
         folder = self._repository.folder(tree)
-        pipeline = inspect(place.name, place.path, folder, code, self._defaults)
-        if code.problems:
-            return Snapshot(pipeline, "", None)
-        return Snapshot(pipeline, tree, pack(read_code(folder), _Nowhere()))
-
-
-class _Nowhere:
-    """Takes a bundle of which only the digest is wanted."""
-
-    def write(self, data: bytes, /) -> None:
-        pass
+        return taken(place, read_code(folder) if not code.problems else code, folder, tree, self._defaults)
 
 
 def _list(folder: Folder) -> Code:
@@ -179,10 +177,6 @@ def _list(folder: Folder) -> Code:
         return read_code(folder)
     except FolderFault as fault:
         return Code((), (error("", fault.message),))
-
-
-def _invalid(place: Place, *problems: Problem) -> Snapshot:
-    return Snapshot(Pipeline(place.name, place.path, problems, None, "", False), "", None)
 
 
 def _state(code: Code) -> object:

@@ -5,6 +5,7 @@ and durable, so after damage (a power cut can leave empty objects) it is simply 
 """
 
 import io
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,13 +37,38 @@ class StorageFault(Exception):
     """An object can not be written, for example because the disk is full; the message says why."""
 
 
+def open_bare(path: Path) -> pygit2.Repository:
+    """Opens the bare repository in the folder `path`, made anew if it is missing or can not be opened.
+
+    Raises StorageFault where it can not be made.
+    """
+    # Whoever may read the data folder may use its repository: it has neither hooks nor settings of its own.
+    pygit2.settings.owner_validation = False
+    if path.exists():
+        try:
+            return pygit2.Repository(str(path))
+        except pygit2.GitError:
+            shutil.rmtree(path)
+    try:
+        return pygit2.init_repository(str(path), bare=True)
+    except (pygit2.GitError, OSError) as fault:
+        raise StorageFault(str(fault)) from fault
+
+
+def reset_bare(repository: pygit2.Repository, path: Path) -> pygit2.Repository:
+    """Makes the repository at `path`, open as `repository`, anew: empty. Raises StorageFault."""
+    repository.free()
+    shutil.rmtree(path)
+    return open_bare(path)
+
+
 class SnapshotRepository:
     """The object database in the folder `path`, made there if it is missing. All methods block and belong to one thread
     at a time. Raises StorageFault where it can not be made."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._repository = self._open()
+        self.path = path
+        self._repository = open_bare(path)
 
     def write(self, code: Code) -> str:
         """Stores all files of `code` and returns the id of their tree.
@@ -68,27 +94,12 @@ class SnapshotRepository:
 
     def reset(self) -> None:
         """Makes the database anew, empty."""
-        log.warning("the object database of snapshots is damaged and made anew", path=str(self._path))
-        self._repository.free()
-        shutil.rmtree(self._path)
-        self._repository = self._open()
+        log.warning("the object database of snapshots is damaged and made anew", path=str(self.path))
+        self._repository = reset_bare(self._repository, self.path)
 
     def close(self) -> None:
         """Releases the files."""
         self._repository.free()
-
-    def _open(self) -> pygit2.Repository:
-        # Whoever may read the data folder may use its repository: it has neither hooks nor settings of its own.
-        pygit2.settings.owner_validation = False
-        if self._path.exists():
-            try:
-                return pygit2.Repository(str(self._path))
-            except pygit2.GitError:
-                shutil.rmtree(self._path)
-        try:
-            return pygit2.init_repository(str(self._path), bare=True)
-        except (pygit2.GitError, OSError) as fault:
-            raise StorageFault(str(fault)) from fault
 
     def _write_level(self, level: "_Level", prefix: str) -> pygit2.Oid:
         builder = self._repository.TreeBuilder()
@@ -134,9 +145,18 @@ class TreeFolder:
         with _damage():
             return self._repository[self._oid].peel(pygit2.Tree)
 
+    @cached_property
+    def _items(self) -> dict[str, pygit2.Object]:
+        items = {os.fsdecode(item.raw_name or b""): item for item in self._tree}
+        for name in items:
+            # A tree that was made by hand can hold them; no file has such a name.
+            if name in ("", ".", "..") or "/" in name:
+                raise FolderFault("", f"holds the name {name!r}, which no file can have")
+        return items
+
     def entries(self) -> list[Entry]:
         """See `Folder.entries`."""
-        return sorted((self._entry(item) for item in self._tree), key=lambda entry: entry.name)
+        return sorted((self._entry(*item) for item in self._items.items()), key=lambda entry: entry.name)
 
     def folder(self, name: str) -> "TreeFolder":
         """See `Folder.folder`."""
@@ -150,10 +170,10 @@ class TreeFolder:
 
     def target(self, name: str) -> str:
         """See `Folder.target`."""
-        return self._blob(name, FileMode.LINK).data.decode()
+        return os.fsdecode(self._blob(name, FileMode.LINK).data)
 
-    def _entry(self, item: pygit2.Object) -> Entry:
-        name, mode = item.name or "", item.filemode
+    def _entry(self, name: str, item: pygit2.Object) -> Entry:
+        mode = item.filemode
         if mode == FileMode.TREE:
             return Entry(name, Kind.FOLDER, identity=str(item.id))
         if mode == FileMode.COMMIT:
@@ -165,7 +185,7 @@ class TreeFolder:
 
     def _find(self, name: str, *modes: FileMode) -> pygit2.Object:
         try:
-            item = self._tree[name]
+            item = self._items[name]
         except KeyError:
             raise FolderFault(name, "can not be read: No such file or directory") from None
         if item.filemode not in modes:

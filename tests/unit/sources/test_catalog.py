@@ -15,7 +15,7 @@ from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.model import PinnedCode
 from fastflow_controlplane.sources.mounted import MountedFolder
 
-from tests.unit.sources.conftest import DEFAULTS, at_rest, make
+from tests.unit.sources.conftest import DEFAULTS, catalog_of, make
 
 
 def names(catalog: Catalog) -> list[str]:
@@ -122,7 +122,7 @@ async def test_a_change_of_the_pipelines_is_told_once(catalog: Catalog, root: Pa
 async def test_a_bundle_outlives_the_catalog(catalog: Catalog, root: Path, data_dir: Path, tmp_path: Path) -> None:
     make(root / "p")
     pinned = await catalog.snapshot("p")
-    again = Catalog(tmp_path / "elsewhere", data_dir, DEFAULTS, set, ManualClock(), at_rest())
+    again = catalog_of(tmp_path / "elsewhere", data_dir)
     await code_of(again, pinned, tmp_path / "code")
     await again.close()
 
@@ -244,7 +244,7 @@ async def test_an_object_database_that_can_not_be_opened_is_made_anew(
     catalog: Catalog, root: Path, data_dir: Path
 ) -> None:
     (data_dir / "snapshots.git" / "HEAD").unlink()
-    again = Catalog(root, data_dir, DEFAULTS, set, ManualClock(), at_rest())
+    again = catalog_of(root, data_dir)
     make(root / "p")
     assert await again.snapshot("p")
     await again.close()
@@ -253,7 +253,7 @@ async def test_an_object_database_that_can_not_be_opened_is_made_anew(
 async def test_leftovers_of_a_crash_are_removed(catalog: Catalog, root: Path, data_dir: Path) -> None:
     leftover = data_dir / "bundles" / "sha256" / ".partial-x"
     leftover.touch()
-    await Catalog(root, data_dir, DEFAULTS, set, ManualClock(), at_rest()).close()
+    await catalog_of(root, data_dir).close()
     assert not leftover.exists()
 
 
@@ -308,7 +308,7 @@ async def test_callers_at_the_same_time_share_a_look_that_begins_after_they_call
 
 async def test_a_recent_look_is_enough_for_who_says_so(root: Path, data_dir: Path) -> None:
     clock = ManualClock()
-    catalog = Catalog(root, data_dir, DEFAULTS, set, clock, at_rest())
+    catalog = catalog_of(root, data_dir, clock=clock)
     await catalog.refresh()
     make(root / "p")
     await clock.advance(0.5)
@@ -339,7 +339,7 @@ async def test_a_mount_that_hangs_is_said_and_takes_one_thread_only(
     root: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
-    catalog = Catalog(root, data_dir, DEFAULTS, set, ManualClock(), at_rest(), answer_seconds=0.05)
+    catalog = catalog_of(root, data_dir, answer_seconds=0.05)
     for _ in range(3):
         with pytest.raises(Unavailable, match="is it a mount that hangs"):
             await catalog.refresh()
@@ -354,7 +354,7 @@ async def test_a_mount_that_hangs_is_said_and_takes_one_thread_only(
 
 async def test_the_catalog_follows_the_folder(root: Path, data_dir: Path) -> None:
     clock = ManualClock()
-    catalog = Catalog(root, data_dir, DEFAULTS, set, clock, at_rest())
+    catalog = catalog_of(root, data_dir, clock=clock)
     watching = asyncio.create_task(catalog.watch(2.0))
     make(root / "p")
     for _ in range(1000):

@@ -10,9 +10,10 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableVariable
 
 PREFIX = "FASTFLOW_"
 CONFIG_VARIABLE = "FASTFLOW_CONFIG"
@@ -56,6 +57,9 @@ class ServiceSettings(BaseSettings):
             return cls(**values)
         except ValidationError as error:
             raise SettingsError(_explain(error)) from None
+        except UnreadableVariable as error:
+            # Its message has the name alone; what it comes from has the value.
+            raise SettingsError(f"{error}: is no valid JSON") from None
 
     @classmethod
     def describe(cls) -> str:
@@ -88,9 +92,15 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors():
         # The value of a secret setting must not reach a log; pydantic hides it only in the parsed field.
         message = problem["msg"].removeprefix("Value error, ")
-        names = [f"setting {name} ({PREFIX}{str(name).upper()}): " for name in problem["loc"][:1]]
+        names = [f"setting {_path(problem['loc'])} ({PREFIX}{str(name).upper()}): " for name in problem["loc"][:1]]
         lines.append("".join([*names, message]))
     return "\n".join(lines)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """Returns "sources[1].url", counted from 0."""
+    first, *rest = location
+    return "".join([str(first), *(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)])
 
 
 def _describe(name: str, field: FieldInfo) -> str:
@@ -112,6 +122,8 @@ def _kind(annotation: Any) -> str:
         return _kind(arguments[0])
     if origin is dict:
         return "JSON object"
+    if origin is tuple:
+        return "JSON list"
     names = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", SecretStr: "secret"}
     return names.get(annotation, getattr(annotation, "__name__", "value"))
 
@@ -123,5 +135,9 @@ def _toml(value: Any) -> str:
         return str(value)
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }" if value else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, BaseModel):
+        return _toml(value.model_dump(exclude_defaults=True))
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'

@@ -1,0 +1,258 @@
+"""Fetches from a remote repository into its copy here: `python -m fastflow_controlplane.sources.fetching`.
+
+A process of its own, started by `fetch_process`: what libgit2 waits for can be ended only with the process, and a fault
+in its native code ends that process alone. One JSON object per line comes in and goes out; the end of input is the end
+of the process, also in the middle of a fetch. It never moves `mirror.IN_USE`, so any end leaves the last good state.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import re
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pygit2
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from pygit2.enums import CredentialType, FetchPrune
+
+from fastflow_controlplane.disk import full_message, says_full
+from fastflow_controlplane.sources.mirror import BRANCHES, BRANCHES_NAMED, TAGS, Mirror
+from fastflow_controlplane.sources.remote import (
+    SSH_KEY_SECRET,
+    TOKEN_SECRET,
+    Address,
+    Credentials,
+    Remote,
+    may_carry_token,
+    parse_address,
+)
+from fastflow_controlplane.sources.repository import StorageFault
+
+CONNECT_SECONDS = 10
+"""How long a connection to a Git server may take: longer than a lost packet or two, shorter than anybody waits."""
+
+SILENT_SECONDS = 30
+"""How long a connected Git server may be silent; it sends keep-alives while it prepares a pack."""
+
+_REFSPECS = (f"+refs/heads/*:{BRANCHES}*", f"+refs/tags/*:{TAGS}*")
+_PACK_FILES = frozenset({".pack", ".idx", ".rev", ".synced"})
+
+
+class FetchFault(Exception):
+    """Nothing was fetched; the message says what is wrong and what to do, and holds no credential."""
+
+
+def main() -> None:
+    """Serves fetches until the input ends."""
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    while True:
+        answer = json.dumps(_serve(json.loads(requests.get())))
+        os.write(sys.stdout.fileno(), answer.encode() + b"\n")
+
+
+def _listen(requests: "queue.SimpleQueue[bytes]") -> None:
+    for line in sys.stdin.buffer:
+        requests.put(line)
+    # Whoever asked is gone, or wants this to end.
+    os._exit(0)
+
+
+def _serve(request: Mapping[str, Any]) -> dict[str, str]:
+    address = parse_address(request["url"])
+    remote = Remote(request["source"], address, request["branch"], tuple(request["known_hosts"]))
+    credentials = Credentials(request["token"], request["ssh_key"])
+    configure(Path(request["home"]), remote.known_hosts, request["ca_bundle"])
+    try:
+        return {"commit": fetch(Path(request["path"]), remote, credentials)}
+    except FetchFault as fault:
+        return {"fault": str(fault)}
+
+
+def configure(home: Path, known_hosts: tuple[str, ...], ca_bundle: str) -> None:
+    """Sets what libgit2 holds once per process.
+
+    `home` becomes its home folder, so no settings of the user that runs this process change what is fetched. SSH host
+    keys are checked against `known_hosts` alone; certificates against the file `ca_bundle`, "" = the system's.
+    """
+    ssh = home / ".ssh"
+    ssh.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (ssh / "known_hosts").write_text("".join(f"{line.strip()}\n" for line in known_hosts))
+    pygit2.settings.homedir = str(home)
+    pygit2.settings.server_connect_timeout = CONNECT_SECONDS * 1000
+    pygit2.settings.server_timeout = SILENT_SECONDS * 1000
+    if ca_bundle:
+        pygit2.settings.set_ssl_cert_locations(ca_bundle, None)
+
+
+def fetch(path: Path, remote: Remote, credentials: Credentials) -> str:
+    """Brings all branches and tags of a remote into the copy at `path`; returns the commit of the branch to follow.
+
+    Raises FetchFault; what the copy had stays.
+    """
+    with _explained(path, remote, credentials):
+        mirror = Mirror(path)
+        try:
+            _remove_leftovers(path)
+            return _fetch(mirror, remote, _Callbacks(remote, credentials))
+        finally:
+            mirror.close()
+
+
+def _fetch(mirror: Mirror, remote: Remote, callbacks: "_Callbacks") -> str:
+    origin = mirror.repository.remotes.create_anonymous(remote.address.url)
+    heads = origin.list_heads(callbacks=callbacks, proxy=True)
+    there = {head.name: str(head.oid) for head in heads if head.name}
+    branch = remote.branch or next((head.symref_target for head in heads if head.name == "HEAD"), None) or ""
+    branch = branch.removeprefix("refs/heads/")
+    wanted = there.get(f"refs/heads/{branch}")
+    if wanted is None:
+        raise FetchFault(_no_branch(branch, there))
+    if _as_here(there) != mirror.references() or pygit2.Oid(hex=wanted) not in mirror.repository:
+        origin.fetch(list(_REFSPECS), callbacks=callbacks, prune=FetchPrune.PRUNE, proxy=True)
+    return wanted
+
+
+def _as_here(there: Mapping[str, str]) -> dict[str, str]:
+    here = {}
+    for name, commit in there.items():
+        if name.startswith("refs/heads/"):
+            here[BRANCHES + name.removeprefix("refs/heads/")] = commit
+        elif name.startswith(TAGS) and not name.endswith("^{}"):
+            here[name] = commit
+    return here
+
+
+def _no_branch(branch: str, there: Mapping[str, str]) -> str:
+    names = sorted(name.removeprefix("refs/heads/") for name in there if name.startswith("refs/heads/"))
+    if not names:
+        return "the repository is empty: push a first commit" + (f' to the branch "{branch}"' if branch else "")
+    more = f" and {len(names) - BRANCHES_NAMED} more" if len(names) > BRANCHES_NAMED else ""
+    listed = ", ".join(names[:BRANCHES_NAMED]) + more
+    if not branch:
+        return f"the repository names no default branch: set `branch` of the source to one of: {listed}"
+    return f'there is no branch "{branch}" in the repository; there are: {listed}. Push it, or set `branch`'
+
+
+class _Callbacks(pygit2.RemoteCallbacks):
+    """Answers what libgit2 asks during a fetch. A credential is given once: one that was refused is refused again."""
+
+    def __init__(self, remote: Remote, credentials: Credentials) -> None:
+        super().__init__()
+        self._remote = remote
+        self._secrets = credentials
+        self._offered = False
+
+    def credentials(self, url: str, username_from_url: str | None, allowed_types: CredentialType) -> Any:
+        """Gives the token or the key, to the configured host alone."""
+        address, secrets = self._remote.address, self._secrets
+        if CredentialType.USERNAME in allowed_types:
+            return pygit2.Username(address.user)
+        if address.transport == "ssh":
+            if not secrets.ssh_key:
+                raise FetchFault(f"the server wants a key and there is none: {self._store(SSH_KEY_SECRET)}")
+            self._offer("key", SSH_KEY_SECRET)
+            return _keypair(address.user, secrets.ssh_key)
+        if not secrets.token:
+            raise FetchFault(
+                "the server wants a token and there is none, or there is no such repository: check url, or "
+                + self._store(TOKEN_SECRET)
+            )
+        if not may_carry_token(address) or not _same_host(url, address):
+            raise FetchFault("the token is sent only encrypted, and only to the host of url: use https in url")
+        self._offer("token", TOKEN_SECRET)
+        return pygit2.UserPass("git", secrets.token)
+
+    def certificate_check(self, certificate: None, valid: bool, host: bytes) -> bool:
+        """Accepts what libgit2 found valid: a pinned host key, a certificate of a known authority."""
+        if valid:
+            return True
+        name = host.decode(errors="replace")
+        if self._remote.address.transport == "ssh":
+            raise FetchFault(
+                f"the host key of {name} is none of the pinned ones: set `known_hosts` of the source to what "
+                f"`ssh-keyscan {name}` prints, once you have compared it with what the server's operator publishes"
+            )
+        raise FetchFault(
+            f"the certificate of {name} is not trusted: set ca_bundle of the control plane to its authority's file"
+        )
+
+    def _offer(self, what: str, secret: str) -> None:
+        if self._offered:
+            raise FetchFault(f"the server refused the {what}: {self._store(secret)}, one that may read the repository")
+        self._offered = True
+
+    def _store(self, secret: str) -> str:
+        return f"store it with `ffctl secrets set {secret} --source {self._remote.source}`"
+
+
+def _keypair(user: str, text: str) -> pygit2.Keypair:
+    """Reads a private key. libssh2 gets both halves, as it can not find the public one in every format."""
+    try:
+        load = serialization.load_ssh_private_key if "OPENSSH" in text else serialization.load_pem_private_key
+        key = load(text.encode(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise FetchFault(
+            f"the secret {SSH_KEY_SECRET} is no private key without passphrase: make one with "
+            "`ssh-keygen -t ed25519 -N ''`, and store the file without .pub"
+        ) from None
+    if isinstance(key, RSAPrivateKey):
+        # The libssh2 that pygit2 1.21 brings corrupts its memory when it signs with RSA.
+        raise FetchFault(
+            f"the secret {SSH_KEY_SECRET} is an RSA key, which the SSH library here can not use: make another one "
+            "with `ssh-keygen -t ed25519 -N ''`"
+        )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    return pygit2.KeypairFromMemory(user, public.decode(), private.decode(), "")
+
+
+def _same_host(url: str, address: Address) -> bool:
+    return re.match(rf"https?://\[?{re.escape(address.host)}\]?(?:[:/]|$)", url) is not None
+
+
+@contextlib.contextmanager
+def _explained(path: Path, remote: Remote, credentials: Credentials) -> Iterator[None]:
+    """Turns libgit2's faults into sentences without credentials."""
+    try:
+        yield
+    except FetchFault as fault:
+        raise FetchFault(credentials.hidden(str(fault))) from None
+    except (pygit2.GitError, StorageFault, OSError, ValueError, KeyError) as fault:
+        sentence = full_message(path, "nothing was fetched") if says_full(str(fault)) else _sentence(remote, str(fault))
+        raise FetchFault(credentials.hidden(sentence)) from None
+
+
+_REMEDIES = (
+    (r"failed to (connect|resolve)|timed out|timeout|network|connection", "see to the network, or check url"),
+    (r"unsupported URL protocol|could not find repository|No such file", "there is no repository at url"),
+    (r"not appear to be a git repository|status code: 40[34]|not found", "check url, and whether it may be read"),
+    (r"authenticat", "check the credential and whether it may read the repository"),
+    (r"certificate|SSL|TLS", "check the server's certificate, and ca_bundle of the control plane"),
+)
+
+
+def _sentence(remote: Remote, fault: str) -> str:
+    advice = next((advice for pattern, advice in _REMEDIES if re.search(pattern, fault, re.IGNORECASE)), "")
+    told = f"{remote.address.url} can not be fetched: {' '.join(fault.split())}"
+    return f"{told}; {advice}" if advice else told
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what a fetch left that was cut off by the end of the process."""
+    for file in (path / "objects" / "pack").iterdir():
+        if file.suffix not in _PACK_FILES:
+            file.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

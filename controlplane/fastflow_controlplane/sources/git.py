@@ -1,0 +1,110 @@
+"""A Git repository as the source of pipelines: read from the copy here, never from the network.
+
+A pipeline at a commit is a tree id. What was read of a tree holds for ever, so a new commit costs what changed in it.
+"""
+
+from collections.abc import Mapping
+
+from fastflow.pipelines.bundle import Bundle, Sink, pack
+from fastflow.pipelines.code import Code, read_code
+from fastflow.pipelines.discovery import Found, Place, Remembered, clashes, find_pipelines
+from fastflow.pipelines.folder import FolderFault
+from fastflow.pipelines.metadata import Limits
+from fastflow.pipelines.problems import error
+
+from fastflow_controlplane.sources.mirror import Mirror
+from fastflow_controlplane.sources.model import Commit, Contents, Snapshot, invalid, taken
+
+
+class GitSource:
+    """The folder `folder` ("" = all) of the repository copied in `mirror`. See `source.Source`.
+
+    `name` and `place` are for people, `defaults` the hard limits of pipelines that name none.
+    """
+
+    has_commits = True
+
+    def __init__(self, name: str, place: str, folder: str, mirror: Mirror, defaults: Limits) -> None:
+        self.place = f"{place}/{folder}" if folder else place
+        self.label = f'the source "{name}"'
+        self.objects = mirror.path
+        self._name = name
+        self._folder = folder
+        self._mirror = mirror
+        self._defaults = defaults
+        self._forget()
+
+    def scan(self) -> Contents:
+        """Returns what the commit in use holds. Raises FolderFault before the first sync that succeeded."""
+        commit = self._mirror.in_use()
+        if commit is None:
+            raise FolderFault("", f"was not synced yet: `ffctl sources show {self._name}` tells why")
+        return self._read(commit)
+
+    def advance(self, commit: str) -> Contents:
+        """Reads a commit that was fetched and makes it the one in use; if that fails, the one before stays."""
+        contents = self._read(self._mirror.commit(commit))
+        self._mirror.use(commit)
+        return contents
+
+    def rescan(self, snapshot: Snapshot) -> Snapshot:
+        """Returns `snapshot`: what is in use changes by `advance` alone."""
+        return snapshot
+
+    def at(self, name: str, ref: str) -> tuple[Snapshot | None, Commit]:
+        """See `source.Source.at`."""
+        commit = self._mirror.resolve(ref)
+        found = self._find(commit)
+        places = [place for place in found.places if place.name == name]
+        return self._snapshots(found, places).get(name), commit
+
+    def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:
+        """See `source.Source.pack`."""
+        return pack(read_code(self._mirror.folder(snapshot.tree)), sink)
+
+    def repair(self) -> None:
+        """Makes the copy anew, empty: the next sync fetches all of it."""
+        self._mirror.reset()
+        self._forget()
+
+    def close(self) -> None:
+        """Releases the files."""
+        self._mirror.close()
+
+    def _forget(self) -> None:
+        self._remembered = Remembered()
+        self._known: Mapping[tuple[str, str], Snapshot] = {}
+        self._current: Contents | None = None
+
+    def _read(self, commit: Commit) -> Contents:
+        if self._current is not None and self._current.commit == commit:
+            return self._current
+        found = self._find(commit)
+        snapshots = self._snapshots(found, found.places)
+        self._known = {
+            (place.path, place.identity): snapshots[place.name]
+            for place in found.places
+            if snapshots[place.name].pipeline.path == place.path
+        }
+        self._current = Contents(snapshots, found.notes, commit)
+        return self._current
+
+    def _find(self, commit: Commit) -> Found:
+        return find_pipelines(self._mirror.root(commit.id, self._folder), self._remembered)
+
+    def _snapshots(self, found: Found, places: "list[Place] | tuple[Place, ...]") -> dict[str, Snapshot]:
+        clashing = clashes(found.places)
+        snapshots: dict[str, Snapshot] = {}
+        for place in places:
+            if place.path in clashing:
+                snapshots.setdefault(place.name, invalid(place, clashing[place.path]))
+            else:
+                snapshots[place.name] = self._known.get((place.path, place.identity)) or self._snapshot(place)
+        return snapshots
+
+    def _snapshot(self, place: Place) -> Snapshot:
+        try:
+            code = read_code(place.folder)
+        except FolderFault as fault:
+            code = Code((), (error("", fault.message),))
+        return taken(place, code, place.folder, place.identity, self._defaults)

@@ -1,0 +1,161 @@
+"""A bare copy of a remote repository: all its branches and tags, and which commit of it is in use."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pygit2
+import structlog
+from fastflow.durable import sync_folder
+from fastflow.pipelines.folder import FolderFault, Kind
+
+from fastflow_controlplane.sources.model import Commit
+from fastflow_controlplane.sources.repository import (
+    DamagedRepository,
+    StorageFault,
+    TreeFolder,
+    open_bare,
+    reset_bare,
+)
+from fastflow_controlplane.sources.source import UnknownRef
+
+log = structlog.get_logger(__name__)
+
+IN_USE = "refs/fastflow/in-use"
+"""The commit that pipelines are read from: changed in one step, after all its objects are on disk."""
+
+BRANCHES = "refs/remotes/origin/"
+TAGS = "refs/tags/"
+
+MIN_COMMIT_DIGITS = 4
+"""Shorter beginnings of a commit's id are too likely to mean another one; Git's own minimum."""
+
+BRANCHES_NAMED = 10
+"""Branches that an error names."""
+
+_HEX = frozenset("0123456789abcdefABCDEF")
+_COMMIT_DIGITS = 40
+
+
+class Mirror:
+    """The copy in the folder `path`, made there, empty, if it is missing. Methods block and belong to one thread at a
+    time; another thread takes a Mirror of its own. Raises StorageFault where it can not be made."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._repository = open_bare(path)
+
+    @property
+    def repository(self) -> pygit2.Repository:
+        """The repository itself, for who fetches into it."""
+        return self._repository
+
+    def in_use(self) -> Commit | None:
+        """Returns the commit in use; None = none yet."""
+        reference = self._repository.references.get(IN_USE)
+        return None if reference is None else self.commit(str(reference.target))
+
+    def use(self, commit: str) -> None:
+        """Makes a commit the one in use, durable. Raises StorageFault."""
+        try:
+            self._sync_packs()
+            self._repository.references.create(IN_USE, pygit2.Oid(hex=commit), force=True)
+            _sync(self.path / IN_USE)
+            sync_folder((self.path / IN_USE).parent)
+        except (pygit2.GitError, OSError) as fault:
+            raise StorageFault(str(fault)) from fault
+
+    def commit(self, commit: str) -> Commit:
+        """Returns what a commit says. Raises DamagedRepository where it is missing."""
+        try:
+            found = self._repository[pygit2.Oid(hex=commit)].peel(pygit2.Commit)
+        except (KeyError, pygit2.GitError) as fault:
+            raise DamagedRepository(f"the commit {commit} can not be read: {fault}") from fault
+        return _described(found)
+
+    def branches(self) -> dict[str, str]:
+        """Returns the commits of the branches, by name."""
+        return _under(BRANCHES, self.references())
+
+    def references(self) -> dict[str, str]:
+        """Returns what was last seen of the remote's branches and tags, by the names they have here."""
+        return {
+            reference.name: str(reference.target)
+            for reference in self._repository.references.iterator()
+            if reference.name.startswith((BRANCHES, TAGS))
+        }
+
+    def resolve(self, ref: str) -> Commit:
+        """Returns the commit that a branch, a tag, a commit's id or its beginning means. Raises UnknownRef."""
+        for prefix in (BRANCHES, TAGS):
+            try:
+                reference = self._repository.references.get(prefix + ref)
+            except (ValueError, pygit2.GitError):
+                continue
+            if reference is not None:
+                return _described(reference.peel(pygit2.Commit))
+        if MIN_COMMIT_DIGITS <= len(ref) <= _COMMIT_DIGITS and set(ref) <= _HEX:
+            try:
+                return _described(self._repository[ref].peel(pygit2.Commit))
+            except ValueError:
+                raise UnknownRef(f'"{ref}" is the beginning of several commits: write more of it') from None
+            except (KeyError, pygit2.GitError):
+                pass
+        there = ", ".join(sorted(self.branches())[:BRANCHES_NAMED]) or "none"
+        raise UnknownRef(
+            f'there is no commit or branch "{ref}"; the branches are: {there}. If it was just pushed, sync first'
+        )
+
+    def root(self, commit: str, folder: str) -> TreeFolder:
+        """Returns the folder `folder` ("" = the root) at a commit. Raises FolderFault where it has no such folder."""
+        found = TreeFolder(self._repository, pygit2.Oid(hex=commit))
+        for part in filter(None, folder.split("/")):
+            if all(entry.name != part or entry.kind is not Kind.FOLDER for entry in found.entries()):
+                raise FolderFault("", f'there is no folder "{folder}" in the repository at commit {commit[:12]}')
+            found = found.folder(part)
+        return found
+
+    def folder(self, tree: str) -> TreeFolder:
+        """Returns the files of a tree."""
+        return TreeFolder(self._repository, pygit2.Oid(hex=tree))
+
+    def reset(self) -> None:
+        """Makes the copy anew, empty, so that the next fetch brings everything."""
+        log.warning("the copy of a repository is damaged and is fetched anew", path=str(self.path))
+        self._repository = reset_bare(self._repository, self.path)
+
+    def close(self) -> None:
+        """Releases the files."""
+        self._repository.free()
+
+    def _sync_packs(self) -> None:
+        packs = self.path / "objects" / "pack"
+        for pack in packs.glob("*.pack"):
+            marker = pack.with_suffix(".synced")
+            if not marker.exists():
+                _sync(pack)
+                _sync(pack.with_suffix(".idx"))
+                marker.touch()
+        sync_folder(packs)
+
+
+def _under(prefix: str, references: Mapping[str, str]) -> dict[str, str]:
+    return {name.removeprefix(prefix): commit for name, commit in references.items() if name.startswith(prefix)}
+
+
+def _described(commit: pygit2.Commit) -> Commit:
+    author = commit.author
+    return Commit(
+        id=str(commit.id),
+        author=f"{author.name} <{author.email}>",
+        subject=commit.message.strip().partition("\n")[0],
+        time=commit.commit_time,
+    )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

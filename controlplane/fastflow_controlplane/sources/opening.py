@@ -1,0 +1,43 @@
+"""Opens the sources that the settings name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastflow.pipelines.metadata import Limits
+
+from fastflow_controlplane.errors import FastFlowError
+from fastflow_controlplane.sources.git import GitSource
+from fastflow_controlplane.sources.mirror import Mirror
+from fastflow_controlplane.sources.mounted import MountedFolder
+from fastflow_controlplane.sources.reader import not_stored
+from fastflow_controlplane.sources.repository import SnapshotRepository, StorageFault
+from fastflow_controlplane.sources.settings import SourceSettings
+from fastflow_controlplane.sources.source import Source
+
+
+def place_of(data_dir: Path, source: str) -> Path:
+    """Returns the folder in which all that is kept of a source lies."""
+    return data_dir / "sources" / source
+
+
+def copy_of(data_dir: Path, source: str) -> Path:
+    """Returns where the copy of a Git source lies."""
+    return place_of(data_dir, source) / "repository.git"
+
+
+def open_sources(settings: Sequence[SourceSettings], data_dir: Path, defaults: Limits) -> dict[str, Source]:
+    """Opens the sources, by name, without reading them. Raises Unavailable where nothing can be kept of one."""
+    try:
+        return {each.name: _open(each, data_dir, defaults) for each in settings}
+    except (OSError, StorageFault) as fault:
+        error: FastFlowError = not_stored(data_dir, fault)
+        raise error from fault
+
+
+def _open(settings: SourceSettings, data_dir: Path, defaults: Limits) -> Source:
+    place_of(data_dir, settings.name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    if settings.folder is not None:
+        snapshots = SnapshotRepository(place_of(data_dir, settings.name) / "snapshots.git")
+        return MountedFolder(settings.folder.absolute(), snapshots, defaults)
+    mirror = Mirror(copy_of(data_dir, settings.name))
+    return GitSource(settings.name, settings.url, settings.path, mirror, defaults)

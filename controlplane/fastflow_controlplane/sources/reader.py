@@ -1,0 +1,263 @@
+"""Reads one source, in one thread of its own, one thing at a time.
+
+A network mount that hangs holds up neither the event loop nor another source, and never more than that one thread.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from fastflow.pipelines.discovery import PipelineState
+from fastflow.pipelines.folder import FolderFault
+
+from fastflow_controlplane.clock import Clock
+from fastflow_controlplane.disk import DISK_FULL, full_message, says_full
+from fastflow_controlplane.errors import FieldViolation, InvalidArgument, Unavailable
+from fastflow_controlplane.sources.bundles import BundleStore
+from fastflow_controlplane.sources.model import Changes, Commit, Contents, Snapshot
+from fastflow_controlplane.sources.mounted import KeepsChanging
+from fastflow_controlplane.sources.repository import DamagedRepository, StorageFault
+from fastflow_controlplane.sources.source import Source, UnknownRef
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+ANSWER_SECONDS = 30.0
+"""How long callers wait for a source: 256 MiB on a slow mount take seconds, a mount that hangs takes minutes."""
+
+
+class SourceReader:
+    """The source called `name`, and what was last found in it; bundles of its code go to `bundles`."""
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        bundles: BundleStore,
+        data_dir: Path,
+        clock: Clock,
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
+        self.name = name
+        self.source = source
+        self.contents = Contents({}, ())
+        self.condition = ""
+        """Why the source can not be read at the moment, for people; "" = it can."""
+        self.on_change: Callable[[SourceReader, Changes], None] = lambda reader, changes: None
+        """Called when pipelines appeared, changed or went; at once, so it must not wait."""
+        self._bundles = bundles
+        self._data_dir = data_dir
+        self._clock = clock
+        self._answer_seconds = answer_seconds
+        self._job: Future[Any] | None = None
+        self._job_started = 0.0
+        self._turn = asyncio.Lock()
+        self._next: asyncio.Task[None] | None = None
+        self._refreshed = float("-inf")
+
+    async def refresh(self, max_age: float = 0.0) -> None:
+        """Brings `contents` up to date, unless they were so within the last `max_age` seconds.
+
+        Callers at the same time share one look that begins after they called. Raises Unavailable where the source can
+        not be read; the pipelines known before stay.
+        """
+        if max_age and self._clock.monotonic() - self._refreshed <= max_age:
+            return
+        if self._next is None:
+            self._next = asyncio.create_task(self._scan(), name=f"source-refresh-{self.name}")
+            self._next.add_done_callback(_retrieve)
+        await asyncio.shield(self._next)
+
+    async def take(self, look: Callable[[], Contents]) -> Changes:
+        """Takes what `look`, called in the source's thread, returns; says what changed. Raises Unavailable."""
+        async with self._turn:
+            return self._take(await self._in_thread(look))
+
+    async def pin(self, name: str, ref: str = "") -> tuple[Snapshot | None, Commit | None]:
+        """Returns a pipeline as it is now or at `ref`, its bundle on disk, durable, and its commit if it has one.
+
+        None = it is not there. Raises InvalidArgument for an unknown `ref`, Unavailable as `Catalog.snapshot`.
+        """
+        async with self._turn:
+            if ref:
+                return await self._in_thread(lambda: self._pin_at(name, ref))
+            contents, pinned = await self._in_thread(lambda: self._pin(name))
+            self._take(contents)
+            return pinned, contents.commit
+
+    async def store_bundle(self, snapshot: Snapshot) -> None:
+        """Makes sure that the bundle of `snapshot` is on disk."""
+        async with self._turn:
+            await self._in_thread(lambda: self._store_bundle(snapshot))
+
+    async def close(self) -> None:
+        """Ends, without waiting for a source that hangs."""
+        if self._next is not None:
+            self._next.cancel()
+        if self._job is None or self._job.done():
+            self.source.close()
+
+    async def _scan(self) -> None:
+        async with self._turn:
+            # From here on a change may be missed by this look: whoever calls now gets the next one.
+            self._next = None
+            begun = self._clock.monotonic()
+            self._take(await self._in_thread(self.source.scan))
+            self._refreshed = begun
+
+    def _pin(self, name: str) -> tuple[Contents, Snapshot | None]:
+        contents = self.contents
+        known = contents.snapshots.get(name)
+        pinned = self.source.rescan(known) if known else None
+        if pinned is None:
+            contents = self.source.scan()
+            pinned = contents.snapshots.get(name)
+        elif pinned is not known:
+            contents = Contents({**contents.snapshots, name: pinned}, contents.notes, contents.commit)
+        if pinned is not None:
+            self._store_bundle(pinned)
+        return contents, pinned
+
+    def _pin_at(self, name: str, ref: str) -> tuple[Snapshot | None, Commit]:
+        pinned, commit = self.source.at(name, ref)
+        if pinned is not None:
+            self._store_bundle(pinned)
+        return pinned, commit
+
+    def _store_bundle(self, snapshot: Snapshot) -> None:
+        if snapshot.bundle is not None:
+            self._bundles.ensure(snapshot.bundle, lambda sink: self.source.pack(snapshot, sink))
+
+    def _repaired(self, operation: Callable[[], T]) -> T:
+        try:
+            return operation()
+        except DamagedRepository:
+            self.source.repair()
+            return operation()
+
+    async def _in_thread(self, operation: Callable[[], T]) -> T:
+        """Runs `operation` in the one thread; nobody waits longer than `answer_seconds` for what runs there."""
+        await self._wait_for_job()
+        job: Future[T] = Future()
+        self._job, self._job_started = job, self._clock.monotonic()
+        # A daemon, for the interpreter waits at its end for the threads of a pool, and this one may hang.
+        arguments = (job, lambda: self._repaired(operation))
+        threading.Thread(target=_fulfil, args=arguments, name="pipelines-read", daemon=True).start()
+        await self._wait_for_job()
+        try:
+            result = job.result()
+        except FolderFault as fault:
+            raise self._unavailable(str(fault)) from None
+        except UnknownRef as fault:
+            raise _unknown_ref(self.name, fault) from None
+        except KeepsChanging as fault:
+            raise Unavailable(f"{fault}; try again when it is at rest", reason="PIPELINE_CHANGING") from None
+        except DamagedRepository as fault:
+            raise self._unavailable(f"its copy is damaged and is fetched anew at the next sync: {fault}") from None
+        except (OSError, StorageFault) as fault:
+            raise self._not_stored(fault) from fault
+        self._note("")
+        return result
+
+    async def _wait_for_job(self) -> None:
+        if self._job is None or self._job.done():
+            return
+        left = self._answer_seconds - (self._clock.monotonic() - self._job_started)
+        done = asyncio.wrap_future(self._job)
+        done.add_done_callback(_retrieve)
+        # Unlike wait_for, wait does not cancel what it waits for: what a thread does can not be interrupted.
+        await asyncio.wait([done], timeout=max(left, 0.0))
+        if not self._job.done():
+            raise self._unavailable(f"has not answered for {self._answer_seconds:g} s; is it a mount that hangs?")
+
+    def _unavailable(self, what: str) -> Unavailable:
+        message = f"{self.source.label}: {what}"
+        self._note(message)
+        metadata = {"source": self.name, "folder": self.source.place}
+        return Unavailable(message, reason="PIPELINES_UNAVAILABLE", metadata=metadata)
+
+    def _not_stored(self, fault: OSError | StorageFault) -> Unavailable:
+        error = not_stored(self._data_dir, fault)
+        self._note(error.message)
+        return error
+
+    def _note(self, condition: str) -> None:
+        if condition != self.condition:
+            if condition:
+                log.error("pipelines can not be read", why=condition)
+            else:
+                log.info("pipelines can be read again", source=self.name)
+        self.condition = condition
+
+    def _take(self, contents: Contents) -> Changes:
+        before, self.contents = self.contents, contents
+        changes = _compare(before, contents)
+        for name in (*changes.added, *changes.changed):
+            pipeline = contents.snapshots[name].pipeline
+            problems = [str(problem) for problem in pipeline.problems]
+            what = "pipeline found" if name in changes.added else "pipeline changed"
+            log.info(what, pipeline=name, source=self.name, state=pipeline.state.value, problems=problems)
+        for name in changes.removed:
+            log.info("pipeline gone", pipeline=name, source=self.name)
+        if contents.notes != before.notes:
+            for note in set(contents.notes) - set(before.notes):
+                log.info("not a pipeline", path=note.path, why=note.message)
+        if changes:
+            self.on_change(self, changes)
+        return changes
+
+
+def not_stored(data_dir: Path, fault: OSError | StorageFault) -> Unavailable:
+    """The error for code that can not be kept in the data folder."""
+    full = says_full(str(fault))
+    message = (
+        full_message(data_dir, "the code of runs can not be stored")
+        if full
+        else f"code can not be stored in the data folder {data_dir}: {fault}"
+    )
+    return Unavailable(message, reason=DISK_FULL if full else "DATA_DIR_UNAVAILABLE")
+
+
+def _compare(before: Contents, after: Contents) -> Changes:
+    # What did not change is the same object, so this costs next to nothing for it.
+    added, changed = [], []
+    for name, snapshot in after.snapshots.items():
+        known = before.snapshots.get(name)
+        if known is snapshot:
+            continue
+        if known is None:
+            added.append(name)
+        elif (known.pipeline, known.tree) != (snapshot.pipeline, snapshot.tree):
+            changed.append(name)
+    different = sorted([*added, *changed])
+    return Changes(
+        added=tuple(sorted(added)),
+        changed=tuple(sorted(changed)),
+        removed=tuple(sorted(before.snapshots.keys() - after.snapshots.keys())),
+        invalid=tuple(name for name in different if after.snapshots[name].pipeline.state is PipelineState.INVALID),
+    )
+
+
+def _unknown_ref(source: str, fault: UnknownRef) -> InvalidArgument:
+    message = str(fault)
+    return InvalidArgument(
+        message, reason="REF_NOT_FOUND", metadata={"source": source}, violations=[FieldViolation("ref", message)]
+    )
+
+
+def _retrieve(future: "asyncio.Future[Any]") -> None:
+    """Marks an error as seen: those who waited for it have got it, or have gone."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _fulfil(job: Future[T], operation: Callable[[], T]) -> None:
+    try:
+        job.set_result(operation())
+    except BaseException as fault:  # noqa: BLE001 - handed to whoever waits for the job
+        job.set_exception(fault)

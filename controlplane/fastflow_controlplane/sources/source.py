@@ -1,0 +1,54 @@
+"""What a source of pipelines is to those who read it: one small interface for plain folders and Git repositories."""
+
+from pathlib import Path
+from typing import Protocol
+
+from fastflow.pipelines.bundle import Bundle, Sink
+
+from fastflow_controlplane.sources.model import Commit, Contents, Snapshot
+
+
+class UnknownRef(Exception):
+    """There is no such commit or branch; the message says what there is."""
+
+
+class Source(Protocol):
+    """One place of pipelines. Methods block and belong to one thread at a time.
+
+    They raise FolderFault where the source can not be read, DamagedRepository where what was kept of it can not (then
+    `repair` it), StorageFault where nothing can be kept.
+    """
+
+    @property
+    def place(self) -> str:
+        """Folder or address, as shown to people; holds no credential."""
+
+    @property
+    def label(self) -> str:
+        """What errors call it: "the pipelines folder …"."""
+
+    @property
+    def objects(self) -> Path:
+        """The bare repository that holds its code."""
+
+    @property
+    def has_commits(self) -> bool:
+        """Whether it is a Git repository."""
+
+    def scan(self) -> Contents:
+        """Returns what it holds now; costs little where little changed."""
+
+    def rescan(self, snapshot: Snapshot) -> Snapshot | None:
+        """Returns one pipeline as it is now. None = only `scan` can tell what became of it."""
+
+    def at(self, name: str, ref: str) -> tuple[Snapshot | None, Commit]:
+        """Returns a pipeline as it is at a commit or branch, None where it is not there. Raises UnknownRef."""
+
+    def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:
+        """Writes the bundle of a snapshot whose code could be read."""
+
+    def repair(self) -> None:
+        """Makes anew what is kept of it."""
+
+    def close(self) -> None:
+        """Releases its files."""
