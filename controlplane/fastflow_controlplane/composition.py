@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastflow_controlplane.agents.assignments import Assignments
+from fastflow_controlplane.agents.preheat import Preheat
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions, SessionParts
 from fastflow_controlplane.api.services import Parts
@@ -82,6 +83,8 @@ async def _compose(
     assignments = Assignments(
         store, clock, secrets, logs, changes, scheduler, registry, leadership.leader_epoch, settings.stop_grace
     )
+    preheat = Preheat(settings.uv_pre_heat, catalog.list, registry)
+    catalog.on_change = preheat.pipelines_changed
     reaper = Reaper(store, clock, settings, changes, scheduler, registry, leadership.leader_epoch, catalog)
     run_service = RunService(store, clock, settings, changes, catalog, secrets, logs, scheduler, registry)
     sessions = AgentSessions(
@@ -92,6 +95,7 @@ async def _compose(
             leadership=leadership,
             registry=registry,
             assignments=assignments,
+            preheat=preheat,
             scheduler=scheduler,
             changes=changes,
             version=version("fast-flow"),
@@ -105,6 +109,7 @@ async def _compose(
             runs=run_service,
             follower=LogFollower(logs, run_service.get, changes),
             catalog=catalog,
+            preheat=preheat,
             registry=registry,
             secrets=secrets,
             sessions=sessions,
@@ -114,6 +119,7 @@ async def _compose(
         tasks={
             "scheduler": partial(scheduler.run, assignments.assign),
             "liveness": registry.watch,
+            "preheat": preheat.watch,
             "reaper": reaper.run,
             "pipelines": partial(catalog.watch, settings.pipelines_interval),
             "secrets": secrets.watch,

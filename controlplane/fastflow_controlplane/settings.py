@@ -7,7 +7,7 @@ from fastflow.addresses import is_loopback
 from fastflow.pipelines.metadata import MIN_CPU_MILLI_CORES, MIN_MEMORY_BYTES, Limits
 from fastflow.pipelines.sizes import parse_size
 from fastflow.service.settings import ServiceSettings
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 
 from fastflow_controlplane.sources.settings import SourceSettings
 
@@ -64,6 +64,12 @@ class ControlPlaneSettings(ServiceSettings):
     ca_bundle: Path | None = Field(
         default=None,
         description="File of the certificate authorities that Git servers are checked with; not set = the system's.",
+    )
+    uv_pre_heat: bool = Field(
+        default=True,
+        validation_alias=AliasChoices("FASTFLOW_UV_PRE_HEAT", "UV_PRE_HEAT", "uv_pre_heat"),
+        description="Agents prepare the packages of new and changed pipelines ahead, so that the first run starts as "
+        "fast as any, and requirements that can not be met are seen before it. UV_PRE_HEAT sets it too.",
     )
     default_cpu_hard_limit: float = Field(
         default=1.0,

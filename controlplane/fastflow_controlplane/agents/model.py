@@ -64,6 +64,33 @@ class AgentFacts:
     runtime: RuntimeFacts = field(default_factory=RuntimeFacts)
 
 
+EnvironmentKey = tuple[str, str]
+"""What an environment is told apart by: digest of the bundle whose code needs it, and the Python version asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentResult:
+    """How far an environment is on an agent; fields of `fastflow.v1.PipelineEnvironment`, state without prefix.
+
+    Times are microseconds UTC, `duration_usec` is None where preparing it was not seen.
+    """
+
+    state: str
+    message: str = ""
+    duration_usec: int | None = None
+    packages: tuple[str, ...] = ()
+    prepare_time: int | None = None
+    retry_time: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentView:
+    """An environment on the agent of this name."""
+
+    agent: str
+    result: EnvironmentResult
+
+
 @dataclass(frozen=True, slots=True)
 class AgentAttempt:
     """An attempt that holds capacity on an agent."""

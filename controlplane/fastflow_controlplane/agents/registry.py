@@ -3,7 +3,7 @@
 Liveness is decided by the control plane's monotonic clock alone; what agents call the time is a label.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -16,6 +16,8 @@ from fastflow_controlplane.agents.model import (
     AgentState,
     AgentView,
     Condition,
+    EnvironmentKey,
+    EnvironmentResult,
     RuntimeFacts,
 )
 from fastflow_controlplane.clock import Clock
@@ -36,6 +38,8 @@ CHECK_SECONDS = 1.0
 
 STALL_SECONDS = 5.0
 """A look that comes this much too late means that the control plane itself stood still, for example under SIGSTOP."""
+MAX_RESULTS = 10_000
+"""Environments of one agent that are kept in mind; far more than pipelines make, and no agent fills the memory."""
 SEEN_SECONDS = 60.0
 """How often the moment an agent was last heard of is stored: a label for people, so seldom."""
 
@@ -53,6 +57,9 @@ class AgentStream(Protocol):
 
     def desired_changed(self) -> None:
         """Something the agent shall do changed."""
+
+    def preheat_changed(self) -> None:
+        """Perhaps the agent shall prepare other environments."""
 
 
 class Placing(Protocol):
@@ -75,6 +82,7 @@ class LiveAgent:
     offline_since: float | None = None
     conditions: tuple[Condition, ...] = ()
     environments: tuple[str, ...] = ()
+    results: dict[EnvironmentKey, EnvironmentResult] = field(default_factory=dict)
     usage: dict[tuple[str, int], Usage] = field(default_factory=dict)
 
     @property
@@ -121,6 +129,8 @@ class AgentRegistry:
         agent = LiveAgent(row, stream=stream, conditions=row.conditions)
         if former is not None:
             agent.environments = former.environments
+            # Until the agent tells anew, which it does soon, placement goes by what it told last.
+            agent.results = former.results
         self._agents[agent_id] = agent
         self._hear(agent)
         for other in self._agents.values():
@@ -193,6 +203,36 @@ class AgentRegistry:
         agent = self._agents[agent_id]
         if agent.stream is stream:
             agent.usage = {(key.run_id, key.attempt): used for key, used in usage.items()}
+
+    def prepared(
+        self,
+        agent_id: str,
+        stream: AgentStream,
+        results: Mapping[EnvironmentKey, EnvironmentResult],
+        full: bool,
+    ) -> None:
+        """An agent told how far environments are; `full` = that is all, what was told before no longer holds."""
+        agent = self._agents[agent_id]
+        if agent.stream is stream:
+            known = {**({} if full else agent.results), **results}
+            agent.results = dict(list(known.items())[-MAX_RESULTS:])
+            self._offer(agent)
+
+    def environment_results(self, key: EnvironmentKey) -> Iterator[tuple[AgentFacts, EnvironmentResult | None]]:
+        """Gives what each connected agent told of an environment, None = nothing."""
+        for agent in self._agents.values():
+            if agent.stream is not None:
+                yield agent.facts, agent.results.get(key)
+
+    def facts(self, agent_id: str) -> AgentFacts:
+        """Returns what an agent that ever dialled in said of itself last."""
+        return self._agents[agent_id].facts
+
+    def preheat_changed(self) -> None:
+        """Agents shall prepare other environments."""
+        for agent in self._agents.values():
+            if agent.stream is not None:
+                agent.stream.preheat_changed()
 
     def usage(self, agent_id: str, run_id: str, attempt: int) -> Usage | None:
         """Returns what an attempt used when last measured; None = unknown."""
@@ -331,6 +371,7 @@ class AgentRegistry:
                 python_versions=agent.facts.runtime.python_versions,
                 blocked=self._why(agent),
                 connected=agent.stream is not None,
+                environments=frozenset(key for key, result in agent.results.items() if result.state == "READY"),
             )
         )
 

@@ -17,6 +17,8 @@ from fastflow_controlplane.agents.desired_pages import delta_pages, full_pages
 from fastflow_controlplane.agents.events import AttemptEvent, Effects, SessionSuperseded, apply_events
 from fastflow_controlplane.agents.model import AgentFacts
 from fastflow_controlplane.agents.outgoing import Outgoing
+from fastflow_controlplane.agents.preheat import Preheat, WantedEnvironment
+from fastflow_controlplane.agents.preheat_pages import preheat_pages, read_results
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import Clock
 from fastflow_controlplane.errors import AlreadyExists, FastFlowError, Unavailable
@@ -64,6 +66,7 @@ class SessionParts:
     leadership: Leadership
     registry: AgentRegistry
     assignments: Assignments
+    preheat: Preheat
     scheduler: Scheduler
     changes: Changes
     version: str
@@ -94,6 +97,8 @@ class AgentSession:
         self._events: list[AttemptEvent] = []
         self._events_came = asyncio.Event()
         self._desired_changed = asyncio.Event()
+        self._desired_sent = asyncio.Event()
+        self._preheat_changed = asyncio.Event()
         self._report_changed = asyncio.Event()
         self._cut = asyncio.Event()
         self._ended = False
@@ -109,6 +114,7 @@ class AgentSession:
                     self._write,
                     self._apply_events,
                     self._push_desired,
+                    self._push_preheat,
                     self._store_reports,
                     self._await_hello,
                     self._await_farewell,
@@ -138,6 +144,10 @@ class AgentSession:
         """See `AgentStream.desired_changed`."""
         self._desired_changed.set()
 
+    def preheat_changed(self) -> None:
+        """See `AgentStream.preheat_changed`."""
+        self._preheat_changed.set()
+
     async def _read(self) -> None:
         async for request in self._requests:
             kind = request.WhichOneof("message")
@@ -161,10 +171,14 @@ class AgentSession:
                         heartbeat.environments,
                     ):
                         self._report_changed.set()
+                        self._preheat_changed.set()  # for other Pythons
                 case "telemetry":
                     self._parts.registry.telemetry(agent_id, self, wire.read_telemetry(request.telemetry))
                 case "events":
                     self._take_in(wire.read_events(request.events))
+                case "preheat":
+                    report = request.preheat
+                    self._parts.registry.prepared(agent_id, self, read_results(report), report.full)
                 case "goodbye":
                     log.info("agent says goodbye", agent=self._row.facts.name, why=request.goodbye.message)
                 case _:
@@ -304,6 +318,7 @@ class AgentSession:
         sent = read = deliveries.revision
         for page in full_pages(deliveries):
             await self._outgoing.put(gateway_pb2.ConnectResponse(desired=page))
+        self._desired_sent.set()
         while True:
             await self._desired_changed.wait()
             self._desired_changed.clear()
@@ -314,6 +329,19 @@ class AgentSession:
             for page in delta_pages(deliveries, sent):
                 await self._outgoing.put(gateway_pb2.ConnectResponse(desired=page))
                 sent = page.revision
+
+    async def _push_preheat(self) -> None:
+        await self._desired_sent.wait()
+        agent_id = self._greeted.facts.agent_id
+        sent: tuple[WantedEnvironment, ...] | None = None
+        while True:
+            self._preheat_changed.clear()
+            wanted = self._parts.preheat.wanted_on(self._parts.registry.facts(agent_id))
+            if wanted != sent:
+                sent = wanted
+                for page in preheat_pages(wanted):
+                    await self._outgoing.put(page)
+            await self._preheat_changed.wait()
 
     async def _store_reports(self) -> None:
         while True:

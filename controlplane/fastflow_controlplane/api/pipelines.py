@@ -6,7 +6,8 @@ from typing import Any
 from fastflow.v1 import pipelines_pb2, pipelines_pb2_grpc
 
 from fastflow_controlplane import pages
-from fastflow_controlplane.api.translate import pipeline_message
+from fastflow_controlplane.agents.preheat import Preheat
+from fastflow_controlplane.api.translate import environment_message, pipeline_message
 from fastflow_controlplane.sources.catalog import Catalog
 
 DEFAULT_PAGE = 100
@@ -15,15 +16,19 @@ DEFAULT_PAGE = 100
 class PipelineServicer(pipelines_pb2_grpc.PipelineServiceServicer):
     """Pipelines for clients, as they are in the folder now."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, preheat: Preheat) -> None:
         self._catalog = catalog
+        self._preheat = preheat
 
     async def GetPipeline(
         self, request: pipelines_pb2.GetPipelineRequest, context: Any
     ) -> pipelines_pb2.GetPipelineResponse:
-        """Reads one pipeline."""
+        """Reads one pipeline, and how far its packages are on the agents."""
         await self._catalog.refresh()
-        return pipelines_pb2.GetPipelineResponse(pipeline=pipeline_message(self._catalog.get(request.name)))
+        pipeline = self._catalog.get(request.name)
+        message = pipeline_message(pipeline)
+        message.environments.extend(map(environment_message, self._preheat.environments(pipeline)))
+        return pipelines_pb2.GetPipelineResponse(pipeline=message)
 
     async def ListPipelines(
         self, request: pipelines_pb2.ListPipelinesRequest, context: Any

@@ -17,6 +17,7 @@ from fastflow.v1 import (
     secrets_pb2_grpc,
 )
 
+from fastflow_controlplane.agents.preheat import Preheat
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions
 from fastflow_controlplane.api.agent_gateway import AgentGatewayServicer
@@ -40,6 +41,7 @@ class Parts:
     runs: RunService
     follower: LogFollower
     catalog: Catalog
+    preheat: Preheat
     registry: AgentRegistry
     secrets: SecretService
     sessions: AgentSessions
@@ -51,7 +53,7 @@ def add_services(server: grpc.aio.Server, parts: Parts) -> tuple[str, ...]:
     """Adds every service of Fast-Flow to `server` and returns their full names, for health and reflection."""
     runs_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(parts.runs), server)
     logs_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(parts.runs, parts.follower), server)
-    pipelines_pb2_grpc.add_PipelineServiceServicer_to_server(PipelineServicer(parts.catalog), server)
+    pipelines_pb2_grpc.add_PipelineServiceServicer_to_server(PipelineServicer(parts.catalog, parts.preheat), server)
     agents_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(parts.registry, parts.conditions), server)
     secrets_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(parts.secrets), server)
     gateway_pb2_grpc.add_AgentGatewayServiceServicer_to_server(

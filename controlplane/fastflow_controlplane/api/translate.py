@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from fastflow.v1 import agents_pb2, limits_pb2, pipelines_pb2, runs_pb2, secrets_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from fastflow_controlplane.agents.model import AgentView, Capacity, Condition
+from fastflow_controlplane.agents.model import AgentView, Capacity, Condition, EnvironmentView
 from fastflow_controlplane.conditions import PartCondition
 from fastflow_controlplane.logs.wire import loss_message
 from fastflow_controlplane.runs.differences import RunDifferences, VariableDifference
@@ -165,6 +165,7 @@ def pipeline_message(pipeline: PipelineView) -> pipelines_pb2.Pipeline:
             for problem in pipeline.problems
         ],
         has_requirements=pipeline.has_requirements,
+        has_script_header=pipeline.has_header,
         metadata_file=pipeline.metadata_file,
         source=pipeline.source,
         bundle_digest=pipeline.bundle_digest,
@@ -180,6 +181,22 @@ def pipeline_message(pipeline: PipelineView) -> pipelines_pb2.Pipeline:
         message.timeout.FromMicroseconds(round(metadata.timeout_seconds * 1_000_000))
         message.python_version = metadata.python_version
         message.default_environment.update(metadata.default_environment)
+    return message
+
+
+def environment_message(environment: EnvironmentView) -> pipelines_pb2.PipelineEnvironment:
+    """Translates how far the packages of a pipeline are on an agent."""
+    result = environment.result
+    message = pipelines_pb2.PipelineEnvironment(
+        agent=environment.agent,
+        state=f"ENVIRONMENT_STATE_{result.state}",
+        message=result.message,
+        packages=result.packages,
+        prepare_time=_time(result.prepare_time),
+        retry_time=_time(result.retry_time),
+    )
+    if result.duration_usec is not None:
+        message.duration.FromMicroseconds(result.duration_usec)
     return message
 
 

@@ -216,6 +216,7 @@ class WaitingRun:
     limits: Limits
     python_version: str
     failed_on: Mapping[str, FailedPlacements]
+    bundle_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,7 +236,16 @@ class RunService:
             if run_id == run.id:
                 log.info("run created", run=run.id, pipeline=run.pipeline)
                 self._scheduler.add(
-                    WaitingRun(run.id, run.pipeline, run.priority, now, run.limits, run.python_version, {})
+                    WaitingRun(
+                        run.id,
+                        run.pipeline,
+                        run.priority,
+                        now,
+                        run.limits,
+                        run.python_version,
+                        {},
+                        run.bundle_digest,
+                    )
                 )
 
         return await self._store.write(store, stored)

@@ -137,7 +137,7 @@ class Scheduler:
         for run, shape in self._queue.next_runs(self._clock.now()):
             if len(self._writing) >= MAX_WRITING:
                 break
-            offer = choose(shape, self._offers.values())
+            offer = choose(shape, self._offers.values(), (run.bundle_digest, run.python_version))
             if offer is None:
                 self._queue.park(shape)
                 continue

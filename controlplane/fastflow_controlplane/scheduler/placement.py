@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fastflow.pipelines.metadata import matches_python
 from fastflow.pipelines.sizes import format_size
 
-from fastflow_controlplane.agents.model import Capacity
+from fastflow_controlplane.agents.model import Capacity, EnvironmentKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What one agent has. `blocked` says why it takes nothing at present; "" = it does."""
+    """What one agent has. `blocked` says why it takes nothing at present; "" = it does.
+
+    `environments` are those that are ready on it, so that a run starts with its packages already there.
+    """
 
     agent_id: str
     name: str
@@ -32,6 +35,7 @@ class Offer:
     python_versions: tuple[str, ...] = ()
     blocked: str = ""
     connected: bool = True
+    environments: frozenset[EnvironmentKey] = frozenset()
     reserved: Capacity = field(default_factory=Capacity)
 
     @property
@@ -93,10 +97,17 @@ def has_python(shape: Shape, offer: Offer) -> bool:
     )
 
 
-def choose(shape: Shape, offers: Iterable[Offer]) -> Offer | None:
-    """Returns the agent on which the run leaves the least free (best fit), so that large gaps stay for large runs."""
+def choose(shape: Shape, offers: Iterable[Offer], environment: EnvironmentKey | None = None) -> Offer | None:
+    """Returns the agent on which the run leaves the least free (best fit), so that large gaps stay for large runs.
+
+    Of agents that are alike in that, one on which the run's `environment` is ready.
+    """
     fitting = [offer for offer in offers if not obstacle(shape, offer)]
-    return min(fitting, key=lambda offer: (_left(shape, offer), offer.name), default=None)
+    return min(
+        fitting,
+        key=lambda offer: (_left(shape, offer), environment not in offer.environments, offer.name),
+        default=None,
+    )
 
 
 def _left(shape: Shape, offer: Offer) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import google_crc32c
 import grpc.aio
-from fastflow.agent.v1 import attempts_pb2, desired_pb2, gateway_pb2, gateway_pb2_grpc
+from fastflow.agent.v1 import attempts_pb2, desired_pb2, gateway_pb2, gateway_pb2_grpc, preheat_pb2
 from fastflow.client import open_channel
 from fastflow.ids import new_id
 from fastflow.v1 import agents_pb2, limits_pb2, runs_pb2
@@ -99,6 +99,7 @@ class Stream:
         self._came: asyncio.Queue[gateway_pb2.ConnectResponse | None] = asyncio.Queue()
         self._reader = asyncio.create_task(self._read())
         self.full: list[desired_pb2.DesiredAttempt] = []
+        self.preheat: preheat_pb2.PreheatPage | None = None
         self.session_epoch = 0
         self.revision = 0
 
@@ -116,10 +117,13 @@ class Stream:
         await self._call.write(request)
 
     async def next(self) -> gateway_pb2.ConnectResponse:
-        """Returns the next message; fails the test when the stream ended."""
-        answer = await asyncio.wait_for(self._came.get(), PATIENCE)
-        assert answer is not None, f"the stream ended: {self._call.debug_error_string()}"
-        return answer
+        """Returns the next message but those on preparing ahead; fails the test when the stream ended."""
+        while True:
+            answer = await asyncio.wait_for(self._came.get(), PATIENCE)
+            assert answer is not None, f"the stream ended: {self._call.debug_error_string()}"
+            if not answer.HasField("preheat"):
+                return answer
+            self.preheat = answer.preheat
 
     async def desired(self) -> desired_pb2.DesiredPage:
         """Returns the next page of desired state, whose revisions must chain."""

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 from fastflow.ids import new_id
-from fastflow_controlplane.agents.model import AgentFacts, AgentState, Capacity, Condition, RuntimeFacts
+from fastflow_controlplane.agents.model import (
+    AgentFacts,
+    AgentState,
+    Capacity,
+    Condition,
+    EnvironmentKey,
+    EnvironmentResult,
+    RuntimeFacts,
+)
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.conditions import Problem
@@ -33,15 +41,20 @@ class Stream:
     def desired_changed(self) -> None:
         self.told.append("desired changed")
 
+    def preheat_changed(self) -> None:
+        self.told.append("preheat changed")
+
 
 @dataclass
 class Offers:
     """What the scheduler was told last, by agent."""
 
     blocked: dict[str, str] = field(default_factory=dict)
+    environments: dict[str, frozenset[EnvironmentKey]] = field(default_factory=dict)
 
     def agent_changed(self, offer: Offer) -> None:
         self.blocked[offer.name] = offer.blocked
+        self.environments[offer.name] = offer.environments
 
 
 @dataclass
@@ -203,3 +216,22 @@ async def test_agents_are_listed_in_pages(world: World) -> None:
     second = await world.registry.list(2, first.next_page_token)
     assert [view.name for view in (*first.agents, *second.agents)] == ["a", "b", "c"]
     assert second.next_page_token == ""
+
+
+async def test_placement_learns_which_environments_are_ready_and_keeps_that_over_a_reconnect(world: World) -> None:
+    agent_id, stream = await world.connect()
+    one, two, three = (("sha256:" + name, "") for name in ("one", "two", "three"))
+    ready, failed = EnvironmentResult("READY"), EnvironmentResult("FAILED", "no such package")
+    world.registry.prepared(agent_id, stream, {one: ready, two: failed}, full=True)
+    assert world.offers.environments["w"] == {one}
+    world.registry.prepared(agent_id, stream, {two: ready}, full=False)
+    assert world.offers.environments["w"] == {one, two}
+    agent_id, newer = await world.connect()
+    assert world.offers.environments["w"] == {one, two}
+    world.registry.prepared(agent_id, stream, {}, full=True)
+    assert world.offers.environments["w"] == {one, two}
+    world.registry.prepared(agent_id, newer, {three: ready}, full=True)
+    assert world.offers.environments["w"] == {three}
+    assert [result for _, result in world.registry.environment_results(three)] == [ready]
+    world.registry.detach(agent_id, newer)
+    assert list(world.registry.environment_results(three)) == []

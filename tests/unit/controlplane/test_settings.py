@@ -18,6 +18,22 @@ def test_without_settings_only_this_machine_is_served() -> None:
     assert ControlPlaneSettings().address == ("127.0.0.1", 7233)
 
 
+def test_preparing_ahead_is_on_until_one_of_its_two_variables_or_the_file_says_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ControlPlaneSettings().uv_pre_heat
+    assert not ControlPlaneSettings(uv_pre_heat=False).uv_pre_heat
+    (tmp_path / "settings.toml").write_text("uv_pre_heat = false\n")
+    assert not ControlPlaneSettings.load(tmp_path / "settings.toml").uv_pre_heat
+    monkeypatch.setenv("UV_PRE_HEAT", "true")
+    assert ControlPlaneSettings.load(tmp_path / "settings.toml").uv_pre_heat
+    monkeypatch.setenv("FASTFLOW_UV_PRE_HEAT", "0")
+    assert not ControlPlaneSettings.load(tmp_path / "settings.toml").uv_pre_heat
+    monkeypatch.setenv("FASTFLOW_UV_PRE_HEAT", "never")
+    with pytest.raises(SettingsError, match=r"setting uv_pre_heat \(FASTFLOW_UV_PRE_HEAT\): .*boolean"):
+        ControlPlaneSettings.load()
+
+
 @pytest.mark.parametrize("listen", ["127.0.0.1:1", "localhost:1", "[::1]:1", "127.9.9.9:0"])
 def test_loopback_needs_nothing_else(tmp_path: Path, listen: str) -> None:
     load(tmp_path, listen=listen)

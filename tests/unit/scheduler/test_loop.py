@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastflow.pipelines.metadata import Limits
-from fastflow_controlplane.agents.model import Capacity
+from fastflow_controlplane.agents.model import Capacity, EnvironmentKey
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.errors import Unavailable
 from fastflow_controlplane.runs.changes import Changes
@@ -59,6 +59,17 @@ class World:
 
     def why(self, run: str) -> str:
         return " | ".join(row.explanation for row in self.scheduler.explain(run))
+
+
+async def test_a_run_goes_to_the_agent_that_has_its_packages_where_agents_are_alike() -> None:
+    world = World()
+    ready = frozenset({("sha256:code", "")})
+    for name, environments in (("a", frozenset[EnvironmentKey]()), ("b", ready)):
+        world.scheduler.agent_changed(Offer(name, name, Capacity(4000, 8 * GIB), environments=environments))
+    async with world.running():
+        world.scheduler.add(WaitingRun("run", "p", 0, world.clock.now(), Limits(1000, GIB), "", {}, "sha256:code"))
+        await world.settle()
+        assert world.placed == [("run", "b")]
 
 
 async def test_a_run_waits_with_its_reason_until_an_agent_comes() -> None:

@@ -1,7 +1,7 @@
 """Which agent a run goes to, and what is said where it goes to none."""
 
 import pytest
-from fastflow_controlplane.agents.model import Capacity
+from fastflow_controlplane.agents.model import Capacity, EnvironmentKey
 from fastflow_controlplane.scheduler.explain import explain
 from fastflow_controlplane.scheduler.placement import Offer, Shape, choose, obstacle
 
@@ -20,6 +20,7 @@ def offer(
     blocked: str = "",
     connected: bool = True,
     python: tuple[str, ...] = ("3.11.7",),
+    environments: frozenset[EnvironmentKey] = frozenset(),
 ) -> Offer:
     return Offer(
         agent_id=f"id of {name}",
@@ -29,6 +30,7 @@ def offer(
         blocked=blocked,
         connected=connected,
         python_versions=python,
+        environments=environments,
     )
 
 
@@ -36,6 +38,15 @@ def test_a_run_goes_where_it_leaves_the_least_free() -> None:
     tight, wide = offer("tight", 1000, GIB), offer("wide", 8000, 32 * GIB)
     assert choose(Shape(1000, GIB), [wide, tight]) is tight
     assert choose(Shape(2000, GIB), [wide, tight]) is wide
+
+
+def test_of_agents_that_are_alike_one_that_has_the_environment_is_chosen() -> None:
+    key = ("sha256:code", "3.11")
+    cold, warm = offer("a"), offer("b", environments=frozenset({key}))
+    assert choose(Shape(1000, GIB), [cold, warm], key) is warm
+    assert choose(Shape(1000, GIB), [cold, warm], ("sha256:other", "3.11")) is cold
+    assert choose(Shape(1000, GIB), [offer("tight", 1000, GIB), warm], key).name == "tight"  # type: ignore[union-attr]
+    assert choose(Shape(1000, GIB), [cold, offer("b", environments=frozenset({key}), blocked="no")], key) is cold
 
 
 def test_capacity_may_be_used_to_the_last_byte_and_not_beyond() -> None:

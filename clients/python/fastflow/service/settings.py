@@ -92,7 +92,11 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors():
         # The value of a secret setting must not reach a log; pydantic hides it only in the parsed field.
         message = problem["msg"].removeprefix("Value error, ")
-        names = [f"setting {_path(problem['loc'])} ({PREFIX}{str(name).upper()}): " for name in problem["loc"][:1]]
+        names = []
+        if problem["loc"]:
+            # A setting that has a second variable is located by its first, not by its name.
+            name = str(problem["loc"][0]).removeprefix(PREFIX).lower()
+            names = [f"setting {_path((name, *problem['loc'][1:]))} ({PREFIX}{name.upper()}): "]
         lines.append("".join([*names, message]))
     return "\n".join(lines)
 

@@ -207,6 +207,7 @@ def read_waiting(connection: Connection, run_id: str = "") -> list[WaitingRun]:
             limits=limits_of(row),
             python_version=row.python_version,
             failed_on=_failed_on(connection, row.id) if row.failed_placements else {},
+            bundle_digest=row.bundle_digest,
         )
         for row in rows
     ]
