@@ -79,6 +79,11 @@ def size(count: int) -> str:
     return format_size(count) if count >= 1024 else f"{count} byte{'' if count == 1 else 's'}"
 
 
+def count(number: int, noun: str) -> str:
+    """Returns "1 warning", "3 warnings"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def cores(milli_cores: int) -> str:
     """Returns "1 core", "0.5 cores"."""
     return f"{milli_cores / 1000:.3g} core{'' if milli_cores == 1000 else 's'}"

@@ -1,11 +1,13 @@
 """`ffctl pipelines`: lists and shows what the server discovered, and validates a folder before it gets there."""
 
+from collections import Counter
 from pathlib import Path
 
 import click
 from fastflow.pipelines.discovery import Pipeline as FoundPipeline
 from fastflow.pipelines.folder import FolderFault
-from fastflow.pipelines.validation import validate
+from fastflow.pipelines.problems import Severity
+from fastflow.pipelines.validation import Report, validate
 from fastflow.v1 import pipelines_pb2
 from rich.console import RenderableType
 from rich.table import Table
@@ -73,7 +75,7 @@ def _note(pipeline: pipelines_pb2.Pipeline) -> str:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         return problem_line(errors[0]) + more
     if pipeline.problems:
-        warnings = f"{len(pipeline.problems)} warning{'s' if len(pipeline.problems) > 1 else ''}"
+        warnings = wording.count(len(pipeline.problems), "warning")
         return f"{pipeline.description} ({warnings})" if pipeline.description else warnings
     return pipeline.description
 
@@ -139,7 +141,8 @@ def _rows(pipeline: pipelines_pb2.Pipeline) -> list[tuple[str, RenderableType]]:
 def validate_path(path: Path, as_json: bool) -> int:
     """Checks all pipelines in the folder PATH; needs no server.
 
-    PATH may be one pipeline's own folder. Exits with 1 if one is invalid or there is none.
+    PATH may be a repository or one pipeline's own folder. What a repository of the original, single-host Fast-Flow
+    says that means nothing or something else here is told too. Exits with 1 if one is invalid or there is none.
 
     \b
     Example: ffctl pipelines validate ./pipelines
@@ -152,7 +155,7 @@ def validate_path(path: Path, as_json: bool) -> int:
     if as_json:
         output.listing("pipelines", pipelines)
     elif pipelines:
-        output.show(pipelines_table(pipelines, first_problem=False), *_problem_lines(pipelines))
+        output.show(pipelines_table(pipelines, first_problem=False), *_problem_lines(pipelines), *_summary(report))
     for note in report.notes:
         output.say(f"note: {note}")
     if not pipelines:
@@ -171,6 +174,20 @@ def _problem_lines(pipelines: list[pipelines_pb2.Pipeline]) -> list[RenderableTy
                 )
             )
     return ["", *lines] if lines else []
+
+
+def _summary(report: Report) -> list[RenderableType]:
+    states = Counter(pipeline.state.value for pipeline in report.pipelines)
+    found = ", ".join(f"{count} {state}" for state, count in sorted(states.items(), reverse=True))
+    problems = [
+        wording.count(report.count(severity), severity.value.lower()) for severity in (Severity.ERROR, Severity.WARNING)
+    ]
+    counted = wording.count(len(report.pipelines), "pipeline")
+    lines: list[RenderableType] = ["", cell(f"{counted}: {found}; {', '.join(problems)}")]
+    if fields := report.without_effect:
+        uses = ", ".join(f"{field} ({wording.count(number, 'pipeline')})" for field, number in fields.items())
+        lines.append(cell(f"Fields of the original Fast-Flow without effect here: {uses}"))
+    return lines
 
 
 def _as_message(pipeline: FoundPipeline) -> pipelines_pb2.Pipeline:

@@ -52,3 +52,71 @@ def test_json_has_the_shape_of_the_api(ffctl: Ffctl, tmp_path: Path) -> None:
 
 def test_a_path_that_does_not_exist_is_a_usage_error(ffctl: Ffctl, tmp_path: Path) -> None:
     assert ffctl("pipelines", "validate", str(tmp_path / "nowhere")).code == 2
+
+
+def test_a_repository_of_the_original_is_told_what_means_nothing_or_something_else_here(
+    ffctl: Ffctl, tmp_path: Path
+) -> None:
+    pipeline(tmp_path / "pipelines" / "daily", '{"schedule_cron": "0 9 * * 1", "retry_attempts": 3}')
+    pipeline(tmp_path / "pipelines" / "weekly", '{"schedule_cron": "0 9 * * MON"}')
+    (tmp_path / "pipelines" / "notes").mkdir()
+    (tmp_path / "pipelines" / "notes" / "main.ipynb").write_text("{}")
+    ended = ffctl("pipelines", "validate", str(tmp_path))
+    text = ended.out.decode()
+    assert ended.code == 0
+    assert "warning: pipelines/daily/pipeline.json: schedule_cron: is not supported yet" in text
+    assert 'schedule_cron: weekday "1" meant Tuesday to the original Fast-Flow' in text
+    assert text.count("meant") == 1
+    assert "retry_attempts: is not supported yet and has no effect; a failed run stays FAILED" in text
+    assert "2 pipelines: 2 READY; 0 errors, 4 warnings" in text
+    assert "without effect here: retry_attempts (1 pipeline), schedule_cron (2 pipelines)" in text
+    assert "nbconvert" in ended.err
+
+
+def test_names_with_spaces_and_other_alphabets_are_pipelines_like_others(ffctl: Ffctl, tmp_path: Path) -> None:
+    for name in ("Größe & Co", "日次 集計", "a'b\"c [x]"):
+        pipeline(tmp_path / name, '{"mem_hard_limit": "512m"}')
+    ended = ffctl("pipelines", "validate", str(tmp_path), "-o", "json")
+    names = [found["name"] for found in json.loads(ended.out)["pipelines"]]
+    assert (ended.code, sorted(names)) == (0, sorted(["Größe & Co", "日次 集計", "a'b\"c [x]"]))
+    assert "a'b\"c [x]" in ffctl("pipelines", "validate", str(tmp_path)).out.decode()
+
+
+def test_a_bad_line_of_the_requirements_is_told_with_its_number_and_makes_it_invalid(
+    ffctl: Ffctl, tmp_path: Path
+) -> None:
+    pipeline(tmp_path / "etl")
+    (tmp_path / "etl" / "requirements.txt").write_text("pandas\nrequests=2.0\n")
+    ended = ffctl("pipelines", "validate", str(tmp_path))
+    assert ended.code == 1
+    assert 'error: etl/requirements.txt: line 2: "requests=2.0" is no requirement' in ended.out.decode()
+    assert "1 pipeline: 1 INVALID; 1 error, 0 warnings" in ended.out.decode()
+
+
+def test_two_metadata_files_are_told_and_the_standard_name_wins(ffctl: Ffctl, tmp_path: Path) -> None:
+    pipeline(tmp_path / "etl", '{"mem_hard_limit": "512m"}')
+    (tmp_path / "etl" / "etl.json").write_text('{"mem_hard_limit": "64m"}')
+    ended = ffctl("pipelines", "validate", str(tmp_path))
+    assert ended.code == 0
+    assert "512 MiB" in ended.out.decode()
+    assert "warning: etl/etl.json: is not read, as pipeline.json is there; remove one of the two" in ended.out.decode()
+
+
+def test_metadata_in_another_encoding_is_an_error_that_says_so(ffctl: Ffctl, tmp_path: Path) -> None:
+    pipeline(tmp_path / "latin")
+    (tmp_path / "latin" / "pipeline.json").write_bytes('{"description": "Größe"}'.encode("latin-1"))
+    pipeline(tmp_path / "windows")
+    (tmp_path / "windows" / "pipeline.json").write_bytes('{"mem_hard_limit": "64m"}'.encode("utf-16"))
+    ended = ffctl("pipelines", "validate", str(tmp_path))
+    text = ended.out.decode()
+    assert ended.code == 1
+    assert "latin/pipeline.json: is not valid JSON: line 1: byte 0xf6 is not UTF-8; save the file as UTF-8" in text
+    assert "windows/pipeline.json: is not valid JSON: begins with a byte order mark of UTF-16" in text
+
+
+def test_a_repository_with_a_main_py_at_its_top_is_told_how_it_is_read(ffctl: Ffctl, tmp_path: Path) -> None:
+    pipeline(tmp_path / "repository")
+    pipeline(tmp_path / "repository" / "pipelines" / "etl")
+    ended = ffctl("pipelines", "validate", str(tmp_path / "repository"))
+    assert ended.code == 0
+    assert "(pipelines/etl) are its own code" in ended.err

@@ -24,7 +24,9 @@ from fastflow.pipelines.code import (
 from fastflow.pipelines.folder import Entry, Folder, FolderFault, Kind, read_file
 from fastflow.pipelines.metadata import Limits, Metadata
 from fastflow.pipelines.metadatafile import find_metadata
+from fastflow.pipelines.original import NOTEBOOK_REMEDY
 from fastflow.pipelines.problems import Problem, error, errors, warning
+from fastflow.pipelines.requirements import MAX_REQUIREMENTS_BYTES, requirements_problems
 from fastflow.pipelines.scriptheader import HeaderFault, script_header
 
 MAIN = "main.py"
@@ -43,6 +45,8 @@ MAX_LFS_POINTER_BYTES = 1024
 """Pointers are smaller (git-lfs, docs/spec.md)."""
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+NOTEBOOK = "main.ipynb"
+_NEARLY_MAIN = (MAIN, "__main__.py", NOTEBOOK)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _UV_FILES = ("pyproject.toml", "uv.toml")
 
@@ -166,7 +170,7 @@ def inspect(name: str, path: str, folder: Folder, code: Code, defaults: Limits |
         *_name_problems(name),
         *main_problems,
         *chosen.problems,
-        *_requirements_problems(entries.get(REQUIREMENTS), code),
+        *_requirements_problems(folder, entries.get(REQUIREMENTS), code),
         *_uv_problems(entries),
     ]
     read_here = {MAIN, REQUIREMENTS, chosen.file}
@@ -276,8 +280,9 @@ class _Search:
         if len(self.places) == found:
             # Of a whole tree without a pipeline only its top is told.
             del self.without_main[without:]
-            near = [f'"{inner.name}"' for inner in entries if inner.name.lower() in (MAIN, "__main__.py")]
-            message = f"has no {MAIN}{f', but {near[0]}' if near else ''}: ignored"
+            near = [f'"{inner.name}"' for inner in entries if inner.name.lower() in _NEARLY_MAIN]
+            remedy = f"; {NOTEBOOK_REMEDY}" if f'"{NOTEBOOK}"' in near[:1] else ""
+            message = f"has no {MAIN}{f', but {near[0]}' if near else ''}: ignored{remedy}"
             self.without_main.append(Note(_visible(path), message))
 
     def _note(self, path: str, message: str) -> None:
@@ -326,8 +331,12 @@ def _read_main(folder: Folder, main: Entry | None, code: Code) -> tuple[list[Pro
         return [error(MAIN, fault.message)], False
 
 
-def _requirements_problems(requirements: Entry | None, code: Code) -> Iterator[Problem]:
+def _requirements_problems(folder: Folder, requirements: Entry | None, code: Code) -> Iterator[Problem]:
     if requirements is None:
+        return
+    if requirements.kind is Kind.FILE:
+        if requirements.size <= MAX_REQUIREMENTS_BYTES:
+            yield from _read_requirements(folder, code)
         return
     if requirements.kind is Kind.LINK:
         try:
@@ -337,8 +346,16 @@ def _requirements_problems(requirements: Entry | None, code: Code) -> Iterator[P
         else:
             if missing and not any(problem.file == REQUIREMENTS for problem in code.problems):
                 yield error(REQUIREMENTS, "is a symbolic link to a file that is not in the folder")
-    elif requirements.kind is not Kind.FILE:
+    else:
         yield error(REQUIREMENTS, f"is {requirements.kind.value}; a regular file is needed")
+
+
+def _read_requirements(folder: Folder, code: Code) -> list[Problem]:
+    try:
+        data = read_file(folder, REQUIREMENTS, MAX_REQUIREMENTS_BYTES)
+    except FolderFault as fault:
+        return [error(REQUIREMENTS, fault.message)]
+    return requirements_problems(data, REQUIREMENTS, {file.path for file in code.files})
 
 
 def _uv_problems(entries: Iterable[str]) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastflow.pipelines import environment, sizes
 from fastflow.pipelines.jsontext import JsonFault, JsonObject, parse_json
+from fastflow.pipelines.original import REMEDIES
 from fastflow.pipelines.problems import Problem, Severity, did_you_mean, error, errors, warning
 
 MIN_MEMORY_BYTES = 32 * 1024**2
@@ -44,28 +45,7 @@ FIELDS = (
 
 LIMIT_FIELDS = FIELDS[:4]
 
-UNSUPPORTED_FIELDS = frozenset(
-    {
-        "retry_attempts",
-        "retry_strategy",
-        "schedule_cron",
-        "schedule_interval_seconds",
-        "schedule_start",
-        "schedule_end",
-        "run_once_at",
-        "schedules",
-        "downstream_triggers",
-        "webhook_key",
-        "max_instances",
-        "restart_on_crash",
-        "restart_cooldown",
-        "restart_interval",
-        "type",
-        "cells",
-        "encrypted_env",
-        "secrets",
-    }
-)
+UNSUPPORTED_FIELDS = frozenset(REMEDIES)
 """Fields of the original Fast-Flow that are not built yet: told, not refused."""
 
 _PYTHON_VERSION = re.compile(r"3\.(0|[1-9][0-9]?)(\.(0|[1-9][0-9]{0,2}))?")
@@ -161,7 +141,9 @@ class _Reader:
             self._refuse(key, "is written more than once; keep one")
         for key in self._document:
             if key in UNSUPPORTED_FIELDS:
-                self.problems.append(warning(self._file, "is not supported yet and has no effect", key))
+                self.problems.append(
+                    warning(self._file, f"is not supported yet and has no effect; {REMEDIES[key]}", key)
+                )
             elif key not in FIELDS:
                 guess = did_you_mean(key, FIELDS) or f"; there are: {', '.join(FIELDS)}"
                 self._refuse(key, f"is not a field of the metadata{guess}")

@@ -1,5 +1,6 @@
 """What `ffctl pipelines validate PATH` finds out, with no server."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,11 @@ from fastflow.pipelines.discovery import (
     find_pipelines,
     inspect_place,
 )
-from fastflow.pipelines.folder import DiskFolder
+from fastflow.pipelines.folder import DiskFolder, Folder, read_file
+from fastflow.pipelines.jsontext import parse_json
+from fastflow.pipelines.metadata import MAX_METADATA_BYTES, UNSUPPORTED_FIELDS
+from fastflow.pipelines.original import weekday_problems
+from fastflow.pipelines.problems import Problem, Severity
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,20 @@ class Report:
         """True if there is a pipeline and none is INVALID; warnings do not count."""
         return bool(self.pipelines) and all(pipeline.state is not PipelineState.INVALID for pipeline in self.pipelines)
 
+    @property
+    def without_effect(self) -> dict[str, int]:
+        """Fields of the original Fast-Flow that have no effect here, with the number of pipelines that set them."""
+        counts = Counter(
+            field
+            for pipeline in self.pipelines
+            for field in {problem.field for problem in pipeline.problems} & UNSUPPORTED_FIELDS
+        )
+        return dict(sorted(counts.items()))
+
+    def count(self, severity: Severity) -> int:
+        """How many problems of this kind there are."""
+        return sum(problem.severity is severity for pipeline in self.pipelines for problem in pipeline.problems)
+
 
 def validate(path: Path) -> Report:
     """Validates `path`: one pipeline if it has a main.py, else a source with any number of them.
@@ -37,13 +56,39 @@ def validate(path: Path) -> Report:
     """
     folder = DiskFolder(path)
     if any(entry.name == MAIN for entry in folder.entries()):
-        return Report((inspect_place(Place(path.resolve().name, "", folder), None),), ())
+        return Report((_inspect(Place(path.resolve().name, "", folder)),), _own_code(folder))
     found = find_pipelines(folder)
     clashing = clashes(found.places)
     pipelines = []
     for place in found.places:
-        pipeline = inspect_place(place, None)
+        pipeline = _inspect(place)
         if place.path in clashing:
             pipeline = replace(pipeline, problems=(clashing[place.path], *pipeline.problems))
         pipelines.append(pipeline)
     return Report(tuple(pipelines), found.notes)
+
+
+def _inspect(place: Place) -> Pipeline:
+    """The pipeline as a control plane sees it, and what changes for one of the original Fast-Flow."""
+    pipeline = inspect_place(place, None)
+    return replace(pipeline, problems=(*pipeline.problems, *_changed_days(place.folder, pipeline)))
+
+
+def _changed_days(folder: Folder, pipeline: Pipeline) -> list[Problem]:
+    if pipeline.metadata is None or not pipeline.metadata_file:
+        return []
+    document = parse_json(read_file(folder, pipeline.metadata_file, MAX_METADATA_BYTES))
+    return weekday_problems(document, pipeline.metadata_file)
+
+
+def _own_code(folder: Folder) -> tuple[Note, ...]:
+    """What to say of a whole repository that is taken for one pipeline because of a main.py at its top."""
+    within = [place.path for place in find_pipelines(folder).places]
+    if not within:
+        return ()
+    named = ", ".join(within[:3]) + (", …" if len(within) > 3 else "")
+    message = (
+        f"makes this folder one pipeline, so the folders with a main.py in it ({named}) are its own code; "
+        "to have them as pipelines move it into a folder of its own"
+    )
+    return (Note(MAIN, message),)

@@ -1,0 +1,92 @@
+"""What can be seen to be wrong with a requirements.txt without asking a package index.
+
+Only what uv is certain to refuse: a line that is no requirement (PEP 508) and nothing else uv reads, and an include of
+a file that does not travel with the code. Whether a package exists shows when its environment is prepared.
+"""
+
+import codecs
+import posixpath
+import re
+from collections.abc import Collection
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from fastflow.pipelines.problems import Problem, error
+
+MAX_REQUIREMENTS_BYTES = 1024 * 1024
+"""Larger files are left to uv; people's are a few kilobytes."""
+
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_INCLUDE = re.compile(r"(?:-r|-c|--requirement|--constraint)[\s=]+(?P<path>.+)")
+_COMMENT = re.compile(r"(^|\s)#.*$")
+_OPTIONS = re.compile(r"\s+--.*$")
+_EXPLAINED = 'one requirement a line, such as requests==2.31.0 or "pandas>=2,<3"'
+
+
+def requirements_problems(data: bytes, file: str, present: Collection[str]) -> list[Problem]:
+    """Returns the errors of the requirements file `file`, with their lines. `present` are the paths of all code."""
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as fault:
+        bad = data.count(b"\n", 0, fault.start) + 1
+        return [error(file, f"line {bad}: byte 0x{data[fault.start]:02x} is not UTF-8; save the file as UTF-8")]
+    problems = []
+    continued = False
+    for number, line in enumerate(text.splitlines(), 1):
+        words = _OPTIONS.sub("", _COMMENT.sub("", line).rstrip().removesuffix("\\")).strip()
+        complaint = "" if continued or not words else _complaint(words, file, present)
+        if complaint:
+            problems.append(error(file, f"line {number}: {complaint}"))
+        continued = line.rstrip().endswith("\\")
+    return problems
+
+
+def _complaint(words: str, file: str, present: Collection[str]) -> str:
+    """What is wrong with a line, "" for nothing that can be seen here."""
+    if include := _INCLUDE.fullmatch(words):
+        return _missing(include["path"].strip("\"'"), file, present)
+    if words.startswith("-") or _is_somewhere(words):
+        return ""
+    try:
+        Requirement(words)
+    except InvalidRequirement:
+        return f'"{words[:100]}" is no requirement{_guess(words)}; allowed is {_EXPLAINED}'
+    return ""
+
+
+def _is_somewhere(words: str) -> bool:
+    """Whether a path, an address or something from the environment is meant: only uv knows what it comes to."""
+    name = words.split(";")[0].strip()
+    return "/" in name or "\\" in name or "${" in name or name.endswith((".whl", ".zip", ".tar.gz", ".tgz"))
+
+
+def _missing(path: str, file: str, present: Collection[str]) -> str:
+    if "://" in path or "${" in path:
+        return ""
+    named = posixpath.normpath(posixpath.join(posixpath.dirname(file), path))
+    if named in present:
+        return ""
+    if posixpath.isabs(named) or named.startswith("../"):
+        return f"names {path}, which is outside the folder; only the folder's own files are there in a run: copy it in"
+    return f"names {path}, which is not in the folder"
+
+
+def _guess(words: str) -> str:
+    """A hint where it is plain what was meant."""
+    for wrong, right in ((r"(?<![=<>!~])=(?![=<>])", "=="), ("=>", ">="), ("=<", "<=")):
+        fixed = re.sub(rf"\s*{wrong}\s*", right, words)
+        if fixed != words and _is_requirement(fixed):
+            return f' (did you mean "{fixed}"?)'
+    names = words.replace(",", " ").split()
+    if len(names) > 1 and all(map(_is_requirement, names)):
+        return f" but {len(names)} on one line"
+    return ""
+
+
+def _is_requirement(text: str) -> bool:
+    try:
+        Requirement(text)
+    except InvalidRequirement:
+        return False
+    return True

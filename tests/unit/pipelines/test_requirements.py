@@ -1,0 +1,125 @@
+"""Requirements: refused here is only what uv refuses too."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from fastflow.pipelines.problems import Severity
+from fastflow.pipelines.requirements import requirements_problems
+from uv import find_uv_bin
+
+BAD = [
+    "requests=2.0",
+    "requests =>2.0",
+    "requests 2.0",
+    "requests==",
+    "re quests",
+    "pandas[all",
+    "!!!",
+    "requests; python_version",
+    "requests>=2.*",
+    "requests~=2",
+    "requests==latest",
+    "numpy<=1.26.x",
+    "import requests",
+    "requests#comment",
+    "pandas>=2.0 numpy",
+    "pandas,numpy",
+    "_x",
+    '"requests"',
+]
+GOOD = [
+    "",
+    "# a comment",
+    "requests",
+    "requests # a comment",
+    "requests==2.31.0",
+    "requests[security]>=2,<3; python_version < '3.13'",
+    "requests==2.* --hash=sha256:aa",
+    "tiny @ https://example.org/tiny-1-py3-none-any.whl",
+    "https://example.org/tiny-1-py3-none-any.whl",
+    "git+https://example.org/tiny.git",
+    "./wheels/tiny-1-py3-none-any.whl",
+    "tiny-1-py3-none-any.whl",
+    "-e ./tiny",
+    "--index-url https://example.org/simple",
+    "tiny @ file://${PROJECT_ROOT}/tiny",
+]
+
+
+def told(text: str | bytes, *present: str) -> list[str]:
+    data = text if isinstance(text, bytes) else text.encode()
+    problems = requirements_problems(data, "requirements.txt", set(present))
+    assert {(problem.severity, problem.file) for problem in problems} <= {(Severity.ERROR, "requirements.txt")}
+    return [problem.message for problem in problems]
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_a_line_that_is_no_requirement_is_an_error_with_its_number_and_what_is_allowed(line: str) -> None:
+    (message,) = told(f"tiny\n{line}\nother\n")
+    assert message.startswith(f'line 2: "{line}" is no requirement')
+    assert "requests==2.31.0" in message
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_uv_refuses_the_same_line(line: str, tmp_path: Path) -> None:
+    ended = _uv(line, tmp_path)
+    assert ended.returncode != 0
+    assert "No solution found" not in ended.stderr
+
+
+@pytest.mark.parametrize("line", GOOD)
+def test_what_uv_may_make_something_of_is_left_to_it(line: str) -> None:
+    assert told(f"{line}\r\n") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("requests=2.0", "requests==2.0"),
+        ("requests = 2.0", "requests==2.0"),
+        ("requests=>2.0", "requests>=2.0"),
+        ("a=<2", "a<=2"),
+    ],
+)
+def test_a_slip_of_the_comparison_is_guessed(line: str, meant: str) -> None:
+    assert f'did you mean "{meant}"?' in told(line)[0]
+
+
+def test_several_names_on_a_line_are_said_to_be_several() -> None:
+    assert "but 3 on one line" in told("pandas numpy scipy")[0]
+
+
+def test_an_included_file_has_to_be_in_the_folder() -> None:
+    assert told("-r base.txt\n--constraint=sub/pins.txt\n", "base.txt", "sub/pins.txt") == []
+    assert told("-r base.txt") == ["line 1: names base.txt, which is not in the folder"]
+    (outside,) = told("-r ../common.txt")
+    assert "outside the folder" in outside
+    assert "copy it in" in outside
+
+
+def test_lines_that_go_on_are_left_to_uv() -> None:
+    assert told("requests==2.31.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n") == []
+
+
+def test_a_file_in_another_encoding_is_told_with_the_line() -> None:
+    assert told("tiny\n# größe\n".encode("latin-1")) == ["line 2: byte 0xf6 is not UTF-8; save the file as UTF-8"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_encodings_that_windows_writes_and_uv_reads_are_read(encoding: str, tmp_path: Path) -> None:
+    assert told("tiny\nrequests=1\n".encode(encoding))[0].startswith("line 2")
+    assert "no such comparison operator" in _uv("requests=1", tmp_path, encoding).stderr
+
+
+def _uv(line: str, folder: Path, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
+    file = folder / "requirements.txt"
+    file.write_text(f"{line}\n", encoding=encoding)
+    return subprocess.run(
+        [shutil.which("uv") or find_uv_bin(), "pip", "compile", "--offline", "--no-deps", "--no-config", str(file)],
+        env={"PATH": os.environ["PATH"], "UV_CACHE_DIR": str(folder / "cache"), "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+    )
