@@ -26,7 +26,10 @@ from fastflow_controlplane.secrets.sealing import Sealer
 from fastflow_controlplane.secrets.service import SecretService
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.sources.catalog import Catalog
-from fastflow_controlplane.sources.opening import open_sources
+from fastflow_controlplane.sources.fetch_process import FetchProcess, Workplace
+from fastflow_controlplane.sources.opening import copy_of, home_of, open_sources
+from fastflow_controlplane.sources.remote import Credentials, credentials_of
+from fastflow_controlplane.sources.syncing import Fetching, SyncService
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts, runs
 from fastflow_controlplane.store.queries.cluster import take_over
@@ -62,7 +65,11 @@ async def compose(settings: ControlPlaneSettings, clock: Clock) -> AsyncIterator
         )
         opened.push_async_callback(catalog.close)
         secrets = SecretService(
-            store, clock, Sealer.load(settings.data_dir / "secret.key"), partial(_pipeline_names, catalog)
+            store,
+            clock,
+            Sealer.load(settings.data_dir / "secret.key"),
+            partial(_pipeline_names, catalog),
+            tuple(catalog.readers),
         )
         await secrets.check()
         yield await _compose(settings, clock, store, logs, changes, scheduler, catalog, secrets)
@@ -103,6 +110,7 @@ async def _compose(
     )
     scheduler.restore(await store.read(runs.read_waiting), await store.read(attempts.read_held))
     await registry.restore()
+    syncs = SyncService(store, clock, catalog, _fetching(settings, secrets), settings.sync_interval)
     conditions = Conditions({Part.DATABASE: store.writer, Part.LOGS: logs}, clock)
     return ControlPlane(
         services=Parts(
@@ -110,6 +118,7 @@ async def _compose(
             follower=LogFollower(logs, run_service.get, changes),
             catalog=catalog,
             preheat=preheat,
+            syncs=syncs,
             registry=registry,
             secrets=secrets,
             sessions=sessions,
@@ -122,10 +131,32 @@ async def _compose(
             "preheat": preheat.watch,
             "reaper": reaper.run,
             "pipelines": partial(catalog.watch, settings.pipelines_interval),
+            "sources": syncs.run,
             "secrets": secrets.watch,
             "conditions": conditions.watch,
         },
     )
+
+
+def _fetching(settings: ControlPlaneSettings, secrets: SecretService) -> dict[str, Fetching]:
+    async def credentials(source: str) -> Credentials:
+        return credentials_of(await secrets.for_source(source))
+
+    data_dir = settings.data_dir.absolute()
+    ca_bundle = str(settings.ca_bundle.absolute()) if settings.ca_bundle else ""
+    return {
+        source.name: Fetching(
+            FetchProcess(
+                source.remote,
+                Workplace(copy_of(data_dir, source.name), home_of(data_dir, source.name), ca_bundle),
+                settings.sync_timeout,
+            ),
+            partial(credentials, source.name),
+            source.branch,
+        )
+        for source in settings.all_sources
+        if source.url
+    }
 
 
 async def _pipeline_names(catalog: Catalog) -> Collection[str]:

@@ -155,7 +155,7 @@ async def test_a_value_that_no_environment_can_hold_is_refused_unshown(
 async def test_who_gets_a_secret_is_always_said(secrets: SecretService) -> None:
     with pytest.raises(InvalidArgument, match="say who gets it"):
         await secrets.set("TOKEN", VALUE)
-    with pytest.raises(InvalidArgument, match="either pipelines or all_pipelines"):
+    with pytest.raises(InvalidArgument, match="only one of pipelines, all_pipelines and source"):
         await secrets.set("TOKEN", VALUE, ["etl"], all_pipelines=True)
 
 

@@ -31,21 +31,27 @@ def group() -> None:
     help="Pipeline that gets it; may be repeated.",
 )
 @click.option("--all-pipelines", is_flag=True, help="Every pipeline gets it.")
+@click.option("--source", metavar="NAME", default="", help="Syncs of this source use it: TOKEN or SSH_KEY.")
 @output_option
 @server_option
 @click.pass_context
 def set_secret(
-    context: click.Context, name: str, pipelines: tuple[str, ...], all_pipelines: bool, as_json: bool
+    context: click.Context, name: str, pipelines: tuple[str, ...], all_pipelines: bool, source: str, as_json: bool
 ) -> None:
     """Stores the secret NAME. Its value is asked for, or read from stdin (one last newline is dropped).
 
     \b
     Example: ffctl secrets set API_TOKEN --pipeline etl < token.txt
     """
-    if bool(pipelines) == all_pipelines:
-        raise click.UsageError("say who gets it: --pipeline NAME (repeatable) or --all-pipelines")
+    if (bool(pipelines), all_pipelines, bool(source)).count(True) != 1:
+        raise click.UsageError("say who gets it: --pipeline NAME (repeatable), --all-pipelines or --source NAME")
     request = secrets_pb2.SetSecretRequest(
-        name=name, pipelines=pipelines, all_pipelines=all_pipelines, value=_value(name), request_id=new_id()
+        name=name,
+        pipelines=pipelines,
+        all_pipelines=all_pipelines,
+        source=source,
+        value=_value(name),
+        request_id=new_id(),
     )
     _stored(list(ask(context, "secrets", "SetSecret", request).secrets), as_json=as_json)
 
@@ -63,9 +69,13 @@ def _stored(secrets: list[secrets_pb2.Secret], *, as_json: bool) -> None:
         output.listing("secrets", secrets)
     else:
         for secret in secrets:
-            output.say(f"{secret.name} for {secret.pipeline or ALL}: version {secret.version} stored")
+            output.say(f"{secret.name} for {_whose(secret)}: version {secret.version} stored")
     if any(not secret.masked for secret in secrets):
         output.say("warning: the value is too short to be masked: it appears in logs where a program prints it")
+
+
+def _whose(secret: secrets_pb2.Secret) -> str:
+    return f"the source {secret.source}" if secret.source else secret.pipeline or ALL
 
 
 @group.command("list")
@@ -95,7 +105,7 @@ def _show_list(secrets: list[secrets_pb2.Secret], *, as_json: bool) -> None:
         for secret in secrets:
             masked = cell("masked") if secret.masked else cell("too short to be masked", "yellow")
             age = wording.ago(secret.update_time, now)
-            grid.add_row(cell(secret.name), cell(secret.pipeline or ALL), str(secret.version), age, masked)
+            grid.add_row(cell(secret.name), cell(_whose(secret)), str(secret.version), age, masked)
         output.show(grid)
     else:
         output.say("No secrets yet. Store one with: ffctl secrets set NAME --pipeline PIPELINE")
@@ -112,16 +122,19 @@ def _show_list(secrets: list[secrets_pb2.Secret], *, as_json: bool) -> None:
     help="Delete it for this pipeline; may be repeated.",
 )
 @click.option("--all-pipelines", is_flag=True, help="Delete the one that every pipeline gets.")
+@click.option("--source", metavar="NAME", default="", help="Delete the one that syncs of this source use.")
 @server_option
 @click.pass_context
-def delete_secret(context: click.Context, name: str, pipelines: tuple[str, ...], all_pipelines: bool) -> None:
+def delete_secret(
+    context: click.Context, name: str, pipelines: tuple[str, ...], all_pipelines: bool, source: str
+) -> None:
     """Deletes the secret NAME. Without a scope, the only one there is.
 
     \b
     Example: ffctl secrets delete API_TOKEN --pipeline etl
     """
     request = secrets_pb2.DeleteSecretRequest(
-        name=name, pipelines=pipelines, all_pipelines=all_pipelines, request_id=new_id()
+        name=name, pipelines=pipelines, all_pipelines=all_pipelines, source=source, request_id=new_id()
     )
     ask(context, "secrets", "DeleteSecret", request)
     output.say(f"{name} is deleted; runs that are under way keep it")

@@ -24,6 +24,7 @@ class SecretServicer(secrets_pb2_grpc.SecretServiceServicer):
             request.value,
             request.pipelines,
             all_pipelines=request.all_pipelines,
+            source=request.source,
             request_id=request.request_id,
         )
         return secrets_pb2.SetSecretResponse(secrets=[secret_message(secret) for secret in stored])
@@ -47,6 +48,7 @@ class SecretServicer(secrets_pb2_grpc.SecretServiceServicer):
             request.name,
             request.pipelines,
             all_pipelines=request.all_pipelines,
+            source=request.source,
             request_id=request.request_id,
         )
         return secrets_pb2.DeleteSecretResponse()

@@ -15,6 +15,8 @@ from fastflow.v1 import (
     runs_pb2_grpc,
     secrets_pb2,
     secrets_pb2_grpc,
+    sources_pb2,
+    sources_pb2_grpc,
 )
 
 from fastflow_controlplane.agents.preheat import Preheat
@@ -26,12 +28,14 @@ from fastflow_controlplane.api.logs import LogServicer
 from fastflow_controlplane.api.pipelines import PipelineServicer
 from fastflow_controlplane.api.runs import RunServicer
 from fastflow_controlplane.api.secrets import SecretServicer
+from fastflow_controlplane.api.sources import SourceServicer
 from fastflow_controlplane.conditions import Conditions
 from fastflow_controlplane.logs.follow import LogFollower
 from fastflow_controlplane.logs.ingest import LogIngest
 from fastflow_controlplane.runs.service import RunService
 from fastflow_controlplane.secrets.service import SecretService
 from fastflow_controlplane.sources.catalog import Catalog
+from fastflow_controlplane.sources.syncing import SyncService
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Parts:
     follower: LogFollower
     catalog: Catalog
     preheat: Preheat
+    syncs: SyncService
     registry: AgentRegistry
     secrets: SecretService
     sessions: AgentSessions
@@ -56,8 +61,9 @@ def add_services(server: grpc.aio.Server, parts: Parts) -> tuple[str, ...]:
     pipelines_pb2_grpc.add_PipelineServiceServicer_to_server(PipelineServicer(parts.catalog, parts.preheat), server)
     agents_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(parts.registry, parts.conditions), server)
     secrets_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(parts.secrets), server)
+    sources_pb2_grpc.add_SourceServiceServicer_to_server(SourceServicer(parts.syncs), server)
     gateway_pb2_grpc.add_AgentGatewayServiceServicer_to_server(
         AgentGatewayServicer(parts.sessions, parts.ingest, parts.catalog), server
     )
-    files = (runs_pb2, logs_pb2, pipelines_pb2, agents_pb2, secrets_pb2, gateway_pb2)
+    files = (runs_pb2, logs_pb2, pipelines_pb2, agents_pb2, secrets_pb2, sources_pb2, gateway_pb2)
     return tuple(service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values())

@@ -22,6 +22,7 @@ from fastflow_controlplane.runs.model import (
     Usage,
 )
 from fastflow_controlplane.runs.states import RunState
+from fastflow_controlplane.secrets.service import source_of
 from fastflow_controlplane.sources.model import PipelineView
 from fastflow_controlplane.store.queries.secrets import SecretView
 
@@ -61,9 +62,9 @@ def run_message(run: RunView) -> runs_pb2.Run:
         attempt=run.attempt,
         attempts=[_attempt(attempt) for attempt in run.attempts],
         limits=limits_message(run.limits),
-        create_time=_time(run.create_time),
-        start_time=_time(run.start_time),
-        end_time=_time(run.end_time),
+        create_time=time_message(run.create_time),
+        start_time=time_message(run.start_time),
+        end_time=time_message(run.end_time),
         environment_names=run.environment_names,
         placements=[_placement(placement) for placement in run.placements if placement.agent],
         request_id=run.request_id,
@@ -116,7 +117,7 @@ def condition_message(condition: Condition | PartCondition) -> agents_pb2.Condit
         type=condition.type,
         message=condition.message,
         blocks_placement=condition.blocks_placement,
-        since=_time(condition.since),
+        since=time_message(condition.since),
     )
 
 
@@ -136,8 +137,8 @@ def agent_message(agent: AgentView) -> agents_pb2.Agent:
         cgroup=facts.runtime.cgroup,
         python_versions=facts.runtime.python_versions,
         image=facts.runtime.image,
-        last_seen_time=_time(agent.last_seen_time),
-        connect_time=_time(agent.connect_time),
+        last_seen_time=time_message(agent.last_seen_time),
+        connect_time=time_message(agent.connect_time),
         attempts=[
             agents_pb2.AgentAttempt(run_id=attempt.run_id, attempt=attempt.attempt, pipeline=attempt.pipeline)
             for attempt in agent.attempts
@@ -192,8 +193,8 @@ def environment_message(environment: EnvironmentView) -> pipelines_pb2.PipelineE
         state=f"ENVIRONMENT_STATE_{result.state}",
         message=result.message,
         packages=result.packages,
-        prepare_time=_time(result.prepare_time),
-        retry_time=_time(result.retry_time),
+        prepare_time=time_message(result.prepare_time),
+        retry_time=time_message(result.retry_time),
     )
     if result.duration_usec is not None:
         message.duration.FromMicroseconds(result.duration_usec)
@@ -204,9 +205,10 @@ def secret_message(secret: SecretView) -> secrets_pb2.Secret:
     """Translates what may be shown of a secret."""
     return secrets_pb2.Secret(
         name=secret.name,
-        pipeline=secret.pipeline,
+        pipeline="" if source_of(secret.pipeline) else secret.pipeline,
+        source=source_of(secret.pipeline),
         version=secret.version,
-        update_time=_time(secret.update_time),
+        update_time=time_message(secret.update_time),
         masked=secret.masked,
     )
 
@@ -220,9 +222,9 @@ def _attempt(attempt: AttemptView) -> runs_pb2.Attempt:
         message=attempt.message,
         exit_code=attempt.exit_code,
         signal=attempt.signal,
-        assign_time=_time(attempt.assign_time),
-        start_time=_time(attempt.start_time),
-        end_time=_time(attempt.end_time),
+        assign_time=time_message(attempt.assign_time),
+        start_time=time_message(attempt.start_time),
+        end_time=time_message(attempt.end_time),
         usage=_usage(attempt.usage),
         out_of_memory=_out_of_memory(attempt.out_of_memory),
         warnings=[_warning(warning) for warning in attempt.warnings],
@@ -259,8 +261,8 @@ def _warning(warning: SoftLimitWarning) -> runs_pb2.SoftLimitWarning:
         kind=f"SOFT_LIMIT_KIND_{warning.kind}",
         limit=warning.limit,
         peak=warning.peak,
-        raise_time=_time(warning.raise_time),
-        clear_time=_time(warning.clear_time),
+        raise_time=time_message(warning.raise_time),
+        clear_time=time_message(warning.clear_time),
         seconds_above=warning.seconds_above,
     )
 
@@ -316,7 +318,8 @@ def _reason(reason: str) -> str:
     return f"REASON_{reason or 'UNSPECIFIED'}"
 
 
-def _time(microseconds: int | None) -> Timestamp | None:
+def time_message(microseconds: int | None) -> Timestamp | None:
+    """Translates microseconds UTC; None stays absent."""
     if microseconds is None:
         return None
     moment = Timestamp()

@@ -15,6 +15,7 @@ from fastflow_controlplane import pages
 from fastflow_controlplane.clock import Clock
 from fastflow_controlplane.errors import DataLoss, FastFlowError, FieldViolation, InvalidArgument, NotFound, not_found
 from fastflow_controlplane.secrets.sealing import Sealer
+from fastflow_controlplane.sources.remote import SOURCE_SECRETS
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import requests
@@ -31,6 +32,9 @@ MIN_MASKED_BYTES = 6
 
 PRUNE_SECONDS = 300.0
 """How often values that nothing needs any more are removed. Far longer than an assignment takes to be written."""
+
+SOURCE_SCOPE = "sources/"
+"""What the scopes of sources begin with. A pipeline is named after a folder, so no name of one has a "/"."""
 
 MAX_REQUEST_ID_LENGTH = 255
 _ALL = ""
@@ -54,7 +58,9 @@ class SecretPage:
 
 
 class SecretService:
-    """Every method raises FastFlowError alone. `pipeline_names` returns the pipelines there are."""
+    """Every method raises FastFlowError alone. `pipeline_names` returns the pipelines there are, `sources` names those
+    that may have secrets of their own.
+    """
 
     def __init__(
         self,
@@ -62,11 +68,13 @@ class SecretService:
         clock: Clock,
         sealer: Sealer,
         pipeline_names: Callable[[], Awaitable[Collection[str]]],
+        sources: Collection[str] = (),
     ) -> None:
         self._store = store
         self._clock = clock
         self._sealer = sealer
         self._pipeline_names = pipeline_names
+        self._sources = sources
         self._unneeded: set[VersionKey] = set()
 
     async def set(
@@ -76,15 +84,17 @@ class SecretService:
         pipelines: Sequence[str] = (),
         *,
         all_pipelines: bool = False,
+        source: str = "",
         request_id: str = "",
     ) -> list[SecretView]:
-        """Stores a new version for each pipeline, or one for all; runs that were assigned keep what they got.
+        """Stores a new version for each pipeline, or one for all, or for a source; runs that were assigned keep what
+        they got.
 
         The same `request_id` with the same content stores nothing again; with another content AlreadyExists.
         """
-        scopes = _scopes(pipelines, all_pipelines)
+        scopes = _scopes(pipelines, all_pipelines, source)
         _check(name, value, scopes, request_id)
-        await self._check_pipelines(scopes)
+        await self._check_scopes(name, scopes)
         content = json.dumps([name, scopes]).encode() + b"\0" + value
         # Keyed: a plain hash of a weak password could be guessed from a stolen database.
         fingerprint = self._sealer.fingerprint(content)
@@ -120,13 +130,19 @@ class SecretService:
         return SecretPage(tuple(page), token)
 
     async def delete(
-        self, name: str, pipelines: Sequence[str] = (), *, all_pipelines: bool = False, request_id: str = ""
+        self,
+        name: str,
+        pipelines: Sequence[str] = (),
+        *,
+        all_pipelines: bool = False,
+        source: str = "",
+        request_id: str = "",
     ) -> None:
         """Hides the secret from later runs at once; runs that were assigned keep it to their end.
 
         Without scope the only one there is. Raises NotFound, and InvalidArgument where there are several.
         """
-        scopes = _scopes(pipelines, all_pipelines)
+        scopes = _scopes(pipelines, all_pipelines, source)
         fingerprint = hashlib.sha256(json.dumps([name, scopes]).encode()).hexdigest()
 
         def remove(connection: Connection) -> None:
@@ -146,6 +162,11 @@ class SecretService:
         """Returns what a run of the pipeline gets now; a secret of its own comes before one of all pipelines."""
         found = await self._store.read(lambda connection: queries.newest_for(connection, pipeline))
         return [self._opened(version) for version in found]
+
+    async def for_source(self, source: str) -> Mapping[str, str]:
+        """Returns the secrets of a source by name; runs never get them."""
+        found = await self._store.read(lambda connection: queries.newest_of(connection, SOURCE_SCOPE + source))
+        return {version.name: self._opened(version).value.decode(errors="replace") for version in found}
 
     async def values(self, versions: Mapping[str, int], pipeline: str) -> Sequence[SecretValue]:
         """Returns these versions again, for an assignment of `pipeline` that is delivered once more.
@@ -204,8 +225,15 @@ class SecretService:
                 log.warning("values that nothing needs could not be removed", why=fault.message)
             await self._clock.sleep(PRUNE_SECONDS)
 
-    async def _check_pipelines(self, scopes: Sequence[str]) -> None:
+    async def _check_scopes(self, name: str, scopes: Sequence[str]) -> None:
         if scopes == [_ALL]:
+            return
+        if source := source_of(scopes[0]):
+            if source not in self._sources:
+                raise not_found("source", source, sorted(self._sources))
+            if name not in SOURCE_SECRETS:
+                message = f"a source uses {' and '.join(SOURCE_SECRETS)} alone"
+                raise InvalidArgument(message, violations=[FieldViolation("name", message)])
             return
         known = sorted(await self._pipeline_names())
         for scope in scopes:
@@ -234,10 +262,20 @@ def _context(secret: SecretView | SealedVersion) -> bytes:
     return json.dumps(["secret", secret.name, secret.pipeline, secret.version]).encode()
 
 
-def _scopes(pipelines: Sequence[str], all_pipelines: bool) -> list[str]:
-    if all_pipelines and pipelines:
-        message = "either pipelines or all_pipelines can be given"
+def source_of(scope: str) -> str:
+    """Returns the source that has the scope, "" where pipelines have it."""
+    return scope.removeprefix(SOURCE_SCOPE) if scope.startswith(SOURCE_SCOPE) else ""
+
+
+def _scopes(pipelines: Sequence[str], all_pipelines: bool, source: str) -> list[str]:
+    if (all_pipelines, bool(pipelines), bool(source)).count(True) > 1:
+        message = "only one of pipelines, all_pipelines and source can be given"
         raise InvalidArgument(message, violations=[FieldViolation("all_pipelines", message)])
+    if source:
+        return [SOURCE_SCOPE + source]
+    for pipeline in pipelines:
+        if "/" in pipeline:
+            raise not_found("pipeline", pipeline, ())
     return [_ALL] if all_pipelines else sorted(set(pipelines))
 
 
@@ -279,4 +317,10 @@ def _meant(name: str, scopes: Sequence[str], known: Sequence[str]) -> Sequence[s
 
 
 def _shown(scopes: Sequence[str]) -> str:
-    return ", ".join(f'pipeline "{scope}"' if scope else "all pipelines" for scope in scopes)
+    return ", ".join(map(_scope_shown, scopes))
+
+
+def _scope_shown(scope: str) -> str:
+    if source := source_of(scope):
+        return f'the source "{source}"'
+    return f'pipeline "{scope}"' if scope else "all pipelines"

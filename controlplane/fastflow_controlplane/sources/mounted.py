@@ -122,7 +122,8 @@ class MountedFolder:
     def at(self, name: str, ref: str) -> tuple[Snapshot | None, Commit]:
         """Raises UnknownRef: a plain folder has no commits."""
         raise UnknownRef(
-            f"{self.label} has no commits or branches: run the pipeline without a ref, or make the folder a Git source"
+            f'there is no commit or branch "{ref}": {self.label} is no Git repository. Run the pipeline without a ref, '
+            "or make the folder a Git source"
         )
 
     def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:

@@ -25,6 +25,11 @@ def copy_of(data_dir: Path, source: str) -> Path:
     return place_of(data_dir, source) / "repository.git"
 
 
+def home_of(data_dir: Path, source: str) -> Path:
+    """Returns the folder that libgit2 takes for its home while it fetches a source."""
+    return place_of(data_dir, source) / "home"
+
+
 def open_sources(settings: Sequence[SourceSettings], data_dir: Path, defaults: Limits) -> dict[str, Source]:
     """Opens the sources, by name, without reading them. Raises Unavailable where nothing can be kept of one."""
     try:

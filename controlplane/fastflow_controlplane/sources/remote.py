@@ -1,6 +1,7 @@
 """Where a Git source's commits come from: addresses that are safe to show, and what is needed to get in."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
@@ -13,8 +14,8 @@ TOKEN_SECRET = "TOKEN"
 SSH_KEY_SECRET = "SSH_KEY"
 """Name of the secret that holds the private key of a source over ssh, as ssh-keygen writes it."""
 
-SCOPE_PREFIX = "sources/"
-"""What the scopes of sources' secrets begin with. A pipeline is named after a folder, so none has a "/" in its name."""
+SOURCE_SECRETS = (TOKEN_SECRET, SSH_KEY_SECRET)
+"""Names of all secrets that a source can have."""
 
 _SCP_LIKE = re.compile(r"(?:(?P<user>[^@/:\s]+)@)?(?P<host>\[[0-9a-fA-F:]+\]|[^@/:\s]+):(?P<path>[^/].*|/.*)")
 
@@ -43,6 +44,14 @@ class Credentials:
         return text
 
 
+def credentials_of(secrets: Mapping[str, str]) -> Credentials:
+    """Returns what the secrets of a source, by name, are for."""
+    return Credentials(
+        token=secrets.get(TOKEN_SECRET, "").strip(),
+        ssh_key=secrets.get(SSH_KEY_SECRET, ""),
+    )
+
+
 @dataclass(frozen=True)
 class Remote:
     """What a Git source follows: `branch` "" = the one the remote's HEAD names; host keys as in ssh's known_hosts."""
@@ -51,11 +60,6 @@ class Remote:
     address: Address
     branch: str = ""
     known_hosts: tuple[str, ...] = ()
-
-
-def scope_of(source: str) -> str:
-    """Returns the scope of the secrets of a source; no pipeline ever gets them."""
-    return SCOPE_PREFIX + source
 
 
 def parse_address(url: str) -> Address:

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from fastflow_controlplane.sources.remote import Address, check_folder, parse_address
+from fastflow_controlplane.sources.remote import Address, Remote, check_folder, parse_address
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _HOST_KEY = re.compile(r"\S+ (?:ssh-|ecdsa-|sk-)\S+ [A-Za-z0-9+/=]+(?: .*)?")
@@ -61,6 +61,11 @@ class SourceSettings(BaseModel):
                 "with what the server's operator publishes"
             )
         return self
+
+    @property
+    def remote(self) -> Remote:
+        """What is fetched of a source with `url`."""
+        return Remote(self.name, self.address, self.branch, self.known_hosts)
 
     @property
     def address(self) -> Address:

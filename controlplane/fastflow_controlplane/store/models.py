@@ -245,7 +245,8 @@ log_losses = Table(
     ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"], ondelete="CASCADE"),
 )
 
-# One row per scope of a secret; pipeline "" = all pipelines. Deleting removes the row, versions stay while pinned.
+# One row per scope of a secret; pipeline "" = all pipelines, "sources/NAME" = a source. Deleting removes the row,
+# versions stay while pinned.
 secrets = Table(
     "secrets",
     metadata,
@@ -266,6 +267,28 @@ secret_versions = Table(
     Column("pipeline", Name, nullable=False),
     Column("sealed", LargeBinary, nullable=False),
     Column("create_time", BigInteger, nullable=False),
+)
+
+# Every sync of a source. Those by interval that had the outcome of the one before are counted in its row.
+syncs = Table(
+    "syncs",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("source", Name, nullable=False),
+    Column("trigger", Word, nullable=False),
+    Column("start_time", BigInteger, nullable=False),
+    Column("end_time", BigInteger, nullable=False),
+    Column("from_commit", ObjectId, nullable=False, default=""),
+    Column("to_commit", ObjectId, nullable=False, default=""),
+    # Names of pipelines.
+    Column("added", JSON, nullable=False),
+    Column("changed", JSON, nullable=False),
+    Column("removed", JSON, nullable=False),
+    Column("invalid", JSON, nullable=False),
+    # "" = it succeeded.
+    Column("error", Text, nullable=False, default=""),
+    Column("repeat_count", BigInteger, nullable=False, default=0),
+    Index("ix_syncs_source_id", "source", "id"),
 )
 
 # Mutating calls that were answered: makes repeats safe. `fingerprint` is a SHA-256 of what was asked.

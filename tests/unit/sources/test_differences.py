@@ -54,5 +54,5 @@ async def test_code_that_is_gone_is_told(catalog: Catalog, root: Path) -> None:
 async def test_a_plain_folder_refuses_a_ref(catalog: Catalog, root: Path) -> None:
     make(root / "p")
     await catalog.refresh()
-    with pytest.raises(InvalidArgument, match="no commits or branches"):
+    with pytest.raises(InvalidArgument, match="no Git repository"):
         await catalog.snapshot("p", ref="main")

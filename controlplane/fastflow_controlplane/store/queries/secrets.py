@@ -14,9 +14,9 @@ from fastflow_controlplane.store.models import attempts, secret_versions, secret
 
 @dataclass(frozen=True, slots=True)
 class SecretView:
-    """A secret without its value. `pipeline` "" = all pipelines; `update_time` is microseconds UTC.
+    """A secret without its value. `pipeline` "" = all pipelines, "sources/NAME" = a source and no pipeline.
 
-    `masked` is False for values too short to be masked in logs.
+    `update_time` is microseconds UTC, `masked` is False for values too short to be masked in logs.
     """
 
     name: str
@@ -107,6 +107,16 @@ def newest_for(connection: Connection, pipeline: str) -> list[SealedVersion]:
     # The scope "" sorts first, so the pipeline's own replaces it.
     by_name = {row.name: _sealed(row) for row in connection.execute(query)}
     return list(by_name.values())
+
+
+def newest_of(connection: Connection, scope: str) -> list[SealedVersion]:
+    """Returns the secrets of one scope alone."""
+    query = (
+        select(secret_versions)
+        .join(secrets, and_(secrets.c.name == secret_versions.c.name, secrets.c.version == secret_versions.c.version))
+        .where(secrets.c.pipeline == scope)
+    )
+    return [_sealed(row) for row in connection.execute(query)]
 
 
 def versions(connection: Connection, wanted: Mapping[str, int]) -> list[SealedVersion]:
