@@ -22,6 +22,8 @@ COMMANDS = {
     "runs": ("runs:group", "Lists, shows, repeats, compares and cancels runs."),
     "logs": ("logs:command", "Prints a run's output."),
     "pipelines": ("pipelines:group", "Lists, shows and validates pipelines."),
+    "sources": ("sources:group", "Lists and shows sources of pipelines."),
+    "sync": ("sources:sync_command", "Brings sources of pipelines up to date."),
     "agents": ("agents:group", "Lists and shows agents, the worker hosts."),
     "secrets": ("secrets:group", "Sets, lists and deletes secrets."),
     "up": ("up:command", "Starts a control plane and an agent on this machine."),

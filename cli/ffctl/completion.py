@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import grpc.aio
 from fastflow.ids import short
-from fastflow.v1 import agents_pb2, pipelines_pb2, runs_pb2, secrets_pb2
+from fastflow.v1 import agents_pb2, pipelines_pb2, runs_pb2, secrets_pb2, sources_pb2
 
 from ffctl import wording
 from ffctl.connection import Connection
@@ -21,7 +21,7 @@ Offer = tuple[str, str]
 
 
 def names(kind: str, address: str, token: str | None) -> Sequence[Offer]:
-    """Returns what the server knows of `kind` ("runs", "pipelines", "agents", "secrets"); nothing if it is silent."""
+    """Returns what the server knows of `kind` ("runs", "pipelines", …, "sources"); nothing if it is silent."""
     return asyncio.run(_ask(kind, address, token))
 
 
@@ -59,4 +59,15 @@ async def _secrets(connection: Connection) -> Sequence[Offer]:
     return [(name, "") for name in sorted({secret.name for secret in answer.secrets})]
 
 
-_QUESTIONS = {"runs": _runs, "pipelines": _pipelines, "agents": _agents, "secrets": _secrets}
+async def _sources(connection: Connection) -> Sequence[Offer]:
+    answer = await connection.sources.ListSources(sources_pb2.ListSourcesRequest(page_size=PAGE), timeout=ANSWER_S)
+    return [(source.name, source.place) for source in answer.sources]
+
+
+_QUESTIONS = {
+    "runs": _runs,
+    "pipelines": _pipelines,
+    "agents": _agents,
+    "secrets": _secrets,
+    "sources": _sources,
+}

@@ -14,7 +14,14 @@ import grpc
 import grpc.aio
 from fastflow.backoff import Backoff
 from fastflow.client import is_loopback, open_channel
-from fastflow.v1 import agents_pb2_grpc, logs_pb2_grpc, pipelines_pb2_grpc, runs_pb2_grpc, secrets_pb2_grpc
+from fastflow.v1 import (
+    agents_pb2_grpc,
+    logs_pb2_grpc,
+    pipelines_pb2_grpc,
+    runs_pb2_grpc,
+    secrets_pb2_grpc,
+    sources_pb2_grpc,
+)
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -44,6 +51,7 @@ class Connection:
         self.pipelines = pipelines_pb2_grpc.PipelineServiceStub(self._channel)
         self.agents = agents_pb2_grpc.AgentServiceStub(self._channel)
         self.secrets = secrets_pb2_grpc.SecretServiceStub(self._channel)
+        self.sources = sources_pb2_grpc.SourceServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self

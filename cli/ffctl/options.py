@@ -71,6 +71,11 @@ def complete_secret(context: click.Context, _parameter: click.Parameter, incompl
     return _complete("secrets", context, incomplete)
 
 
+def complete_source(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """Offers the names of the sources there are."""
+    return _complete("sources", context, incomplete)
+
+
 def _complete(kind: str, context: click.Context, incomplete: str) -> list[CompletionItem[str]]:
     from ffctl.completion import names  # loads gRPC, which a command line without completion of names does not need
 

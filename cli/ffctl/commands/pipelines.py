@@ -130,6 +130,8 @@ def _rows(pipeline: pipelines_pb2.Pipeline) -> list[tuple[str, RenderableType]]:
         rows.append(("Environment" if number == 0 else "", cell(f"{name}={value}")))
     rows.append(("Metadata", cell(pipeline.metadata_file or "none: defaults")))
     rows.append(("Folder", cell("/".join(part for part in (pipeline.source, pipeline.path) if part))))
+    if pipeline.commit:
+        rows.append(("Commit", cell(pipeline.commit)))
     if pipeline.bundle_digest:
         rows.append(("Code", cell(pipeline.bundle_digest)))
     return rows
