@@ -1,0 +1,37 @@
+"""`ffctl run --local`: which options go with it; what it does is tested with the agent it becomes."""
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Ffctl
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--wait"], "--wait"),
+        (["-o", "json"], "-o"),
+        (["--request-id", "x"], "--request-id"),
+        (["--server", "example:1"], "--server"),
+    ],
+)
+def test_options_of_a_server_are_refused_with_local(
+    ffctl: Ffctl, tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    ended = ffctl("run", "--local", str(tmp_path), *arguments)
+    assert (ended.code, ended.out) == (2, b"")
+    assert f"--local needs no server and goes without {named}" in ended.err
+
+
+@pytest.mark.parametrize("arguments", [["--timeout", "3"], ["--runtime", "process"], ["--cache", "x"]])
+def test_options_of_local_runs_are_refused_without_it(ffctl: Ffctl, arguments: list[str]) -> None:
+    ended = ffctl("run", "etl", *arguments)
+    assert ended.code == 2
+    assert f"{arguments[0]} goes with --local only" in ended.err
+
+
+def test_what_is_no_folder_is_a_usage_error(ffctl: Ffctl, tmp_path: Path) -> None:
+    ended = ffctl("run", "--local", str(tmp_path / "nowhere"))
+    assert ended.code == 2
+    assert "--local runs a folder" in ended.err
