@@ -61,7 +61,7 @@ def list_sources(context: click.Context, as_json: bool) -> None:
 @server_option
 @click.pass_context
 def show_source(context: click.Context, name: str, as_json: bool) -> None:
-    """Shows one source: its commit, what is wrong with it, and its newest syncs.
+    """Shows one source: commit, problems, newest syncs.
 
     \b
     Example: ffctl sources show main
