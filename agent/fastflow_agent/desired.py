@@ -29,7 +29,10 @@ class Secret:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What to run. Times in seconds (`timeout` from the release, 0 = none), sizes in bytes."""
+    """What to run. Times in seconds (`timeout` from the release, 0 = none), sizes in bytes.
+
+    `packages`, "name==version", are those of the run that this one repeats; none = what the code's needs resolve to.
+    """
 
     pipeline: str
     bundle_digest: str
@@ -41,6 +44,7 @@ class RunSpec:
     log_limit: int
     variables: Mapping[str, str] = field(repr=False)
     secrets: tuple[Secret, ...] = ()
+    packages: tuple[str, ...] = ()
 
     @property
     def environment(self) -> dict[str, str]:

@@ -146,13 +146,13 @@ class Workshop:
             shutil.rmtree(slot.spec.paths.root, ignore_errors=True)
 
 
-def tiny_wheel(name: str, source: str) -> tuple[str, bytes]:
+def tiny_wheel(name: str, source: str, version: str = "1.0") -> tuple[str, bytes]:
     """File name and content of a wheel with the one module `name`."""
-    file = f"{name}-1.0-py3-none-any.whl"
-    info = f"{name}-1.0.dist-info"
+    file = f"{name}-{version}-py3-none-any.whl"
+    info = f"{name}-{version}.dist-info"
     contents = {
         f"{name}.py": source,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{path},sha256={_digest(text)},{len(text)}\n" for path, text in contents.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from fastflow_agent.health import is_disk_full
 from fastflow_agent.model import Reason, State
 from fastflow_agent.records import Created, Prepared, Released, Releasing, Started
 from fastflow_agent.runtime.base import Facts, ImageMissing, RuntimeFault, RuntimeUnavailable, SlotSpec, SlotState
-from fastflow_agent.uvcache import EnvironmentFault, Generation
+from fastflow_agent.uvcache import EnvironmentFault, Generation, constraints
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -65,12 +65,13 @@ class Start:
         if wishes.run is None or wishes.run.spec is None:
             raise Failed(Reason.REJECTED, "the assignment does not say what to run")
         spec = wishes.run.spec
-        slot = await self._prepare(spec)
+        slot, generation = await self._prepare(spec)
         await self._make_container(slot)
-        if not await self._release(spec):
+        # The cache may by now hold other versions as well, prepared for other code.
+        if not await self._release(spec.environment | constraints(generation.packages)):
             await self._judge_early_end()
 
-    async def _prepare(self, spec: RunSpec) -> SlotSpec:
+    async def _prepare(self, spec: RunSpec) -> tuple[SlotSpec, Generation]:
         self._services.bundles.pin(spec.bundle_digest, self._dossier.slot)
         code = await self._step(lambda: self._services.bundles.ensure(spec.bundle_digest, spec.bundle_size))
         self._dossier.checkpoint(Checkpoint.CODE_READY)
@@ -78,10 +79,11 @@ class Start:
         generation = await self._step(lambda: self._environment(code, spec, facts))
         # Nothing is awaited in between: an unpinned generation may be pruned.
         self._services.uvcache.pin(generation, self._dossier.slot)
-        self._services.environment_ready(spec.bundle_digest, spec.python_version, generation)
+        if not spec.packages:
+            self._services.environment_ready(spec.bundle_digest, spec.python_version, generation)
         await self._dossier.record(Prepared(generation.id), facts=(_provenance(spec, facts, generation),))
         self._dossier.checkpoint(Checkpoint.PREPARED)
-        return SlotSpec(
+        slot = SlotSpec(
             slot=self._dossier.slot,
             limits=spec.limits,
             paths=self._dossier.paths,
@@ -91,6 +93,7 @@ class Start:
             offline=generation.offline,
             cluster=self._services.cluster(),
         )
+        return slot, generation
 
     async def _image(self) -> Facts:
         """The image as the engine has it; one that was missing at the last look may have come."""
@@ -110,7 +113,7 @@ class Start:
 
     async def _environment(self, code: Path, spec: RunSpec, facts: Facts) -> Generation:
         try:
-            return await self._services.uvcache.ensure(code, spec.python_version, facts.image_digest)
+            return await self._services.uvcache.ensure(code, spec.python_version, facts.image_digest, spec.packages)
         except EnvironmentFault as fault:
             # uv's own words belong to the reader of the log.
             await self._output.explain(fault.output)
@@ -128,14 +131,14 @@ class Start:
         await self._step(lambda: runtime.start(slot.slot), interruptible=False)
         self._dossier.checkpoint(Checkpoint.CONTAINER_STARTED)
 
-    async def _release(self, spec: RunSpec) -> bool:
+    async def _release(self, environment: Mapping[str, str]) -> bool:
         self._check_wanted()
         clock = self._services.clock
         releasing = Releasing(clock.now(), clock.monotonic(), self._services.boot_id)
         await self._dossier.record(Started(), releasing)
         self._dossier.checkpoint(Checkpoint.RELEASING)
         try:
-            released = await self._services.runtime.release(self._dossier.slot, spec.environment)
+            released = await self._services.runtime.release(self._dossier.slot, environment)
         except (RuntimeFault, RuntimeUnavailable) as error:
             if not await withdraw(self._dossier):
                 raise _sorted(error, self._dossier) from error

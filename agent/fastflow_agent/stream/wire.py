@@ -158,6 +158,7 @@ def _spec(spec: desired_pb2.RunSpec) -> RunSpec:
         log_limit=spec.log_limit_bytes,
         variables=dict(spec.environment),
         secrets=_secrets(spec.secrets),
+        packages=tuple(spec.pinned_packages),
     )
 
 

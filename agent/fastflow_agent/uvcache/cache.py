@@ -7,7 +7,7 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +18,8 @@ import structlog
 from fastflow_agent.model import SlotId
 from fastflow_agent.runtime.base import PreparerResult, PreparerSpec
 from fastflow_agent.singleflight import SingleFlight
-from fastflow_agent.uvcache.generations import Environment, Generations
-from fastflow_agent.uvcache.needs import Needs, UnreadableHeader, installed, without_listing
+from fastflow_agent.uvcache.generations import Environment, Generations, Held
+from fastflow_agent.uvcache.needs import Needs, UnreadableHeader, constraints, installed, without_listing
 
 log = structlog.get_logger(__name__)
 
@@ -115,22 +115,26 @@ class UvCache:
         await asyncio.get_running_loop().run_in_executor(disk, generations.load)
         return cls(generations, preparer, index_url, disk, now)
 
-    async def ensure(self, code: Path, python_version: str, image_digest: str) -> Generation:
+    async def ensure(
+        self, code: Path, python_version: str, image_digest: str, packages: Sequence[str] = ()
+    ) -> Generation:
         """Returns a generation that holds what the unpacked `code` needs, and has it prepared if there is none.
 
-        Pin it at once. Raises EnvironmentFault with uv's own output, what the runtime raises, or OSError.
+        With exactly these `packages`, "name==version", if it has them or they can still be had; else with what the
+        needs resolve to, as without any. Pin it at once. Raises EnvironmentFault with uv's own output, what the runtime
+        raises, or OSError.
         """
         needs, digest = await self._needs(code, python_version, image_digest)
-        if self._generations.find(digest) is None:
-            self._urgent += 1
-            self._calm.clear()
-            try:
-                await self._prepare_once(needs, digest, python_version, image_digest)
-            finally:
-                self._urgent -= 1
-                if not self._urgent:
-                    self._calm.set()
-        return self._hand_out(digest)
+        if packages:
+            if held := self._generations.find(digest, tuple(packages)):
+                return self._hand_out(digest, held)
+            if needs.can_be_held:
+                fixed = replace(needs, versions=tuple(packages))
+                try:
+                    return await self._ensure_now(fixed, python_version, image_digest)
+                except EnvironmentFault as fault:
+                    log.info("packages of an earlier run can not be had again", environment=digest, why=str(fault))
+        return await self._ensure_now(needs, python_version, image_digest)
 
     async def ensure_ahead(self, code: Path, python_version: str, image_digest: str, max_age: float) -> Generation:
         """As `ensure`, for an environment no run waits for: what runs need is prepared first.
@@ -191,6 +195,19 @@ class UvCache:
         held = self._generations.find(digest)
         return held is not None and (not max_age or self._now() - held.environments[digest].prepared <= max_age)
 
+    async def _ensure_now(self, needs: Needs, python_version: str, image_digest: str) -> Generation:
+        digest = needs.digest(python_version, image_digest, self._index_url)
+        if self._generations.find(digest) is None:
+            self._urgent += 1
+            self._calm.clear()
+            try:
+                await self._prepare_once(needs, digest, python_version, image_digest)
+            finally:
+                self._urgent -= 1
+                if not self._urgent:
+                    self._calm.set()
+        return self._hand_out(digest)
+
     async def _needs(self, code: Path, python_version: str, image_digest: str) -> tuple[Needs, str]:
         try:
             needs = await self._on_disk(lambda: Needs.of(code))
@@ -203,8 +220,8 @@ class UvCache:
         base = Needs().digest(python_version, image_digest, self._index_url)
         await self._preparing.do(digest, lambda: self._prepare(needs, digest, base, python_version))
 
-    def _hand_out(self, digest: str) -> Generation:
-        held = self._generations.find(digest)
+    def _hand_out(self, digest: str, held: Held | None = None) -> Generation:
+        held = held or self._generations.find(digest)
         assert held is not None
         self._leases[held.number] = asyncio.get_running_loop().time() + LEASE_SECONDS
         self._used[held.number] = next(self._uses)
@@ -229,7 +246,8 @@ class UvCache:
         try:
             await self._on_disk(lambda: needs.write(staging / "code"))
             log.info("preparing an environment", environment=digest)
-            spec = PreparerSpec(name, staging / "code", staging / "cache", python_version, PREPARER_ENVIRONMENT)
+            variables = PREPARER_ENVIRONMENT | constraints(needs.versions)
+            spec = PreparerSpec(name, staging / "code", staging / "cache", python_version, variables)
             result = await self._preparer.run_preparer(spec)
             _check(result)
             seconds = asyncio.get_running_loop().time() - began

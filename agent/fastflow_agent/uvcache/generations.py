@@ -81,9 +81,10 @@ class Generations:
         """Where a generation is, or would be."""
         return self._folder / "generations" / str(number)
 
-    def find(self, digest: str) -> Held | None:
-        """The newest generation that holds an environment."""
-        return next((each for each in reversed(self._held) if digest in each.environments), None)
+    def find(self, digest: str, packages: tuple[str, ...] | None = None) -> Held | None:
+        """The newest generation that holds an environment, with exactly these `packages` if they are given."""
+        holding = (each for each in reversed(self._held) if digest in each.environments)
+        return next((each for each in holding if packages in (None, each.environments[digest].packages)), None)
 
     def stage(self, name: str, base: Held | None) -> Path:
         """Makes a folder for a preparation, with `cache` in it, a copy of `base`. Raises OSError."""

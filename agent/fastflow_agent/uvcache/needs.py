@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +32,27 @@ _LISTING = b"""
 try:
     import importlib.metadata
     import json
+    import re
 
-    found = {(each.metadata["Name"], each.version) for each in importlib.metadata.distributions()}
-    print("fastflow-packages", json.dumps(sorted(f"{name}=={version}" for name, version in found)))
+    found = {}
+    for each in importlib.metadata.distributions():
+        name = each.metadata["Name"]
+        # The first is the one that is imported: the image may have another version of the same.
+        found.setdefault(re.sub("[-_.]+", "-", name).lower(), f"{name}=={each.version}")
+    print("fastflow-packages", json.dumps(sorted(found.values())))
 except Exception as error:
     print("fastflow: the installed packages can not be listed:", error)
 """
+
+
+CONSTRAINTS = "FASTFLOW_CONSTRAINTS"
+"""The variable that holds uv to versions: the start wrapper reads it, a program never sees it."""
+
+_CONSTRAINT = re.compile(
+    r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==([0-9]+!)?[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.post[0-9]+)?(\.dev[0-9]+)?"
+    r"(\+[a-z0-9]+([-_.][a-z0-9]+)*)?",
+)
+"""What uv understands: one old-fashioned version (PEP 440) and it would refuse the whole file."""
 
 
 class UnreadableHeader(Exception):
@@ -48,10 +65,17 @@ class Needs:
 
     `files` maps paths within the code to content: requirements.txt, the files of the same kind it includes, and the
     packages all these name that lie in the code as archives. `header` is the script's PEP 723 block, b"" without one.
+    `versions` are packages, "name==version", that the requirements are held to; a header is not.
     """
 
     files: tuple[tuple[str, bytes], ...] = ()
     header: bytes = b""
+    versions: tuple[str, ...] = ()
+
+    @property
+    def can_be_held(self) -> bool:
+        """Whether `versions` have an effect."""
+        return any(name == REQUIREMENTS for name, _ in self.files)
 
     @classmethod
     def of(cls, code: Path) -> Needs:
@@ -73,6 +97,8 @@ class Needs:
         for part_name, content in (*self.files, ("", self.header)):
             hashed.update(b"%d:%s%d:" % (len(part_name.encode()), part_name.encode(), len(content)))
             hashed.update(content)
+        for version in self.versions:
+            hashed.update(b"%d:%s" % (len(version.encode()), version.encode()))
         return f"sha256:{hashed.hexdigest()}"
 
     def write(self, folder: Path) -> None:
@@ -83,6 +109,21 @@ class Needs:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             path.write_bytes(content)
             path.chmod(0o644)
+
+
+def constraints(packages: Iterable[str]) -> dict[str, str]:
+    """Returns the variables that hold uv to these packages, "name==version".
+
+    A package that is named in two versions is not held to either.
+    """
+    lines = [package for package in packages if _CONSTRAINT.fullmatch(package)]
+    times = Counter(map(_project, lines))
+    once = [line for line in lines if times[_project(line)] == 1]
+    return {CONSTRAINTS: "\n".join(once)} if once else {}
+
+
+def _project(package: str) -> str:
+    return re.sub("[-_.]+", "-", package.partition("==")[0]).lower()
 
 
 def installed(output: bytes) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def rerun_run(
 ) -> int:
     """Repeats a run: same code, limits, parameters and packages.
 
-    Packages are those of RUN where the agent still holds them; `ffctl runs diff` tells whether they were. Secrets have
+    Packages are the same as long as an agent or the package index has them; `ffctl runs diff` tells. Secrets have
     their newest values. Prints the new run's id and returns, like `ffctl run`.
 
     \b

@@ -3,7 +3,7 @@
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -271,8 +271,12 @@ class FakeUvCache:
         self.folder = folder
         self.fault: Exception | None = None
         self.pins: dict[SlotId, str] = {}
+        self.asked_packages: tuple[str, ...] = ()
 
-    async def ensure(self, code: Path, python_version: str, image_digest: str) -> FakeGeneration:
+    async def ensure(
+        self, code: Path, python_version: str, image_digest: str, packages: Sequence[str] = ()
+    ) -> FakeGeneration:
+        self.asked_packages = tuple(packages)
         if self.fault:
             raise self.fault
         return FakeGeneration("generation-1", self.folder)

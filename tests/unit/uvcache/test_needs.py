@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fastflow_agent.uvcache.needs import Needs, UnreadableHeader, installed, without_listing
+from fastflow_agent.uvcache.needs import CONSTRAINTS, Needs, UnreadableHeader, constraints, installed, without_listing
 
 HEADER = b'# /// script\n# dependencies = ["six"]\n# ///\n'
 
@@ -104,3 +105,29 @@ def test_needs_become_a_pipeline_whose_program_lists_what_is_installed(tmp_path:
 
 def test_output_without_a_listing_names_no_package() -> None:
     assert installed(b"error: no") == ()
+
+
+def test_versions_that_requirements_are_held_to_make_another_environment(code: Path) -> None:
+    (code / "requirements.txt").write_bytes(b"six\n")
+    needs = Needs.of(code)
+    held = replace(needs, versions=("six==1.16.0",))
+    assert held.can_be_held
+    assert len({digest(needs), digest(held), digest(replace(needs, versions=("six==1.17.0",)))}) == 3
+
+
+def test_a_header_is_held_to_no_versions(code: Path) -> None:
+    (code / "main.py").write_bytes(HEADER)
+    assert not Needs.of(code).can_be_held
+
+
+def test_uv_is_held_to_what_it_understands_and_to_no_package_of_which_there_are_two() -> None:
+    packages = [
+        "numpy==2.1.0",
+        "torch==2.4.1+cu121",
+        "pytz==2004d",
+        "Setup_Tools==65.5",
+        "setup.tools==70.0",
+        "None==None",
+    ]
+    assert constraints(packages) == {CONSTRAINTS: "numpy==2.1.0\ntorch==2.4.1+cu121"}
+    assert constraints(["pytz==2004d"]) == {}

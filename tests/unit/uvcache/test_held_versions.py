@@ -1,0 +1,88 @@
+"""Environments with the packages of an earlier run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fastflow_agent.runtime.base import PreparerResult, PreparerSpec
+from fastflow_agent.uvcache import EnvironmentFault, Generation
+from fastflow_agent.uvcache.needs import CONSTRAINTS
+
+from tests.unit.uvcache.test_cache import IMAGE, Uv, World
+
+
+class UvOfVersions(Uv):
+    """Installs `newest` unless it is held to another version, which it has if it is in `index`."""
+
+    newest = "1.0"
+    index = frozenset({"1.0", "2.0"})
+
+    async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
+        done = await super().run_preparer(spec)
+        held = spec.environment.get(CONSTRAINTS, "").partition("==")[2] or self.newest
+        if held not in self.index:
+            return PreparerResult(1, b"error: there is no such version")
+        listing = json.dumps([f"alpha=={held}"])
+        return PreparerResult(done.exit_code, f"fastflow-packages {listing}\n".encode(), offline=True)
+
+
+class Versions(World):
+    uv: UvOfVersions
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.uv = UvOfVersions()
+
+    async def again(self, *packages: str, requirements: str = "alpha", header: str = "") -> Generation:
+        """The environment of a run that repeats one which had `packages`."""
+        return await self.cache.ensure(self.code(requirements, header), "", IMAGE, packages)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> Versions:
+    world = Versions(tmp_path)
+    await world.open()
+    return world
+
+
+async def test_packages_that_are_at_hand_are_not_prepared_again(world: Versions) -> None:
+    first = await world.ensure("alpha")
+    assert await world.again("alpha==1.0") == first
+    assert len(world.uv.runs) == 1
+
+
+async def test_an_older_generation_is_taken_while_it_is_there(world: Versions) -> None:
+    first = await world.ensure("alpha")
+    world.uv.newest = "2.0"
+    second = await world.cache.ensure_ahead(world.code("alpha"), "", IMAGE, max_age=1e-9)
+    assert second.packages == ("alpha==2.0",)
+    assert await world.again("alpha==1.0") == first
+    assert await world.ensure("alpha") == second
+    assert len(world.uv.runs) == 2
+
+
+async def test_packages_that_are_not_at_hand_are_prepared_once_and_leave_others_their_newest(world: Versions) -> None:
+    world.uv.newest = "2.0"
+    repeated = await world.again("alpha==1.0")
+    assert repeated.packages == ("alpha==1.0",)
+    assert await world.again("alpha==1.0") == repeated
+    assert (await world.ensure("alpha")).packages == ("alpha==2.0",)
+    assert len(world.uv.runs) == 2
+
+
+async def test_packages_that_can_not_be_had_any_more_give_way_to_what_resolves_now(world: Versions) -> None:
+    world.uv.newest, world.uv.index = "2.0", frozenset({"2.0"})
+    assert (await world.again("alpha==1.0")).packages == ("alpha==2.0",)
+
+
+async def test_needs_that_can_not_be_met_at_all_are_told_as_ever(world: Versions) -> None:
+    world.uv.index = frozenset()
+    with pytest.raises(EnvironmentFault, match="no such version"):
+        await world.again("alpha==1.0")
+
+
+async def test_a_header_gets_what_it_resolves_to(world: Versions) -> None:
+    await world.again("alpha==1.0", requirements="", header="alpha")
+    assert [CONSTRAINTS in spec.environment for spec in world.uv.runs] == [False]
