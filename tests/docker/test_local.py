@@ -1,9 +1,12 @@
 """`ffctl run --local` with containers of a real engine: what an agent would do, with no server."""
 
 import hashlib
+import io
 import signal
 import subprocess
-from collections.abc import Iterator
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import docker
@@ -140,6 +143,24 @@ def test_ctrl_c_stops_the_program_and_leaves_nothing(local: LocalRuns) -> None:
     _assert_gone(local, slot)
 
 
+def test_ctrl_c_while_packages_are_installed_leaves_nothing(local: LocalRuns) -> None:
+    folder = local.pipeline("building", "print('ran')", requirements="./slow-1.0.tar.gz\n")
+    build = "import time\ndef build_wheel(*_, **__): time.sleep(600)\n"
+    project = '[build-system]\nrequires = []\nbuild-backend = "build"\nbackend-path = ["."]\n'
+    project += '[project]\nname = "slow"\nversion = "1.0"\n'
+    (folder / "slow-1.0.tar.gz").write_bytes(archive({"slow-1.0/pyproject.toml": project, "slow-1.0/build.py": build}))
+    with local.started(folder) as process:
+        while not (local.data_dir / "agent-id").exists() or not _containers(local):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        ended = local.end_of(process)
+    assert (ended.exit_code, ended.stdout) == (1, b"")
+    assert "CANCELLED (CANCEL_REQUESTED): cancelled before the program began" in ended.stderr
+    assert _containers(local) == []
+    assert local.left_behind == []
+
+
 def test_a_second_ctrl_c_does_not_wait_for_the_program(local: LocalRuns) -> None:
     main = """
         import signal, time
@@ -214,13 +235,29 @@ def test_a_python_the_image_lacks_is_refused_naming_those_there_are(local: Local
     assert "python_version 3.2 is not in the runner image; there are: 3." in ended.stderr
 
 
-def _slots(local: LocalRuns) -> list[str]:
+def archive(members: Mapping[str, str]) -> bytes:
+    """A gzipped tar of these files."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w:gz") as made:
+        for path, text in members.items():
+            member = tarfile.TarInfo(path)
+            member.size = len(text)
+            made.addfile(member, io.BytesIO(text.encode()))
+    return sink.getvalue()
+
+
+def _containers(local: LocalRuns) -> list[dict[str, str]]:
+    """Labels of all containers of the local runs."""
     client = docker.from_env()
     try:
-        found = client.containers.list(all=True, filters={"label": f"{LABEL_AGENT}={local.agent_id}"})
-        return [container.labels[LABEL_SLOT] for container in found]
+        found = client.api.containers(all=True, filters={"label": f"{LABEL_AGENT}={local.agent_id}"})
+        return [container["Labels"] for container in found]
     finally:
         client.close()
+
+
+def _slots(local: LocalRuns) -> list[str]:
+    return [labels[LABEL_SLOT] for labels in _containers(local) if LABEL_SLOT in labels]
 
 
 def _assert_gone(local: LocalRuns, slot: str) -> None:

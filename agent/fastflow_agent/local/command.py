@@ -21,9 +21,8 @@ from fastflow_agent.settings import AgentSettings
 EXIT_USAGE = 2
 
 WITHOUT_DOCKER = (
-    "Start Docker, or name its address in FASTFLOW_DOCKER_HOST. Without it `--runtime process` runs the folder as a "
-    "plain process of this machine: it sees your files, your network and your other processes, and neither "
-    "cpu_hard_limit nor mem_hard_limit is enforced."
+    "Without a container, `--runtime process` runs the folder as a plain process of this machine: it sees your files, "
+    "your network and your other processes, and neither cpu_hard_limit nor mem_hard_limit is enforced."
 )
 
 

@@ -65,6 +65,7 @@ async def run_local(settings: AgentSettings, plan: Plan, cache: Path) -> int:
 
     The output goes to stdout byte for byte, all else to stderr. Raises Refused, CanNotRun, DataFolderInUse or OSError.
     """
+    check_user(settings, os.geteuid())
     async with AsyncExitStack() as open_parts:
         data_dir, lock = await asyncio.to_thread(take_folder, cache)
         open_parts.callback(lock.release)
@@ -79,6 +80,15 @@ async def run_local(settings: AgentSettings, plan: Plan, cache: Path) -> int:
         open_parts.push_async_callback(runtime.aclose)
         place = _Place(data_dir, env_dir, identity.boot_id)
         return await LocalRun(settings, plan, code, runtime, place).run()
+
+
+def check_user(settings: AgentSettings, user: int) -> None:
+    """Raises CanNotRun where `user` can not give a container its limits and its verdict, as an agent does."""
+    if settings.runtime == "docker" and user != 0:
+        raise CanNotRun(
+            "containers are run by root, as on a worker: only root can make and watch their control groups, which "
+            "tell an OOM kill and a crossed soft limit; run it with sudo"
+        )
 
 
 @dataclass(frozen=True)
@@ -314,8 +324,10 @@ class LocalRun:
             self._screen.say("preparing: packages are installed once for each new set of requirements")
 
     def _tell_conditions(self) -> None:
+        # Before there is a worker, an engine that is away ends the command with these words.
+        told = _TOLD if self._worker else {ConditionType.UNCONFINED}
         for condition in self._conditions.all():
-            if condition.type in _TOLD and condition.message not in self._told:
+            if condition.type in told and condition.message not in self._told:
                 self._told.add(condition.message)
                 self._screen.say(f"warning: {condition.message}")
 
