@@ -3,14 +3,14 @@
 A pipeline at a commit is a tree id. What was read of a tree holds for ever, so a new commit costs what changed in it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fastflow.pipelines.bundle import Bundle, Sink, pack
 from fastflow.pipelines.code import Code, read_code
 from fastflow.pipelines.discovery import Found, Place, Remembered, clashes, find_pipelines
 from fastflow.pipelines.folder import FolderFault
 from fastflow.pipelines.metadata import Limits
-from fastflow.pipelines.problems import error
+from fastflow.pipelines.problems import Problem, error
 
 from fastflow_controlplane.sources.mirror import Mirror
 from fastflow_controlplane.sources.model import Commit, Contents, Snapshot, invalid, taken
@@ -56,7 +56,7 @@ class GitSource:
         commit = self._mirror.resolve(ref)
         found = self._find(commit)
         places = [place for place in found.places if place.name == name]
-        return self._snapshots(found, places).get(name), commit
+        return _by_name(self._snapshots(places, clashes(found.places))).get(name), commit
 
     def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:
         """See `source.Source.pack`."""
@@ -80,26 +80,24 @@ class GitSource:
         if self._current is not None and self._current.commit == commit:
             return self._current
         found = self._find(commit)
-        snapshots = self._snapshots(found, found.places)
-        self._known = {
-            (place.path, place.identity): snapshots[place.name]
-            for place in found.places
-            if snapshots[place.name].pipeline.path == place.path
-        }
-        self._current = Contents(snapshots, found.notes, commit)
+        clashing = clashes(found.places)
+        snapshots = self._snapshots(found.places, clashing)
+        # A name that is shared says nothing of the code behind it.
+        self._known = {key: snapshot for key, snapshot in snapshots.items() if key[0] not in clashing}
+        self._current = Contents(_by_name(snapshots), found.notes, commit)
         return self._current
 
     def _find(self, commit: Commit) -> Found:
         return find_pipelines(self._mirror.root(commit.id, self._folder), self._remembered)
 
-    def _snapshots(self, found: Found, places: "list[Place] | tuple[Place, ...]") -> dict[str, Snapshot]:
-        clashing = clashes(found.places)
-        snapshots: dict[str, Snapshot] = {}
+    def _snapshots(self, places: Sequence[Place], clashing: Mapping[str, Problem]) -> dict[tuple[str, str], Snapshot]:
+        snapshots: dict[tuple[str, str], Snapshot] = {}
         for place in places:
+            key = (place.path, place.identity)
             if place.path in clashing:
-                snapshots.setdefault(place.name, invalid(place, clashing[place.path]))
+                snapshots[key] = invalid(place, clashing[place.path])
             else:
-                snapshots[place.name] = self._known.get((place.path, place.identity)) or self._snapshot(place)
+                snapshots[key] = self._known.get(key) or self._snapshot(place)
         return snapshots
 
     def _snapshot(self, place: Place) -> Snapshot:
@@ -108,3 +106,10 @@ class GitSource:
         except FolderFault as fault:
             code = Code((), (error("", fault.message),))
         return taken(place, code, place.folder, place.identity, self._defaults)
+
+
+def _by_name(snapshots: Mapping[tuple[str, str], Snapshot]) -> dict[str, Snapshot]:
+    named: dict[str, Snapshot] = {}
+    for snapshot in snapshots.values():
+        named.setdefault(snapshot.pipeline.name, snapshot)
+    return named
