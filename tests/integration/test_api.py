@@ -198,11 +198,33 @@ class TestRuns:
         for method, kind in (
             (runs.GetRun, runs_pb2.GetRunRequest),
             (runs.CancelRun, runs_pb2.CancelRunRequest),
+            (runs.RerunRun, runs_pb2.RerunRunRequest),
             (runs.WatchRun, runs_pb2.WatchRunRequest),
         ):
             code, message, _, _ = refusal(method, kind(id="deadbeef"))
             assert (code, "deadbeef" in message) == ("NOT_FOUND", True)
             assert refusal(method, kind(id="dead"))[0] == "INVALID_ARGUMENT"
+
+    def test_a_run_is_repeated_once_per_request_and_does_not_differ(self, runs: runs_pb2_grpc.RunServiceStub) -> None:
+        first = create(runs, environment={"DAY": "value-nobody-may-see"})
+        request = runs_pb2.RerunRunRequest(id=first.id[-8:], request_id=f"again {first.id}")
+        again = runs.RerunRun(request, timeout=SECONDS).run
+        assert runs.RerunRun(request, timeout=SECONDS).run.id == again.id != first.id
+        assert (again.rerun.run_id, again.bundle_digest) == (first.id, first.bundle_digest)
+        assert list(again.environment_names) == ["DAY"]
+        found = runs.DiffRuns(runs_pb2.DiffRunsRequest(a=first.id, b=again.id), timeout=SECONDS)
+        assert (found.a.id, found.b.id, found.identical) == (first.id, again.id, True)
+        assert len(found.notes) == 2
+        assert "nobody" not in str(found)
+        request.latest = True
+        assert refusal(runs.RerunRun, request)[0] == "ALREADY_EXISTS"
+
+    def test_a_run_that_can_not_be_compared_is_named_by_its_field(self, runs: runs_pb2_grpc.RunServiceStub) -> None:
+        run = create(runs).id
+        code, message, _, _ = refusal(runs.DiffRuns, runs_pb2.DiffRunsRequest(a=run, b="deadbeef"))
+        assert (code, "deadbeef" in message) == ("NOT_FOUND", True)
+        code, _, _, fields = refusal(runs.DiffRuns, runs_pb2.DiffRunsRequest(a=run, b="dead"))
+        assert (code, fields) == ("INVALID_ARGUMENT", ["b"])
 
 
 class TestLogs:

@@ -136,7 +136,12 @@ class RunService:
 
     async def diff(self, a: str, b: str) -> RunDifferences:
         """Compares two runs, each named by its id or the last 8 or more digits of it."""
-        run_a, run_b = await self.get(a), await self.get(b)
+
+        def resolve(connection: Connection) -> tuple[str, str]:
+            return runs.resolve(connection, a, "a"), runs.resolve(connection, b, "b")
+
+        id_a, id_b = await self._store.read(resolve)
+        run_a, run_b = await self.get(id_a), await self.get(id_b)
         code, notes = None, []
         if run_a.bundle_digest != run_b.bundle_digest:
             try:

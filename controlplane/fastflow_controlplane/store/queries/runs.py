@@ -143,16 +143,16 @@ def read_parameters(connection: Connection, run_id: str) -> bytes | None:
     ).scalar_one_or_none()
 
 
-def resolve(connection: Connection, given: str) -> str:
+def resolve(connection: Connection, given: str, field: str = "id") -> str:
     """Returns the whole id of the run that `given` names: an id, or its last 8 or more hex digits.
 
-    A whole id is taken as it is, whether or not there is such a run. Raises InvalidArgument for what can be no id,
-    NotFound, and InvalidArgument with the candidates where several runs end in these digits.
+    A whole id is taken as it is, whether or not there is such a run. Raises InvalidArgument for what can be no id (of
+    the request's `field`), NotFound, and InvalidArgument with the candidates where several runs end in these digits.
     """
     digits = given.replace("-", "").lower()
     if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_ID},{WHOLE_ID}}}", digits):
         message = f'"{given}" is no run id: give the whole id or at least its last {SHORTEST_ID} hexadecimal digits'
-        raise InvalidArgument(message, reason="MALFORMED_RUN_ID", violations=[FieldViolation("id", message)])
+        raise InvalidArgument(message, reason="MALFORMED_RUN_ID", violations=[FieldViolation(field, message)])
     if len(digits) == WHOLE_ID:
         return str(UUID(digits))
     prefix = digits[::-1]
