@@ -84,6 +84,8 @@ def local(
     Its output goes to stdout; warnings and the verdict go to stderr. Exits with 0 if it succeeded, 1 if it ended
     otherwise, 2 for wrong usage, 3 if what runs pipelines can not be reached, 4 if the pipeline is refused.
     """
+    # Nothing is there yet that Ctrl-C would have to stop.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from fastflow_agent.local.command import run_command
 
     configure_logging("info" if verbose else "error", human=True)

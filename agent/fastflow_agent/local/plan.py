@@ -11,7 +11,7 @@ from fastflow.pipelines import environment
 from fastflow.pipelines.code import Code, read_code
 from fastflow.pipelines.discovery import MAIN, inspect
 from fastflow.pipelines.folder import DiskFolder, FolderFault
-from fastflow.pipelines.metadata import Metadata
+from fastflow.pipelines.metadata import MAX_TIMEOUT_SECONDS, Metadata
 from fastflow.pipelines.problems import Problem, Severity, errors
 
 from fastflow_agent.desired import RunSpec, Secret
@@ -75,6 +75,8 @@ def read_plan(path: Path, variables: Mapping[str, str], secrets: Mapping[str, st
     Precedence is that of a run: `default_env`, then `secrets`, then `variables`. `timeout` (seconds) goes before the
     metadata's. Raises Refused.
     """
+    if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT_SECONDS:
+        raise Refused(f"--timeout {timeout} is no time limit; allowed is a number of seconds, 0 for none")
     name, folder = path.resolve().name, DiskFolder(path)
     try:
         if all(entry.name != MAIN for entry in folder.entries()):

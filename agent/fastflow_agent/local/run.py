@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -52,6 +53,9 @@ ENV_DIR = Path("/run/fastflow/env")
 PATIENCE_SECONDS = 1.0
 """A start that takes longer says what it is waiting for; a warm one takes a quarter of that."""
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a polite kill, and a terminal that is closed."""
+
 INTERRUPTS_TO_LEAVE = 3
 """The first Ctrl-C asks the program to end, the second kills it, and this one leaves everything as it is."""
 
@@ -66,6 +70,10 @@ async def run_local(settings: AgentSettings, plan: Plan, cache: Path) -> int:
     The output goes to stdout byte for byte, all else to stderr. Raises Refused, CanNotRun, DataFolderInUse or OSError.
     """
     check_user(settings, os.geteuid())
+    interrupted: list[int] = []
+    for name in STOPPING:
+        # Until there is something to stop, whoever asks for it waits the moment that takes.
+        asyncio.get_running_loop().add_signal_handler(name, interrupted.append, name)
     async with AsyncExitStack() as open_parts:
         data_dir, lock = await asyncio.to_thread(take_folder, cache)
         open_parts.callback(lock.release)
@@ -79,7 +87,7 @@ async def run_local(settings: AgentSettings, plan: Plan, cache: Path) -> int:
         runtime = make_runtime(settings, identity, data_dir, env_dir)
         open_parts.push_async_callback(runtime.aclose)
         place = _Place(data_dir, env_dir, identity.boot_id)
-        return await LocalRun(settings, plan, code, runtime, place).run()
+        return await LocalRun(settings, plan, code, runtime, place).run(interrupted)
 
 
 def check_user(settings: AgentSettings, user: int) -> None:
@@ -128,10 +136,14 @@ class LocalRun:
         self._given_up: StateChanged | None = None
         self._gone = self._sealed = False
 
-    async def run(self) -> int:
-        """Return the exit code once the run has ended and nothing of it is left but caches."""
+    async def run(self, interrupted: Sequence[int] = ()) -> int:
+        """Return the exit code once the run has ended and nothing of it is left but caches.
+
+        `interrupted` are the signals that came before.
+        """
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        self._interrupts = len(interrupted)
+        for name in STOPPING:
             loop.add_signal_handler(name, self._interrupt)
         for warning in self._plan.warnings:
             self._screen.say(warning)
@@ -139,6 +151,7 @@ class LocalRun:
             services = await self._services(open_parts)
             await self._check_host(services.health)
             if self._interrupts:
+                self._screen.say("stopped before the program began")
                 return RUN_FAILED
             late = loop.call_later(PATIENCE_SECONDS, self._say_waiting)
             async with asyncio.TaskGroup() as attendants:

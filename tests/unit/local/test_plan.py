@@ -111,3 +111,9 @@ def test_a_bad_line_of_the_file_is_told_by_its_number_never_by_its_value(data: b
     with pytest.raises(ValueError, match=said) as fault:
         read_environment_file(data, {})
     assert "hunter" not in str(fault.value)
+
+
+@pytest.mark.parametrize("timeout", [-1.0, float("inf"), float("nan")])
+def test_a_time_limit_that_is_none_is_refused(tmp_path: Path, timeout: float) -> None:
+    with pytest.raises(Refused, match="allowed is a number of seconds"):
+        plan(make(tmp_path / "etl"), timeout=timeout)

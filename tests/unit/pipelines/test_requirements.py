@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from fastflow.pipelines.problems import Severity
-from fastflow.pipelines.requirements import requirements_problems
+from fastflow.pipelines.requirements import check_header, requirements_problems
+from fastflow.pipelines.scriptheader import HeaderFault, script_header
 from uv import find_uv_bin
 
 BAD = [
@@ -112,6 +113,45 @@ def test_a_file_in_another_encoding_is_told_with_the_line() -> None:
 def test_encodings_that_windows_writes_and_uv_reads_are_read(encoding: str, tmp_path: Path) -> None:
     assert told("tiny\nrequests=1\n".encode(encoding))[0].startswith("line 2")
     assert "no such comparison operator" in _uv("requests=1", tmp_path, encoding).stderr
+
+
+BAD_HEADERS = [
+    'dependencies = ["requests=2"]',
+    "dependencies = [requests]",
+    'dependencies = "requests"',
+    "dependencies = [3]",
+    'requires-python = "3.11+"',
+    "requires-python = 3.11",
+]
+
+
+@pytest.mark.parametrize("content", BAD_HEADERS)
+def test_a_header_that_uv_refuses_is_refused(content: str, tmp_path: Path) -> None:
+    with pytest.raises(HeaderFault):
+        check_header(_header(content))
+    script = tmp_path / "main.py"
+    script.write_bytes(_header(content))
+    ended = subprocess.run(
+        [shutil.which("uv") or find_uv_bin(), "run", "--offline", "--no-project", "--no-config", str(script)],
+        env={"PATH": os.environ["PATH"], "UV_CACHE_DIR": str(tmp_path / "cache"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert "TOML parse error" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['dependencies = ["requests>=2", "./x.whl"]\n#\n# requires-python = ">=3.11"', "", "[tool.uv]\n# index = []"],
+)
+def test_a_header_in_order_is_left_alone(content: str) -> None:
+    check_header(_header(content))
+
+
+def _header(content: str) -> bytes:
+    found = script_header(f"# /// script\n# {content}\n# ///\nprint(1)\n".encode())
+    assert found is not None
+    return found
 
 
 def _uv(line: str, folder: Path, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:

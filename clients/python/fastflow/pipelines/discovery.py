@@ -26,7 +26,7 @@ from fastflow.pipelines.metadata import Limits, Metadata
 from fastflow.pipelines.metadatafile import find_metadata
 from fastflow.pipelines.original import NOTEBOOK_REMEDY
 from fastflow.pipelines.problems import Problem, error, errors, warning
-from fastflow.pipelines.requirements import MAX_REQUIREMENTS_BYTES, requirements_problems
+from fastflow.pipelines.requirements import MAX_REQUIREMENTS_BYTES, check_header, requirements_problems
 from fastflow.pipelines.scriptheader import HeaderFault, script_header
 
 MAIN = "main.py"
@@ -324,7 +324,10 @@ def _read_main(folder: Folder, main: Entry | None, code: Code) -> tuple[list[Pro
     if main.kind is not Kind.FILE:
         return [error(MAIN, f"is {main.kind.value}; a regular file is needed")], False
     try:
-        return [], script_header(read_file(folder, MAIN, MAX_CODE_BYTES)) is not None
+        header = script_header(read_file(folder, MAIN, MAX_CODE_BYTES))
+        if header is not None:
+            check_header(header)
+        return [], header is not None
     except HeaderFault as fault:
         return [warning(MAIN, f"{fault}; uv will refuse to run it")], True
     except FolderFault as fault:

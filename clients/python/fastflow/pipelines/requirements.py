@@ -1,4 +1,4 @@
-"""What can be seen to be wrong with a requirements.txt without asking a package index.
+"""What can be seen to be wrong with a requirements.txt or a PEP 723 header without asking a package index.
 
 Only what uv is certain to refuse: a line that is no requirement (PEP 508) and nothing else uv reads, and an include of
 a file that does not travel with the code. Whether a package exists shows when its environment is prepared.
@@ -7,11 +7,14 @@ a file that does not travel with the code. Whether a package exists shows when i
 import codecs
 import posixpath
 import re
+import tomllib
 from collections.abc import Collection
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from fastflow.pipelines.problems import Problem, error
+from fastflow.pipelines.scriptheader import HeaderFault
 
 MAX_REQUIREMENTS_BYTES = 1024 * 1024
 """Larger files are left to uv; people's are a few kilobytes."""
@@ -20,6 +23,7 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (code
 _INCLUDE = re.compile(r"(?:-r|-c|--requirement|--constraint)[\s=]+(?P<path>.+)")
 _COMMENT = re.compile(r"(^|\s)#.*$")
 _OPTIONS = re.compile(r"\s+--.*$")
+_LIST = 'such as ["requests==2.31.0"]'
 _EXPLAINED = 'one requirement a line, such as requests==2.31.0 or "pandas>=2,<3"'
 
 
@@ -40,6 +44,28 @@ def requirements_problems(data: bytes, file: str, present: Collection[str]) -> l
             problems.append(error(file, f"line {number}: {complaint}"))
         continued = line.rstrip().endswith("\\")
     return problems
+
+
+def check_header(header: bytes) -> None:
+    """Raises HeaderFault where uv refuses what a script's inline metadata (see `script_header`) says."""
+    lines = header.decode(errors="replace").splitlines()[1:-1]
+    try:
+        document = tomllib.loads("\n".join(line[2:] for line in lines))
+    except tomllib.TOMLDecodeError as fault:
+        raise HeaderFault(f"has inline metadata (# /// script) that is not valid TOML: {fault}") from None
+    dependencies = document.get("dependencies", [])
+    if not isinstance(dependencies, list) or not all(isinstance(each, str) for each in dependencies):
+        raise HeaderFault(f"has dependencies in its inline metadata that are no list of texts; allowed is {_LIST}")
+    for each in dependencies:
+        if not _is_somewhere(each) and not _is_requirement(each):
+            raise HeaderFault(f'names "{each[:100]}" in its inline metadata, which is no requirement{_guess(each)}')
+    python = document.get("requires-python", "")
+    try:
+        SpecifierSet(python)
+    except (InvalidSpecifier, TypeError, AttributeError):
+        raise HeaderFault(
+            f'asks for the Python "{python}" in its inline metadata, which is no range; allowed is such as ">=3.11"'
+        ) from None
 
 
 def _complaint(words: str, file: str, present: Collection[str]) -> str:
