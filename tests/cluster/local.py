@@ -64,6 +64,8 @@ class LocalRuns:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # Else what a readline() has buffered is lost to communicate().
+            bufsize=0,
         ) as process:
             try:
                 yield process
