@@ -1,67 +1,19 @@
-"""Runs that repeat others, with a real uv and a package index whose packages move on."""
+"""Repeating and comparing runs end to end, pipelines as plain processes."""
 
-import functools
-import threading
+import json
+import subprocess
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.cluster import Cluster
-from tests.slots import tiny_wheel
-
-MAIN = """
-    import os, alphaff
-    print(alphaff.VERSION, os.environ["DAY"], *[name for name in os.environ if "CONSTRAINT" in name])
-"""
-SECRET_LOOKING = "value-nobody-may-see"
-
-
-class Handler(SimpleHTTPRequestHandler):
-    """Lists folders and serves their files; nothing is taken from a cache without asking."""
-
-    def end_headers(self) -> None:
-        self.send_header("Cache-Control", "no-cache")
-        super().end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-class Index:
-    """A package index of the wheels in `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def publish(self, name: str, version: str) -> None:
-        """Adds a version of a package."""
-        file, content = tiny_wheel(name, f"VERSION = {version!r}\n", version)
-        (self.folder / name).mkdir(exist_ok=True)
-        (self.folder / name / file).write_bytes(content)
-
-    def withdraw(self, name: str, version: str) -> None:
-        """Removes a version of a package."""
-        for wheel in (self.folder / name).glob(f"{name}-{version}-*"):
-            wheel.unlink()
-
-    def close(self) -> None:
-        """Ends it."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+from tests.cluster.reruns import MAIN, Index, Reruns, repeat
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[Index]:
-    (tmp_path / "index").mkdir()
     index = Index(tmp_path / "index")
-    index.publish("alphaff", "1.0")
     yield index
     index.close()
 
@@ -74,74 +26,54 @@ def cluster(tmp_path: Path, index: Index) -> Iterator[Cluster]:
         yield made
 
 
-def with_another_agent(cluster: Cluster, index: Index) -> None:
-    """Puts an agent that holds nothing in the place of the first."""
-    cluster.agent.stop()
-    cluster.add_agent("worker-2", FASTFLOW_INDEX_URL=index.url)
-    cluster.wait_for_agent("worker-2")
-    cluster.wait_for_agent("worker-1", "OFFLINE")
+class TestReruns(Reruns):
+    """With the process runtime."""
 
 
-def repeat(cluster: Cluster, run: str, *options: str) -> str:
-    done = cluster.ffctl("runs", "rerun", run, "--wait", *options)
-    assert done.exit_code == 0, done.stderr
-    return done.text
+class Repository:
+    """A Git repository with the pipeline "report" in its folder pipelines/, on the branch main."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._main = folder / "pipelines" / "report" / "main.py"
+        self._main.parent.mkdir(parents=True)
+        self.git("init", "--quiet", "--initial-branch", "main")
+
+    def git(self, *arguments: str) -> str:
+        """Runs git and returns what it says."""
+        command = ["git", "-c", "user.name=Ada", "-c", "user.email=ada@example.org", *arguments]
+        return subprocess.run(command, cwd=self.folder, check=True, capture_output=True, text=True).stdout.strip()
+
+    def commit(self, text: str) -> str:
+        """Commits a program that prints `text`, with that as its subject, and returns the commit."""
+        self._main.write_text(f"print({text!r})\n")
+        self.git("add", ".")
+        self.git("commit", "--quiet", "--message", text)
+        return self.git("rev-parse", "HEAD")
 
 
-def first_run(cluster: Cluster) -> str:
-    run = cluster.run("etl", "--env", f"DAY={SECRET_LOOKING}")
-    assert cluster.finish(run)["state"] == "RUN_STATE_SUCCEEDED", cluster.log(run)
-    assert cluster.log(run).endswith(f"1.0 {SECRET_LOOKING}\n".encode())
-    return run
-
-
-def test_a_run_keeps_to_the_versions_its_environment_was_prepared_with(cluster: Cluster, index: Index) -> None:
-    first_run(cluster)
-    index.publish("alphaff", "2.0")
-    index.publish("betaff", "1.0")
-    cluster.add_pipeline("other", "import alphaff; print(alphaff.VERSION)", requirements="alphaff\nbetaff\n")
-    other = cluster.run("other")
-    cluster.finish(other)
-    assert cluster.log(other).endswith(b"2.0\n")
-    again = first_run(cluster)
-    assert "alphaff==1.0" in cluster.show(again)["provenance"]["packages"]
-
-
-def test_a_rerun_on_an_agent_that_holds_nothing_gets_the_same_packages_and_the_newest_run_others(
-    cluster: Cluster, index: Index
-) -> None:
-    first = first_run(cluster)
-    index.publish("alphaff", "2.0")
-    with_another_agent(cluster, index)
-    again = repeat(cluster, first)
-    assert cluster.log(again).endswith(f"1.0 {SECRET_LOOKING}\n".encode())
-    latest = repeat(cluster, first, "--latest")
-    assert cluster.log(latest).endswith(f"2.0 {SECRET_LOOKING}\n".encode())
-    same = cluster.ffctl("runs", "diff", first, again)
-    assert "Package" not in same.text
-    other = cluster.ffctl("runs", "diff", again, latest)
-    assert [line.split() for line in other.text.splitlines() if "alphaff" in line] == [
-        ["Package", "alphaff", "1.0", "2.0"]
-    ]
-    assert SECRET_LOOKING not in same.text + other.text + cluster.ffctl("runs", "show", again).text
-
-
-def test_a_rerun_that_can_not_have_the_same_packages_says_so(cluster: Cluster, index: Index) -> None:
-    first = first_run(cluster)
-    index.publish("alphaff", "2.0")
-    index.withdraw("alphaff", "1.0")
-    with_another_agent(cluster, index)
-    again = repeat(cluster, first)
-    assert cluster.log(again).endswith(f"2.0 {SECRET_LOOKING}\n".encode())
-    assert f"but other packages (ffctl runs diff {first[-8:]} {again})" in cluster.ffctl("runs", "show", again).text
-
-
-def test_code_that_changed_since_is_run_as_it_was_and_the_difference_is_a_diff(cluster: Cluster, index: Index) -> None:
-    first = first_run(cluster)
-    cluster.add_pipeline("etl", MAIN + "    print('and more')\n", requirements="alphaff\n")
-    again = repeat(cluster, first)
-    assert cluster.log(again) == cluster.log(first)
-    assert "Nothing differs" in cluster.ffctl("runs", "diff", first, again).text
-    latest = repeat(cluster, first, "--latest")
-    assert cluster.log(latest).endswith(b"and more\n")
-    assert "\n+print('and more')\n" in cluster.ffctl("runs", "diff", first, latest).text + "\n"
+def test_code_of_a_commit_or_branch_is_run_repeated_and_compared(tmp_path: Path) -> None:
+    repository = Repository(tmp_path / "repository")
+    first = repository.commit("round down")
+    repository.commit("round up")
+    repository.git("checkout", "--quiet", "-b", "topic")
+    topic = repository.commit("do not round")
+    repository.git("checkout", "--quiet", "main")
+    source = {"name": "company", "url": str(repository.folder), "path": "pipelines"}
+    with Cluster(tmp_path / "cluster", "process", FASTFLOW_SOURCES=json.dumps([source])) as cluster:
+        cluster.start()
+        cluster.until(lambda: cluster.ffctl("pipelines", "show", "report").exit_code == 0, 20, "the first sync")
+        runs = [cluster.run("report", "--ref", ref, "--wait") for ref in (first, "topic")]
+        assert [cluster.log(run) for run in runs] == [b"round down\n", b"do not round\n"]
+        shown = cluster.show(runs[1])
+        assert (shown["commit"], shown["ref"]) == (topic, "topic")
+        assert (shown["commit_subject"], shown["commit_author"]) == ("do not round", "Ada <ada@example.org>")
+        assert "-print('round down')\n+print('do not round')" in cluster.ffctl("runs", "diff", *runs).text
+        repository.git("branch", "--quiet", "--delete", "--force", "topic")
+        again = repeat(cluster, runs[1])
+        assert cluster.log(again) == b"do not round\n"
+        assert cluster.show(again)["commit"] == topic
+        assert cluster.log(repeat(cluster, runs[1], "--latest")) == b"round up\n"
+        refused = cluster.ffctl("run", "report", "--ref", "nowhere")
+        assert refused.exit_code == 4
+        assert '"nowhere"' in refused.stderr
