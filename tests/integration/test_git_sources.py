@@ -1,0 +1,131 @@
+"""From a push to a run of the new code, through real programs; and a network that hangs, which holds up nothing."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.cluster import Cluster
+from tests.origins import Origin
+from tests.origins.servers import http_server
+
+TOKEN = "t0ken-that-nobody-may-see"
+ANSWER_SECONDS = 10.0
+"""What any command may take while a network hangs, on a machine with other work; it takes a tenth of that."""
+
+
+@contextmanager
+def cluster_of(tmp_path: Path, *sources: dict[str, Any], agent: bool = True, **settings: str) -> Iterator[Cluster]:
+    """A cluster with these sources, synced only at start and when asked."""
+    chosen = {"FASTFLOW_SOURCES": json.dumps(sources), "FASTFLOW_SYNC_INTERVAL": "3600", **settings}
+    with Cluster(tmp_path / "cluster", "process", **chosen) as cluster:
+        if agent:
+            cluster.start()
+        else:
+            cluster.controlplane.start()
+            cluster.until(lambda: cluster.ffctl("sources", "list").exit_code == 0, 30, "the control plane")
+        yield cluster
+
+
+def syncs(cluster: Cluster, source: str) -> list[dict[str, Any]]:
+    shown: list[dict[str, Any]] = json.loads(cluster.ffctl("sources", "show", source, "-o", "json").text)["syncs"]
+    return shown
+
+
+def test_new_code_runs_after_a_sync_and_old_code_by_its_commit(tmp_path: Path) -> None:
+    origin = Origin(tmp_path / "flows.git")
+    first = origin.push({"pipelines/hello/main.py": "print('one')\n"}, "Begin")
+    with cluster_of(tmp_path, {"name": "flows", "url": origin.url, "path": "pipelines"}) as cluster:
+        cluster.until(lambda: cluster.ffctl("pipelines", "show", "hello").exit_code == 0, 30, "the first sync")
+        assert cluster.ffctl("run", "hello", "--follow").stdout == b"one\n"
+        second = origin.push({"pipelines/hello/main.py": "print('two')\n"}, "Say two")
+        done = cluster.ffctl("sync", "--wait")
+        assert (done.exit_code, done.stderr) == (0, "flows: changed hello\n")
+        assert cluster.ffctl("run", "hello", "--follow").stdout == b"two\n"
+        assert cluster.ffctl("run", "hello", "--ref", first, "--follow").stdout == b"one\n"
+        run = cluster.show(cluster.run("hello"))
+        assert (run["commit"], len(run["tree"])) == (second, 40)
+        newest, oldest = syncs(cluster, "flows")
+        assert (newest["from_commit"], newest["to_commit"], newest["changed"]) == (first, second, ["hello"])
+        assert (newest["trigger"], oldest["trigger"], oldest["added"]) == (
+            "SYNC_TRIGGER_REQUEST",
+            "SYNC_TRIGGER_START",
+            ["hello"],
+        )
+        cluster.controlplane.stop()
+        cluster.controlplane.start()
+        cluster.until(lambda: len(syncs(cluster, "flows")) == 3, 30, "the sync at start")
+        assert syncs(cluster, "flows")[0]["added"] == [], "what was known before is no news after a restart"
+
+
+def test_a_token_is_set_as_a_secret_and_seen_nowhere(tmp_path: Path) -> None:
+    origin = Origin(tmp_path / "served" / "flows.git")
+    origin.push({"hello/main.py": "import os\nprint(sorted(os.environ))\n"})
+    with (
+        http_server(origin.path.parent, TOKEN) as server,
+        cluster_of(tmp_path, {"name": "flows", "url": f"{server.url}/flows.git"}) as cluster,
+    ):
+        refused = cluster.ffctl("sync", "--wait")
+        assert refused.exit_code == 1
+        assert "store it with `ffctl secrets set TOKEN --source flows`" in refused.stderr
+        assert cluster.ffctl("secrets", "set", "TOKEN", "--source", "flows", value=f"{TOKEN}\n").exit_code == 0
+        done = cluster.ffctl("sync", "--wait")
+        assert (done.exit_code, done.stderr) == (0, "flows: added hello\n")
+        run = cluster.ffctl("run", "hello", "--follow")
+        assert run.exit_code == 0
+        assert "TOKEN" not in run.text, "a source's secret reaches no pipeline"
+        assert "the source flows" in cluster.ffctl("secrets", "list").text
+        unknown = cluster.ffctl("secrets", "set", "TOKEN", "--source", "flow", value="x")
+        assert (unknown.exit_code, 'there is no source "flow"; did you mean "flows"' in unknown.stderr) == (4, True)
+        other = cluster.ffctl("secrets", "set", "PASSWORD", "--source", "flows", value="x")
+        assert "a source uses TOKEN and SSH_KEY alone" in other.stderr
+        assert cluster.ffctl("secrets", "delete", "TOKEN", "--source", "flows").exit_code == 0
+        assert cluster.ffctl("sync", "--wait").exit_code == 1
+        assert cluster.ffctl("run", "hello", "--wait").exit_code == 0, "what was synced stays in use"
+    written = [path for path in (tmp_path / "cluster").rglob("*") if path.is_file()]
+    assert [path for path in written if TOKEN.encode() in path.read_bytes()] == []
+
+
+def test_a_network_that_hangs_holds_up_neither_runs_nor_the_api(tmp_path: Path) -> None:
+    origin = Origin(tmp_path / "flows.git")
+    origin.push({"hello/main.py": "print('hello')\n"})
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        cluster_of(
+            tmp_path,
+            {"name": "flows", "url": origin.url},
+            {"name": "stuck", "url": f"http://127.0.0.1:{silent.getsockname()[1]}/x.git"},
+        ) as cluster,
+    ):
+        assert cluster.ffctl("sync", "flows", "--wait").exit_code == 0
+        shown = json.loads(cluster.ffctl("sources", "show", "stuck", "-o", "json").text)["source"]
+        assert shown["syncing"], "it hangs"
+        started = time.monotonic()
+        assert cluster.ffctl("run", "hello", "--follow").stdout == b"hello\n"
+        assert "hello" in cluster.ffctl("pipelines", "list").text
+        begun = cluster.ffctl("sync", "stuck")
+        assert (begun.exit_code, begun.stderr) == (0, "stuck: sync begun\n")
+        assert time.monotonic() - started < ANSWER_SECONDS
+        cluster.controlplane.stop()
+        assert time.monotonic() - started < 2 * ANSWER_SECONDS, "nor the end of the control plane"
+
+
+def test_a_clash_of_two_sources_is_told_at_the_later_one(tmp_path: Path) -> None:
+    folder = tmp_path / "folder" / "hello"
+    folder.mkdir(parents=True)
+    (folder / "main.py").write_text("print('folder')\n")
+    origin = Origin(tmp_path / "flows.git")
+    origin.push({"hello/main.py": "print('git')\n"})
+    sources = ({"name": "flows", "url": origin.url}, {"name": "local", "folder": str(folder.parent)})
+    with cluster_of(tmp_path, *sources, agent=False) as cluster:
+        cluster.ffctl("sync", "--wait")
+        shown = cluster.ffctl("sources", "show", "local").text
+        assert 'the pipeline "hello" (hello) is not used: the source "flows" has one of that name' in shown
+        (folder.parent / "more").mkdir()
+        (folder.parent / "more" / "main.py").write_text("")
+        assert cluster.ffctl("sync", "local", "--wait").stderr == "local: added more\n"
+        assert syncs(cluster, "local")[0]["added"] == ["more"]
+        assert cluster.ffctl("sync", "nope").exit_code == 4
