@@ -15,6 +15,7 @@ from fastflow.v1 import logs_pb2, logs_pb2_grpc, runs_pb2, runs_pb2_grpc
 
 from tests.bench.bare import Bare
 from tests.bench.figures import Figure, print_table, write_json
+from tests.bench.sync import sync
 from tests.cluster import Cluster, Program
 
 ROOT = Path(__file__).parents[2]
@@ -210,6 +211,7 @@ def main() -> int:
         "logs": lambda bench: [bench.log_volume()],
         "footprint": lambda bench: list(bench.footprint()),
         "up": lambda bench: [up()],
+        "sync": lambda bench: [sync()],
     }
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("measure", nargs="*", choices=[*measures, []], help="what to measure (default: all)")
