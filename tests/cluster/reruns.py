@@ -5,6 +5,7 @@ pipeline "etl" of MAIN that needs alphaff.
 """
 
 import functools
+import re
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -97,7 +98,9 @@ class Reruns:
         cluster.finish(other)
         assert cluster.log(other).endswith(b"2.0\n")
         again = first_run(cluster)
-        assert "alphaff==1.0" in cluster.show(again)["provenance"]["packages"]
+        provenance = cluster.show(again)["provenance"]
+        assert "alphaff==1.0" in provenance["packages"]
+        assert re.fullmatch(r"3\.\d+\.\d+", provenance["python_version"])
 
     def test_a_rerun_on_an_agent_that_holds_nothing_gets_the_same_packages_and_the_newest_run_others(
         self, cluster: Cluster, index: Index

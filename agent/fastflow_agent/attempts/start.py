@@ -236,7 +236,7 @@ def _provenance(spec: RunSpec, facts: Facts, generation: Generation) -> Provenan
         image=facts.image,
         image_digest=facts.image_digest,
         uv_version=facts.uv_version,
-        python_version=spec.python_version or "".join(facts.python_versions[-1:]),
+        python_version=generation.python or spec.python_version,
         packages=generation.packages,
         secret_versions={secret.name: secret.version for secret in spec.secrets},
     )

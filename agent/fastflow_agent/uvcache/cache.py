@@ -19,7 +19,7 @@ from fastflow_agent.model import SlotId
 from fastflow_agent.runtime.base import PreparerResult, PreparerSpec
 from fastflow_agent.singleflight import SingleFlight
 from fastflow_agent.uvcache.generations import Environment, Generations, Held
-from fastflow_agent.uvcache.needs import Needs, UnreadableHeader, constraints, installed, without_listing
+from fastflow_agent.uvcache.needs import Needs, UnreadableHeader, constraints, installed, interpreter, without_listing
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +48,7 @@ class EnvironmentFault(Exception):
 class Generation:
     """A generation and one environment in it. `path` never changes; `packages` are "name==version".
 
-    `environment` names the environment; `prepared` and `seconds` as in `Environment`.
+    `environment` names the environment; `prepared`, `seconds` and `python` as in `Environment`.
     """
 
     id: str
@@ -58,6 +58,7 @@ class Generation:
     environment: str = ""
     prepared: float = 0.0
     seconds: float = 0.0
+    python: str = ""
 
 
 class Preparer(Protocol):
@@ -235,6 +236,7 @@ class UvCache:
             digest,
             environment.prepared,
             environment.seconds,
+            environment.python,
         )
 
     async def _prepare(self, needs: Needs, digest: str, base_digest: str, python_version: str) -> None:
@@ -251,7 +253,9 @@ class UvCache:
             result = await self._preparer.run_preparer(spec)
             _check(result)
             seconds = asyncio.get_running_loop().time() - began
-            environment = Environment(installed(result.output), result.offline, self._now(), seconds)
+            environment = Environment(
+                installed(result.output), result.offline, self._now(), seconds, interpreter(result.output)
+            )
             environments = {digest: environment}
             if self._generations.find(base_digest) is None:
                 environments.setdefault(base_digest, replace(environment, packages=()))

@@ -27,13 +27,15 @@ KEPT_SCRIPTS = 8
 class Environment:
     """One set of installed packages. `offline`: uv was seen to find all of it without a network.
 
-    `prepared` is when (seconds since 1970, UTC; 0 = not known), `seconds` how long it took.
+    `prepared` is when (seconds since 1970, UTC; 0 = not known), `seconds` how long it took; `python` is the exact
+    version it was made with, "" = not known.
     """
 
     packages: tuple[str, ...] = ()
     offline: bool = False
     prepared: float = 0.0
     seconds: float = 0.0
+    python: str = ""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ def _read(path: Path) -> list[Held]:
                         bool(environment["offline"]),
                         float(environment.get("prepared", 0.0)),
                         float(environment.get("seconds", 0.0)),
+                        str(environment.get("python", "")),
                     )
                     for digest, environment in each["environments"].items()
                 },

@@ -29,6 +29,9 @@ _CODE = "/fastflow/code"
 """Where the code is in a container."""
 
 _LISTING = b"""
+import platform
+
+print("fastflow-python", platform.python_version())
 try:
     import importlib.metadata
     import json
@@ -132,9 +135,15 @@ def installed(output: bytes) -> tuple[str, ...]:
     return tuple(json.loads(listings[-1])) if listings else ()
 
 
+def interpreter(output: bytes) -> str:
+    """Returns the exact version of Python in the last listing, "3.11.2"; "" = there is none."""
+    told = re.findall(rb"^fastflow-python ([0-9][0-9A-Za-z.+]*)$", output, re.MULTILINE)
+    return str(told[-1], "ascii") if told else ""
+
+
 def without_listing(output: bytes) -> bytes:
     """Returns uv's own output."""
-    return re.sub(rb"^fastflow-packages .*\n?", b"", output, flags=re.MULTILINE)
+    return re.sub(rb"^fastflow-(packages|python) .*\n?", b"", output, flags=re.MULTILINE)
 
 
 class _Files:

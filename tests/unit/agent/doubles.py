@@ -262,6 +262,7 @@ class FakeGeneration:
     path: Path
     offline: bool = True
     packages: tuple[str, ...] = ()
+    python: str = "3.11.2"
 
 
 class FakeUvCache:

@@ -1,12 +1,21 @@
 """What is read of a pipeline's code to know what to install."""
 
+import platform
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fastflow_agent.uvcache.needs import CONSTRAINTS, Needs, UnreadableHeader, constraints, installed, without_listing
+from fastflow_agent.uvcache.needs import (
+    CONSTRAINTS,
+    Needs,
+    UnreadableHeader,
+    constraints,
+    installed,
+    interpreter,
+    without_listing,
+)
 
 HEADER = b'# /// script\n# dependencies = ["six"]\n# ///\n'
 
@@ -100,11 +109,25 @@ def test_needs_become_a_pipeline_whose_program_lists_what_is_installed(tmp_path:
     output = subprocess.run([sys.executable, str(main)], check=True, capture_output=True).stdout
     packages = installed(b"Resolved 3 packages\n" + output + b"and more")
     assert any(package.startswith("pytest==") for package in packages)
+    assert interpreter(output) == platform.python_version()
     assert without_listing(b"Resolved\n" + output + b"more") == b"Resolved\nmore"
+
+
+def test_of_two_versions_of_a_package_the_one_that_is_imported_is_listed(tmp_path: Path) -> None:
+    for folder, name, version in (("first", "Two.Times", "2.0"), ("second", "two_times", "1.0")):
+        info = tmp_path / folder / f"two_times-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    Needs().write(tmp_path / "made")
+    path = f"{tmp_path / 'first'}:{tmp_path / 'second'}"
+    command = [sys.executable, str(tmp_path / "made" / "main.py")]
+    output = subprocess.run(command, check=True, capture_output=True, env={"PYTHONPATH": path}).stdout
+    assert [package for package in installed(output) if "imes" in package] == ["Two.Times==2.0"]
 
 
 def test_output_without_a_listing_names_no_package() -> None:
     assert installed(b"error: no") == ()
+    assert interpreter(b"error: no") == ""
 
 
 def test_versions_that_requirements_are_held_to_make_another_environment(code: Path) -> None:
