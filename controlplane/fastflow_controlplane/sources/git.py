@@ -3,11 +3,11 @@
 A pipeline at a commit is a tree id. What was read of a tree holds for ever, so a new commit costs what changed in it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from fastflow.pipelines.bundle import Bundle, Sink, pack
 from fastflow.pipelines.code import Code, read_code
-from fastflow.pipelines.discovery import Found, Place, Remembered, clashes, find_pipelines
+from fastflow.pipelines.discovery import MAIN, Found, Place, Remembered, clashes, find_pipelines
 from fastflow.pipelines.folder import FolderFault
 from fastflow.pipelines.metadata import Limits
 from fastflow.pipelines.problems import Problem, error
@@ -73,19 +73,65 @@ class GitSource:
 
     def _forget(self) -> None:
         self._remembered = Remembered()
-        self._known: Mapping[tuple[str, str], Snapshot] = {}
+        self._known: dict[tuple[str, str], Snapshot] = {}
+        self._places: dict[str, Place] = {}
         self._current: Contents | None = None
 
     def _read(self, commit: Commit) -> Contents:
         if self._current is not None and self._current.commit == commit:
             return self._current
+        self._current = self._read_changed(commit) or self._read_all(commit)
+        return self._current
+
+    def _read_all(self, commit: Commit) -> Contents:
         found = self._find(commit)
         clashing = clashes(found.places)
         snapshots = self._snapshots(found.places, clashing)
+        self._places = {} if clashing else {place.path: place for place in found.places}
         # A name that is shared says nothing of the code behind it.
         self._known = {key: snapshot for key, snapshot in snapshots.items() if key[0] not in clashing}
-        self._current = Contents(_by_name(snapshots), found.notes, commit)
-        return self._current
+        return Contents(_by_name(snapshots), found.notes, commit)
+
+    def _read_changed(self, commit: Commit) -> Contents | None:
+        """Reads only pipelines in which files changed; None where more than that may have changed."""
+        before = self._current
+        if before is None or before.commit is None:
+            return None
+        paths = self._mirror.changed(before.commit.id, commit.id, self._folder)
+        places = {} if paths is None else self._places_of(paths, commit)
+        if paths is None or places is None:
+            return None
+        fresh = self._snapshots(list(places.values()), {})
+        for path in places:
+            self._known.pop((path, self._places[path].identity), None)
+        self._known.update(fresh)
+        self._places.update(places)
+        return Contents({**before.snapshots, **_by_name(fresh)}, before.notes, commit)
+
+    def _places_of(self, paths: Sequence[str], commit: Commit) -> dict[str, Place] | None:
+        """Returns the pipelines, as they are at `commit`, that all `paths` lie in; None where one lies in none."""
+        places: dict[str, Place] = {}
+        for path in paths:
+            above = next((parent for parent in _parents(path) if parent in self._places), None)
+            if above is None:
+                return None
+            if above not in places:
+                place = self._place(above, commit)
+                if place is None:
+                    return None
+                places[above] = place
+        return places
+
+    def _place(self, path: str, commit: Commit) -> Place | None:
+        tree = self._mirror.tree_at(commit.id, "/".join(filter(None, [self._folder, path])))
+        if not tree:
+            return None
+        folder = self._mirror.folder(tree)
+        try:
+            is_pipeline = any(entry.name == MAIN for entry in folder.entries())
+        except FolderFault:
+            return None
+        return Place(path.rpartition("/")[2], path, folder, tree) if is_pipeline else None
 
     def _find(self, commit: Commit) -> Found:
         return find_pipelines(self._mirror.root(commit.id, self._folder), self._remembered)
@@ -106,6 +152,11 @@ class GitSource:
         except FolderFault as fault:
             code = Code((), (error("", fault.message),))
         return taken(place, code, place.folder, place.identity, self._defaults)
+
+
+def _parents(path: str) -> Iterator[str]:
+    parts = path.split("/")
+    return ("/".join(parts[:depth]) for depth in range(1, len(parts)))
 
 
 def _by_name(snapshots: Mapping[tuple[str, str], Snapshot]) -> dict[str, Snapshot]:

@@ -33,6 +33,9 @@ MIN_COMMIT_DIGITS = 4
 BRANCHES_NAMED = 10
 """Branches that an error names."""
 
+MAX_CHANGED = 1_000
+"""Files up to which a change is looked at file by file; beyond, searching everything costs no more."""
+
 _HEX = frozenset("0123456789abcdefABCDEF")
 _COMMIT_DIGITS = 40
 
@@ -114,6 +117,26 @@ class Mirror:
                 raise FolderFault("", f'there is no folder "{folder}" in the repository at commit {commit[:12]}')
             found = found.folder(part)
         return found
+
+    def changed(self, before: str, after: str, folder: str) -> list[str] | None:
+        """Returns the paths below `folder` of files that differ between two commits; None = more than MAX_CHANGED.
+
+        Costs what changed: Git compares trees by their ids. Raises FolderFault where one has no such folder.
+        """
+        trees = [self.root(commit, folder).tree for commit in (before, after)]
+        difference = trees[0].diff_to_tree(trees[1])
+        if len(difference) > MAX_CHANGED:
+            return None
+        sides = (side for delta in difference.deltas for side in (delta.old_file, delta.new_file))
+        return sorted({os.fsdecode(side.raw_path) for side in sides})
+
+    def tree_at(self, commit: str, path: str) -> str:
+        """Returns the tree id of the folder `path` at a commit, "" where there is none. Costs the depth of `path`."""
+        try:
+            found = self._repository[pygit2.Oid(hex=commit)].peel(pygit2.Tree)[path]
+        except KeyError:
+            return ""
+        return str(found.id) if isinstance(found, pygit2.Tree) else ""
 
     def folder(self, tree: str) -> TreeFolder:
         """Returns the files of a tree."""

@@ -140,14 +140,14 @@ class TreeFolder:
         self._oid = oid
 
     @cached_property
-    def _tree(self) -> pygit2.Tree:
-        # Read when it is needed: a folder that is known by its id need not be.
+    def tree(self) -> pygit2.Tree:
+        """The folder itself. It is read when it is needed: one that is known by its id need not be."""
         with _damage():
             return self._repository[self._oid].peel(pygit2.Tree)
 
     @cached_property
     def _items(self) -> dict[str, pygit2.Object]:
-        items = {os.fsdecode(item.raw_name or b""): item for item in self._tree}
+        items = {os.fsdecode(item.raw_name or b""): item for item in self.tree}
         for name in items:
             # A tree that was made by hand can hold them; no file has such a name.
             if name in ("", ".", "..") or "/" in name:

@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from fastflow_controlplane.sources.model import Changes
 from fastflow_controlplane.sources.mounted import MountedFolder
 from fastflow_controlplane.sources.remote import Credentials, Remote, parse_address
 from fastflow_controlplane.sources.repository import SnapshotRepository
+from hypothesis import given, settings, strategies
 from pygit2.enums import FileMode
 
 from tests.origins import Origin
@@ -124,6 +126,49 @@ async def test_pipelines_that_did_not_change_are_not_read_again(
     followed.origin.push({"group/p7/main.py": "changed", "README": "x"})
     assert await followed.sync() == Changes(changed=("p7",))
     assert read == ["p7"]
+
+
+@settings(max_examples=25)
+@given(
+    pushes=strategies.lists(
+        strategies.dictionaries(
+            strategies.sampled_from(
+                [
+                    "README",
+                    "main.py",
+                    "a/main.py",
+                    "a/x",
+                    "a/b/main.py",
+                    "g/a/main.py",
+                    "g/b/main.py",
+                    "g/b/deep/x",
+                    "g/c",
+                ]
+            ),
+            strategies.sampled_from(["1", "2", None]),
+            min_size=1,
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+async def test_reading_what_changed_finds_what_reading_all_finds(pushes: list[dict[str, str | None]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        origin = Origin(Path(folder) / "origin.git")
+        mirror = Mirror(origin.path)
+        source = GitSource("git", origin.url, "", mirror, DEFAULTS)
+        there: dict[str, str] = {}
+        for files in pushes:
+            known = {path: text for path, text in files.items() if text is not None or path in there}
+            there = {**there, **known}
+            there = {path: text for path, text in there.items() if text is not None}
+            if not there or not known:
+                continue
+            commit = origin.push(known)
+            fresh = GitSource("git", origin.url, "", Mirror(origin.path), DEFAULTS)
+            assert source.advance(commit) == fresh.advance(commit)
+            fresh.close()
+        source.close()
 
 
 async def test_only_the_folder_of_the_settings_is_searched(origin: Origin, tmp_path: Path) -> None:
