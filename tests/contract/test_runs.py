@@ -1,15 +1,17 @@
 """Runs and agents found again: short ids, pages, requests, names, the cluster."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 from fastflow_controlplane.errors import AlreadyExists, InvalidArgument, NotFound
+from fastflow_controlplane.runs.model import Rerun
 from fastflow_controlplane.runs.states import RunState
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents, requests, runs
 from fastflow_controlplane.store.queries.cluster import take_over
 
-from tests.contract.rows import NOW, Rows
+from tests.contract.rows import NOW, Rows, new_run
 
 ID = "01890000-0000-7000-8000-0000{:08x}"
 
@@ -45,6 +47,26 @@ async def test_what_can_be_no_id_is_refused_with_the_rule(rows: Rows, given: str
 async def test_an_unknown_run_is_named(rows: Rows) -> None:
     with pytest.raises(NotFound, match="deadbeef"):
         await rows.store.read(lambda connection: runs.resolve(connection, "deadbeef"))
+
+
+async def test_a_run_is_read_back_as_it_was_stored(rows: Rows) -> None:
+    stored = replace(
+        new_run(ID.format(1), parameters=b"sealed"),
+        environment_names=("DAY",),
+        default_environment={"REGION": "north"},
+        commit_author="Ada <ada@example.org>",
+        commit_subject="Round down",
+        ref="topic",
+        rerun=Rerun(ID.format(2), latest=False, packages=("numpy==2.1.0",)),
+    )
+    plain = new_run(ID.format(3))
+    for run in (stored, plain):
+        await rows.store.write(partial(runs.insert_run, run=run, now=NOW))
+        assert await rows.store.read(partial(runs.read_stored, run_id=run.id)) == run
+    view = await rows.view(stored.id)
+    assert (view.rerun, view.ref, view.commit_subject) == (stored.rerun, "topic", "Round down")
+    with pytest.raises(NotFound):
+        await rows.store.read(partial(runs.read_stored, run_id=ID.format(4)))
 
 
 async def test_pages_of_runs_go_from_the_newest_to_the_oldest_without_gap_or_repeat(rows: Rows) -> None:

@@ -38,8 +38,11 @@ def _create(connection: Connection) -> None:
     connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
 
 
-def upgrade(connection: Connection, current: str | None) -> None:
-    """Applies all migrations after `current`, None = from an empty database. Raises FailedPrecondition."""
+def upgrade(connection: Connection, current: str | None, target: str = HEAD) -> None:
+    """Applies all migrations after `current`, None = from an empty database, up to `target`.
+
+    Raises FailedPrecondition.
+    """
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -53,4 +56,4 @@ def upgrade(connection: Connection, current: str | None) -> None:
             f"the database has schema {current}, this control plane knows up to {HEAD}: "
             "it was written by a newer version; install that version or newer"
         )
-    command.upgrade(config, "head")
+    command.upgrade(config, target)
