@@ -6,6 +6,7 @@ of the process, also in the middle of a fetch. It never moves `mirror.IN_USE`, s
 """
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -24,6 +25,7 @@ from pygit2.enums import CredentialType, FetchPrune
 
 from fastflow_controlplane.disk import full_message, says_full
 from fastflow_controlplane.sources.mirror import BRANCHES, BRANCHES_NAMED, TAGS, Mirror
+from fastflow_controlplane.sources.packs import join_packs
 from fastflow_controlplane.sources.remote import (
     SSH_KEY_SECRET,
     TOKEN_SECRET,
@@ -76,6 +78,7 @@ def _serve(request: Mapping[str, Any]) -> dict[str, str]:
         return {"fault": str(fault)}
 
 
+@functools.cache
 def configure(home: Path, known_hosts: tuple[str, ...], ca_bundle: str) -> None:
     """Sets what libgit2 holds once per process.
 
@@ -117,6 +120,7 @@ def _fetch(mirror: Mirror, remote: Remote, callbacks: "_Callbacks") -> str:
         raise FetchFault(_no_branch(branch, there))
     if _as_here(there) != mirror.references() or pygit2.Oid(hex=wanted) not in mirror.repository:
         origin.fetch(list(_REFSPECS), callbacks=callbacks, prune=FetchPrune.PRUNE, proxy=True)
+        join_packs(mirror.repository, mirror.path / "objects" / "pack")
     return wanted
 
 

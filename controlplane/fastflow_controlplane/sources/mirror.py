@@ -10,6 +10,7 @@ from fastflow.durable import sync_folder
 from fastflow.pipelines.folder import FolderFault, Kind
 
 from fastflow_controlplane.sources.model import Commit
+from fastflow_controlplane.sources.packs import sync_file
 from fastflow_controlplane.sources.repository import (
     DamagedRepository,
     StorageFault,
@@ -63,7 +64,7 @@ class Mirror:
         try:
             self._sync_packs()
             self._repository.references.create(IN_USE, pygit2.Oid(hex=commit), force=True)
-            _sync(self.path / IN_USE)
+            sync_file(self.path / IN_USE)
             sync_folder((self.path / IN_USE).parent)
         except (pygit2.GitError, OSError) as fault:
             raise StorageFault(str(fault)) from fault
@@ -156,8 +157,8 @@ class Mirror:
         for pack in packs.glob("*.pack"):
             marker = pack.with_suffix(".synced")
             if not marker.exists():
-                _sync(pack)
-                _sync(pack.with_suffix(".idx"))
+                sync_file(pack)
+                sync_file(pack.with_suffix(".idx"))
                 marker.touch()
         sync_folder(packs)
 
@@ -174,11 +175,3 @@ def _described(commit: pygit2.Commit) -> Commit:
         subject=commit.message.strip().partition("\n")[0],
         time=commit.commit_time,
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,7 @@ from fastflow.pipelines.discovery import PipelineState
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.errors import InvalidArgument, NotFound, Unavailable
 from fastflow_controlplane.sources import model
+from fastflow_controlplane.sources import packs as packing
 from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.fetch_process import FetchFailed, FetchProcess, Workplace
 from fastflow_controlplane.sources.git import GitSource
@@ -305,6 +306,28 @@ async def test_lfs_pointers_are_warned_about_and_refused_where_fastflow_reads_th
     ]
     assert "git lfs untrack" in followed.problems("meta")[0]
     assert len(followed.problems("meta")) == 1
+
+
+async def test_many_syncs_leave_few_packs_and_all_objects(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
+    packs = followed.source.objects / "objects" / "pack"
+    mirror = Mirror(followed.source.objects)
+    commits = []
+    for number in range(6):
+        commits.append(followed.origin.push({f"p{number}/main.py": f"{number}", "p/main.py": f"{number}"}))
+        await followed.sync()
+        await followed.catalog.snapshot("p")
+    assert len(list(packs.glob("*.pack"))) == 6
+    monkeypatch.setattr(packing, "MANY_PACKS", 3)
+    packing.join_packs(mirror.repository, packs)
+    mirror.close()
+    assert len(list(packs.glob("*.pack"))) == 1
+    assert sorted(path.suffix for path in packs.iterdir()) == [".idx", ".pack"]
+    for number, commit in enumerate(commits):
+        pinned = await followed.catalog.snapshot("p", commit)
+        assert pinned.tree == str(followed.origin.repository[commit].tree["p"].id), number
+    followed.origin.push({"q/main.py": ""})
+    assert await followed.sync() == Changes(added=("q",))
+    assert (await followed.catalog.snapshot("p3")).pipeline == "p3"
 
 
 async def test_a_file_of_300_mib_is_refused_by_name(followed: Followed) -> None:
