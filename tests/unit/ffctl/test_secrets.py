@@ -101,7 +101,7 @@ def test_without_exactly_one_kind_of_scope_nothing_is_stored(
 ) -> None:
     ended = ffctl("secrets", "set", "API_TOKEN", *scope)
     assert ended.code == 2
-    assert "--pipeline NAME (repeatable) or --all-pipelines" in ended.err
+    assert "--pipeline NAME (repeatable), --all-pipelines or --source NAME" in ended.err
     assert server.requests == []
 
 
