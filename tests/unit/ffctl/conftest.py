@@ -29,6 +29,8 @@ from ffctl import connection, follow, output
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from .terminal import PATIENCE_SECONDS
+
 FFCTL = Path(sys.executable).parent / "ffctl"
 RUN_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 SHORT_ID = "099a8057"
@@ -196,4 +198,4 @@ class Gate:
 
     def wait(self) -> None:
         """Waits until the test opened it."""
-        assert self._event.wait(20), "the test never opened the gate"
+        assert self._event.wait(PATIENCE_SECONDS), "the test never opened the gate"

@@ -14,7 +14,8 @@ CTRL_D = "\x04"
 CTRL_S = "\x13"
 CTRL_Q = "\x11"
 ROWS = 24
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
+"""Longer than a program takes to start on a machine whose cores are all taken."""
 POLL_SECONDS = 0.01
 
 
@@ -67,7 +68,7 @@ class Terminal:
         while self._read():
             pass
         os.close(self._side)
-        return self.process.wait(20)
+        return self.process.wait(PATIENCE_SECONDS)
 
     def _read(self) -> bool:
         try:

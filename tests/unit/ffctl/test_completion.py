@@ -7,6 +7,7 @@ import pytest
 from fastflow.v1 import pipelines_pb2, runs_pb2
 
 from .conftest import RUN_ID, Ffctl, ScriptedServer, run_of
+from .terminal import PATIENCE_SECONDS
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -17,7 +18,7 @@ def complete(spawn: Spawn, environment: dict[str, str]) -> Callable[..., list[st
         environment["_FFCTL_COMPLETE"] = "bash_complete"
         environment["COMP_WORDS"] = " ".join(["ffctl", *words])
         environment["COMP_CWORD"] = str(len(words))
-        out, err = spawn().communicate(timeout=20)
+        out, err = spawn().communicate(timeout=PATIENCE_SECONDS)
         assert err == b""
         return [line.partition(",")[2] for line in out.decode().split()]
 
@@ -36,7 +37,7 @@ def test_the_script_of_each_shell_is_printed(ffctl: Ffctl, shell: str, sign: str
 
 def test_the_bash_script_is_sound(ffctl: Ffctl) -> None:
     script = ffctl("completion", "bash").out
-    assert subprocess.run(["bash", "-n"], input=script, timeout=20, check=False).returncode == 0
+    assert subprocess.run(["bash", "-n"], input=script, timeout=PATIENCE_SECONDS, check=False).returncode == 0
 
 
 def test_commands_and_options_are_offered(complete: Callable[..., list[str]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from fastflow.v1 import logs_pb2, runs_pb2
 
 from .conftest import RUN_ID, SHORT_ID, Ffctl, Gate, ScriptedServer, refuse, run_of
-from .terminal import CTRL_C, Terminal
+from .terminal import CTRL_C, PATIENCE_SECONDS, Terminal
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -94,7 +94,7 @@ def test_a_server_that_restarts_is_waited_for(server: ScriptedServer, ffctl: Ffc
             first_line_sent.set()
 
     def restart() -> None:
-        assert first_line_sent.wait(20)
+        assert first_line_sent.wait(PATIENCE_SECONDS)
         server.stop()
         following.open()
         server.start()
@@ -175,7 +175,7 @@ def test_ctrl_c_without_a_terminal_detaches_and_says_how_to_come_back(
     assert process.stdout is not None
     assert process.stdout.readline() == b"first line\n"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130
     assert f"detached from run {SHORT_ID}, which goes on" in err.decode()
     assert f"ffctl logs -f {SHORT_ID} --from 11" in err.decode()
@@ -193,9 +193,9 @@ def test_ctrl_c_before_the_run_is_known_says_how_to_repeat_safely(server: Script
 
     server.answers["CreateRun"] = create
     process = spawn("run", "etl")
-    assert asked.wait(20)
+    assert asked.wait(PATIENCE_SECONDS)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     (request,) = server.asked(runs_pb2.CreateRunRequest)
     assert (process.returncode, out) == (130, b"")
     assert f"repeat with --request-id {request.request_id}" in err.decode()
@@ -217,7 +217,7 @@ def test_ctrl_c_detaches_although_nobody_takes_the_output(
     assert process.stdout is not None
     assert process.stdout.read(1) == b"x"
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(PATIENCE_SECONDS) == 130
     rest = process.stdout.read()
     assert process.stderr is not None
     # What it wrote and where it says to go on fit together to the byte.
@@ -231,7 +231,7 @@ def test_a_reader_that_leaves_is_met_with_silence(spawn: Spawn, following: Gate)
     assert process.stdout.readline() == b"first line\n"
     process.stdout.close()
     following.open()
-    assert process.wait(20) == 130
+    assert process.wait(PATIENCE_SECONDS) == 130
     assert process.stderr.read().decode() == f"run {SHORT_ID}: running on worker-1\n"
 
 

@@ -8,7 +8,7 @@ import pytest
 from fastflow.v1 import secrets_pb2
 
 from .conftest import Ffctl, ScriptedServer
-from .terminal import CTRL_C, CTRL_D, CTRL_Q, CTRL_S, Terminal
+from .terminal import CTRL_C, CTRL_D, CTRL_Q, CTRL_S, PATIENCE_SECONDS, Terminal
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -30,7 +30,7 @@ def _store(server: ScriptedServer) -> None:
 
 def store_from_stdin(spawn: Spawn, value: bytes, *arguments: str) -> tuple[int, bytes, str]:
     process = spawn("secrets", "set", "API_TOKEN", *arguments, stdin=subprocess.PIPE)
-    out, err = process.communicate(value, timeout=20)
+    out, err = process.communicate(value, timeout=PATIENCE_SECONDS)
     return process.returncode, out, err.decode()
 
 

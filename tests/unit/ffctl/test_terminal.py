@@ -8,7 +8,7 @@ import pytest
 from fastflow.v1 import limits_pb2, logs_pb2, runs_pb2
 
 from .conftest import SHORT_ID, Gate, ScriptedServer, run_of
-from .terminal import Terminal
+from .terminal import PATIENCE_SECONDS, Terminal
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -54,7 +54,7 @@ def test_a_pipe_gets_neither_colours_nor_cut_lines(
 ) -> None:
     environment["FORCE_COLOR"] = "1"
     runs[0].pipeline = "p" * 200
-    out, _ = spawn("runs", "list").communicate(timeout=20)
+    out, _ = spawn("runs", "list").communicate(timeout=PATIENCE_SECONDS)
     assert b"\x1b" not in out
     assert b"p" * 200 in out
     assert len(out.splitlines()) == 3
