@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fastflow.ids import short
+
 from fastflow_controlplane.clock import MICROSECONDS
 from fastflow_controlplane.runs.model import Provenance, RunView
 
@@ -92,7 +94,7 @@ def _told(run: RunView) -> Provenance | None:
 
 def _untold(run: RunView) -> str:
     why = "ended before its environment was there" if run.terminal else "has no environment yet"
-    return f"run {run.id} {why}: packages, secrets, agent, image, Python and uv are not compared"
+    return f"run {short(run.id)} {why}: packages, secrets, agent, image, Python and uv are not compared"
 
 
 def _packages(a: Iterable[str], b: Iterable[str]) -> Iterator[PackageDifference]:

@@ -140,10 +140,18 @@ def test_a_value_that_differs_is_told_with_its_field(other: RunView, expected: l
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        (replace(RUN, id="b", state=RunState.QUEUED, attempts=()), "run b has no environment yet"),
         (
-            replace(RUN, id="b", state=RunState.FAILED, attempts=(attempt(Provenance(secret_versions={"TOKEN": 2})),)),
-            "run b ended before its environment was there",
+            replace(RUN, id="01890000-0000-7000-8000-00000000000b", state=RunState.QUEUED, attempts=()),
+            "run 0000000b has no environment yet",
+        ),
+        (
+            replace(
+                RUN,
+                id="01890000-0000-7000-8000-00000000000b",
+                state=RunState.FAILED,
+                attempts=(attempt(Provenance(secret_versions={"TOKEN": 2})),),
+            ),
+            "run 0000000b ended before its environment was there",
         ),
     ],
     ids=["waiting", "failed early"],
