@@ -85,7 +85,10 @@ class FetchProcess:
             await process.stdin.drain()
         line = await process.stdout.readline()
         if not line.endswith(b"\n"):
-            raise FetchFailed(f"the fetch was cut off: its process {_end_of(await process.wait())}; it is tried again")
+            raise FetchFailed(
+                f"the fetch was cut off: its process {_end_of(await process.wait())}; it is tried again. If it stays so "
+                "over ssh with an RSA key, take an ed25519 one"
+            )
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -20,7 +20,6 @@ from typing import Any
 import pygit2
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from pygit2.enums import CredentialType, FetchPrune
 
 from fastflow_controlplane.disk import full_message, says_full
@@ -207,12 +206,6 @@ def _keypair(user: str, text: str) -> pygit2.Keypair:
             f"the secret {SSH_KEY_SECRET} is no private key without passphrase: make one with "
             "`ssh-keygen -t ed25519 -N ''`, and store the file without .pub"
         ) from None
-    if isinstance(key, RSAPrivateKey):
-        # The libssh2 that pygit2 1.21 brings corrupts its memory when it signs with RSA.
-        raise FetchFault(
-            f"the secret {SSH_KEY_SECRET} is an RSA key, which the SSH library here can not use: make another one "
-            "with `ssh-keygen -t ed25519 -N ''`"
-        )
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
