@@ -26,6 +26,7 @@ from fastflow_agent.model import AttemptKey, SlotId
 from fastflow_agent.runtime.base import Runtime, SlotPaths
 from fastflow_agent.runtime.docker import DockerRuntime
 from fastflow_agent.runtime.docker_options import DockerOptions
+from fastflow_agent.runtime.indexes import Indexes
 from fastflow_agent.runtime.process import ProcessOptions, ProcessRuntime
 from fastflow_agent.runtime.release import environments_folder
 from fastflow_agent.settings import AgentSettings
@@ -94,7 +95,7 @@ async def open_uvcache(settings: AgentSettings, runtime: Runtime, data_dir: Path
         data_dir / "uv",
         runtime,
         owner=settings.container_uid if settings.runtime == "docker" else None,
-        index_url=settings.index_url,
+        index_url=Indexes.of(settings.egress).names,
     )
 
 

@@ -11,10 +11,11 @@ from typing import Literal, Self
 from fastflow.addresses import is_loopback
 from fastflow.client import DEFAULT_SERVER
 from fastflow.pipelines.sizes import parse_size
-from fastflow.service.settings import ServiceSettings
+from fastflow.service.settings import SecretUrl, ServiceSettings
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from fastflow_agent.runtime.base import Egress
+from fastflow_agent.runtime.indexes import Index
 
 VERSION = version("fast-flow")
 
@@ -62,10 +63,23 @@ class AgentSettings(ServiceSettings):
         description="File of certificate authorities on this host, mounted read-only into runs and preparers "
         "(SSL_CERT_FILE, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE).",
     )
-    http_proxy: str = Field("", description="Proxy for http, in runs and preparers.")
-    https_proxy: str = Field("", description="Proxy for https, in runs and preparers.")
+    http_proxy: SecretUrl = Field(SecretUrl(""), description="Proxy for http, in runs and preparers.")
+    https_proxy: SecretUrl = Field(SecretUrl(""), description="Proxy for https, in runs and preparers.")
     no_proxy: str = Field("", description="Hosts reached without proxy, in runs and preparers.")
-    index_url: str = Field("", description="Package index for uv, in runs and preparers. Empty: uv's default.")
+    index_url: SecretUrl = Field(
+        SecretUrl(""),
+        description="Package index for uv. Empty: uv's default. A login in it (https://user:password@host/simple) is "
+        "for preparers alone; no run gets to see it.",
+    )
+    extra_index_urls: SecretUrl = Field(
+        SecretUrl(""),
+        description="More package indexes, separated by spaces. They are asked first: a package that one of them has "
+        "is taken from it, whatever the others have.",
+    )
+    index_netrc: Path | None = Field(
+        None,
+        description="File in the format of netrc with logins for package indexes; read anew for each preparation.",
+    )
     env_max_age: float = Field(
         7 * 24 * 3600.0,
         ge=0,
@@ -123,6 +137,13 @@ class AgentSettings(ServiceSettings):
             parse_size(value)
         return value
 
+    @field_validator("index_url", "extra_index_urls")
+    @classmethod
+    def _indexes(cls, value: SecretUrl) -> SecretUrl:
+        for url in value.get_secret_value().split():
+            Index.parse(url)
+        return value
+
     @model_validator(mode="after")
     def _token_for_the_network(self) -> Self:
         if not self.token and not is_loopback(self.controlplane.rpartition(":")[0]):
@@ -140,10 +161,12 @@ class AgentSettings(ServiceSettings):
         return Egress(
             network=self.network,
             ca_bundle=self.ca_bundle,
-            http_proxy=self.http_proxy,
-            https_proxy=self.https_proxy,
+            http_proxy=self.http_proxy.get_secret_value(),
+            https_proxy=self.https_proxy.get_secret_value(),
             no_proxy=self.no_proxy,
-            index_url=self.index_url,
+            index_url=self.index_url.get_secret_value(),
+            extra_index_urls=tuple(self.extra_index_urls.get_secret_value().split()),
+            index_netrc=self.index_netrc,
         )
 
     @property

@@ -108,7 +108,7 @@ async def test_a_preparer_leaves_nothing_but_the_cache(workshop: Workshop) -> No
     assert await workshop.runtime.slots() == {}
 
 
-async def test_proxies_index_and_certificates_reach_runs_by_the_names_programs_know(
+async def test_proxies_index_and_certificates_reach_runs_by_the_names_programs_know_and_no_login_of_the_index_does(
     docker_options: object, empty_cache: Path, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "ca.pem"
@@ -119,7 +119,7 @@ async def test_proxies_index_and_certificates_reach_runs_by_the_names_programs_k
         http_proxy="http://user:word@proxy:3128",
         https_proxy="http://proxy:3129",
         no_proxy="localhost,.internal",
-        index_url="https://user:word@index/simple",
+        index_url="https://user:index-word@index/simple",
     )
     options = docker_options(egress=egress)
     runtime = DockerRuntime(options)
@@ -136,6 +136,7 @@ async def test_proxies_index_and_certificates_reach_runs_by_the_names_programs_k
         **dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://user:word@proxy:3128"),
         **dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://proxy:3129"),
         **dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,.internal"),
-        "UV_DEFAULT_INDEX": "https://user:word@index/simple",
+        "UV_DEFAULT_INDEX": "https://index/simple",
     }
     assert {name: seen.get(name) for name in expected} == expected
+    assert not any("index-word" in value for value in seen.values())

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import ipaddress
-import json
 import os
 import shutil
-import subprocess
-import tarfile
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,74 +13,15 @@ from fastflow_agent.runtime.docker import DockerRuntime
 from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.uvcache import EnvironmentFault, Generation, UvCache
 
-from tests.slots import Slot, Workshop, tiny_wheel
+from tests.slots import PackageIndex, Slot, Workshop, bridge_address, source_archive, tiny_wheel
 
 UID = 1000
 IMAGE = "sha256:as the tests call it"
 
 
-class Index:
-    """A package index on the host's end of Docker's bridge."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, dict[str, bytes]] = {}
-        self.requests: list[str] = []
-        index = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                index.requests.append(self.path)
-                content = index.answer(self.path)
-                self.send_response(200 if content is not None else 404)
-                self.send_header("Content-Type", "text/html")
-                self.send_header("Content-Length", str(len(content or b"")))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(content or b"")
-
-            do_HEAD = do_GET  # noqa: N815  # as http.server calls it
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer((_bridge_address(), 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://{self._server.server_address[0]!s}:{self._server.server_address[1]}/simple"
-
-    def add(self, project: str, file: str, content: bytes) -> None:
-        self.files.setdefault(project, {})[file] = content
-
-    def answer(self, path: str) -> bytes | None:
-        parts = path.strip("/").split("/")
-        if parts[0] == "files":
-            return self.files[parts[1]][parts[2]]
-        if parts[0] != "simple" or parts[-1] not in self.files:
-            return None
-        links = [
-            f'<a href="/files/{parts[1]}/{name}#sha256={hashlib.sha256(content).hexdigest()}">{name}</a>'
-            for name, content in self.files[parts[1]].items()
-        ]
-        return f"<!DOCTYPE html><html><body>{''.join(links)}</body></html>".encode()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
-def _bridge_address() -> str:
-    command = ["docker", "network", "inspect", "bridge", "--format", "{{json .IPAM.Config}}"]
-    config = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)[0]
-    return str(config.get("Gateway") or next(ipaddress.ip_network(config["Subnet"]).hosts()))
-
-
 @pytest.fixture
-def index() -> Iterator[Index]:
-    index = Index()
+def index() -> Iterator[PackageIndex]:
+    index = PackageIndex(bridge_address())
     for name in ("alpha", "beta"):
         index.add(name, *tiny_wheel(name, f"NAME = {name!r}\n"))
     yield index
@@ -123,7 +56,7 @@ class World:
 
 
 @pytest.fixture
-async def world(docker_options: Callable[..., DockerOptions], index: Index) -> AsyncIterator[World]:
+async def world(docker_options: Callable[..., DockerOptions], index: PackageIndex) -> AsyncIterator[World]:
     connected = DockerRuntime(docker_options(egress=Egress(network="bridge", index_url=index.url)))
     options = docker_options(egress=Egress(network="none", index_url=index.url))
     alone = DockerRuntime(options)
@@ -142,7 +75,7 @@ def content(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
-async def test_a_warm_start_needs_no_network(world: World, index: Index) -> None:
+async def test_a_warm_start_needs_no_network(world: World, index: PackageIndex) -> None:
     generation = await world.ensure("", "alpha\n")
     assert generation.packages[:1] == ("alpha==1.0",)
     asked = len(index.requests)
@@ -204,7 +137,7 @@ async def test_a_run_can_not_change_what_another_imports(world: World) -> None:
     assert await world.run("import alpha; print(alpha.NAME)", "alpha\n") == "alpha"
 
 
-async def test_a_packages_build_script_can_not_change_what_another_imports(world: World, index: Index) -> None:
+async def test_a_packages_build_script_can_not_change_what_another_imports(world: World, index: PackageIndex) -> None:
     build = """
 import pathlib, shutil
 failures = []
@@ -225,14 +158,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     name, wheel = tiny_wheel("gamma", "NAME = 'gamma'\n")
     project = '[build-system]\nrequires = []\nbuild-backend = "build"\nbackend-path = ["."]\n'
     members = {"pyproject.toml": project.encode(), "build.py": build.encode(), name: wheel}
-    members["PKG-INFO"] = b"Metadata-Version: 2.1\nName: gamma\nVersion: 1.0\n"
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w:gz") as archive:
-        for path, data in members.items():
-            member = tarfile.TarInfo(f"gamma-1.0/{path}")
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    index.add("gamma", "gamma-1.0.tar.gz", sink.getvalue())
+    index.add("gamma", "gamma-1.0.tar.gz", source_archive("gamma", members))
 
     first = await world.ensure("", "alpha\n")
     before = content(first.path)

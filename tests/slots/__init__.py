@@ -9,6 +9,16 @@ import pytest
 pytest.register_assert_rewrite("tests.slots.contract", "tests.slots.workshop")
 
 from tests.slots.contract import RuntimeContract  # noqa: E402
+from tests.slots.package_index import PackageIndex, bridge_address, source_archive  # noqa: E402
 from tests.slots.workshop import Ended, Slot, Workshop, tiny_wheel  # noqa: E402
 
-__all__ = ["Ended", "RuntimeContract", "Slot", "Workshop", "tiny_wheel"]
+__all__ = [
+    "Ended",
+    "PackageIndex",
+    "RuntimeContract",
+    "Slot",
+    "Workshop",
+    "bridge_address",
+    "source_archive",
+    "tiny_wheel",
+]

@@ -153,15 +153,19 @@ class Facts:
 class Egress:
     """How runs and preparers reach the world; empty means not set.
 
-    `ca_bundle` is a host file, mounted read-only. `network` is the engine's network name.
+    `ca_bundle` is a host file, mounted read-only. `network` is the engine's network name. Proxies and indexes may hold
+    logins: `runtime.indexes` keeps those of indexes from runs. `index_netrc` is a host file with more of them, read
+    anew for each preparer.
     """
 
     network: str = "bridge"
     ca_bundle: Path | None = None
-    http_proxy: str = ""
-    https_proxy: str = ""
+    http_proxy: str = field(default="", repr=False)
+    https_proxy: str = field(default="", repr=False)
     no_proxy: str = ""
-    index_url: str = ""
+    index_url: str = field(default="", repr=False)
+    extra_index_urls: tuple[str, ...] = field(default=(), repr=False)
+    index_netrc: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fastflow_agent.model import SlotId
 from fastflow_agent.runtime.base import Egress, PreparerSpec, RuntimeFault, SlotSpec
 from fastflow_agent.runtime.docker_image import RunnerImage
 from fastflow_agent.runtime.docker_options import DockerOptions
+from fastflow_agent.runtime.indexes import Indexes
 
 LABEL_CLUSTER = "org.fastflow.cluster"
 LABEL_AGENT = "org.fastflow.agent"
@@ -95,9 +96,10 @@ def preparer_container(
 
 
 def egress_environment(egress: Egress, ca_bundle: str = CA_BUNDLE) -> dict[str, str]:
-    """The variables by which programs find certificates, proxies and the package index. May hold credentials.
+    """The variables by which programs find certificates, proxies and package indexes. Proxies may hold logins.
 
-    `ca_bundle` is where the program finds the bundle, if there is one.
+    Indexes have none: a preparer gets them on top, by `Indexes.environment_with_logins`. `ca_bundle` is where the
+    program finds the bundle, if there is one.
     """
     values: dict[str, str] = {}
     if egress.ca_bundle:
@@ -106,9 +108,7 @@ def egress_environment(egress: Egress, ca_bundle: str = CA_BUNDLE) -> dict[str, 
     for name in ("http_proxy", "https_proxy", "no_proxy"):
         if value := getattr(egress, name):
             values |= {name: value, name.upper(): value}
-    if egress.index_url:
-        values["UV_DEFAULT_INDEX"] = egress.index_url
-    return values
+    return values | Indexes.of(egress).environment()
 
 
 def _container(

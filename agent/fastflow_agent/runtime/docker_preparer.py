@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from fastflow.pipelines.sizes import format_size
 
+from fastflow_agent.logs.redact import Masks
 from fastflow_agent.runtime import folders
 from fastflow_agent.runtime.base import Observation, PreparerResult, PreparerSpec, RuntimeFault, SlotPaths, SlotState
 from fastflow_agent.runtime.container_spec import (
@@ -24,6 +25,7 @@ from fastflow_agent.runtime.container_spec import (
 from fastflow_agent.runtime.docker_containers import KILLED, Containers
 from fastflow_agent.runtime.docker_image import RunnerImage
 from fastflow_agent.runtime.docker_options import DockerOptions
+from fastflow_agent.runtime.indexes import Indexes
 from fastflow_agent.runtime.release import OFFLINE, Gate, render
 
 T = TypeVar("T")
@@ -90,9 +92,11 @@ class Preparers:
 
     async def _finish(self, name: str, paths: SlotPaths) -> PreparerResult:
         gate = Gate(paths, self._options.container_uid)
+        egress = self._options.egress
+        indexes = await self._on_disk(lambda: Indexes.of(egress).with_logins(egress.index_netrc))
         ended = asyncio.ensure_future(self._containers.wait(name, gate))
         try:
-            content = render(egress_environment(self._options.egress))
+            content = render(egress_environment(self._options.egress) | indexes.environment_with_logins())
 
             async def lives() -> bool:
                 return not ended.done()
@@ -101,7 +105,8 @@ class Preparers:
             seen, late = await self._wait_or_kill(name, ended)
         finally:
             ended.cancel()
-        output = await self._on_disk(lambda: _tail(paths.log))
+        # uv shows no login, but it runs the build scripts of packages, which may.
+        output = Masks(indexes.secrets).apply(await self._on_disk(lambda: _tail(paths.log)))
         if seen.wrapper_failed:
             raise RuntimeFault(f"The preparer could not call uv: {output.decode(errors='replace').strip()}")
         note = await self._note(name, seen, gate, late=late)

@@ -18,6 +18,7 @@ from typing import TypeVar
 from uv import find_uv_bin
 
 from fastflow_agent.cgroups.paths import SlotGroup
+from fastflow_agent.logs.redact import Masks
 from fastflow_agent.model import SlotId, parse_slot_id
 from fastflow_agent.runtime import folders
 from fastflow_agent.runtime.base import (
@@ -33,6 +34,7 @@ from fastflow_agent.runtime.base import (
     SlotState,
 )
 from fastflow_agent.runtime.container_spec import egress_environment
+from fastflow_agent.runtime.indexes import Indexes
 from fastflow_agent.runtime.interpreters import Interpreters, look_script, parse
 from fastflow_agent.runtime.process_box import BOX, Box
 from fastflow_agent.runtime.release import OFFLINE, render
@@ -242,8 +244,10 @@ class ProcessRuntime(Runtime):
         await self._run(lambda: shutil.rmtree(box.paths.root, ignore_errors=True))
 
     async def _prepare(self, box: Box) -> PreparerResult:
+        egress = self._options.egress
+        indexes = await self._run(lambda: Indexes.of(egress).with_logins(egress.index_netrc))
         await self._run(box.start)
-        await self._release(box, {})
+        await self._release(box, indexes.environment_with_logins())
         note = b""
         try:
             async with asyncio.timeout(PREPARER_SECONDS):
@@ -251,7 +255,7 @@ class ProcessRuntime(Runtime):
         except TimeoutError:
             await self._run(lambda: box.signal(signals.SIGKILL))
             seen, note = await self._wait(box), b"fastflow: preparing took too long and was stopped\n"
-        output = await self._run(box.paths.log.read_bytes)
+        output = Masks(indexes.secrets).apply(await self._run(box.paths.log.read_bytes))
         if seen.wrapper_failed:
             raise RuntimeFault(f"The preparer could not call uv: {output.decode(errors='replace').strip()}")
         code = seen.exit_code if seen.exit_code is not None else 1

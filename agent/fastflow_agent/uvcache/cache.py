@@ -20,6 +20,7 @@ from fastflow_agent.runtime.base import PreparerResult, PreparerSpec
 from fastflow_agent.singleflight import SingleFlight
 from fastflow_agent.uvcache.generations import Environment, Generations, Held
 from fastflow_agent.uvcache.needs import Needs, UnreadableHeader, constraints, installed, interpreter, without_listing
+from fastflow_agent.uvcache.refusal import explain
 
 log = structlog.get_logger(__name__)
 
@@ -277,12 +278,4 @@ def _check(result: PreparerResult) -> None:
     output = without_listing(result.output)
     if b"os error 28" in output:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    raise EnvironmentFault(f"the requirements can not be installed: {_gist(output)}", output)
-
-
-def _gist(output: bytes) -> str:
-    """The line of uv's output that says most: its error, and the innermost cause."""
-    lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith(("error:", "×"))][:1] or lines[-1:] or ["uv said nothing"]
-    causes = [line for line in lines if line.lower().startswith(("cause:", "caused by:"))][-1:]
-    return "; ".join([*errors, *causes])[:400]
+    raise EnvironmentFault(f"the requirements can not be installed: {explain(output)}", output)

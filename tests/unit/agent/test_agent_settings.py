@@ -76,3 +76,25 @@ def test_capacity_is_the_hosts_unless_it_is_set(monkeypatch: pytest.MonkeyPatch)
     assert AgentSettings.load().cpu_milli_cores == 1500
     monkeypatch.setenv("FASTFLOW_MEMORY_CAPACITY", "1.5g")
     assert AgentSettings.load().memory_bytes == 3 << 29
+
+
+def test_logins_of_indexes_and_proxies_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTFLOW_INDEX_URL", "https://user:hush-1@index.example/simple")
+    monkeypatch.setenv("FASTFLOW_EXTRA_INDEX_URLS", "https://hush-2@a.example/simple https://u:hush-3@b.example/simple")
+    monkeypatch.setenv("FASTFLOW_HTTPS_PROXY", "http://u:hu/sh-4@proxy.example:3128")
+    shown = CliRunner().invoke(main, ["run", "--print-config"]).output
+    assert 'index_url = "https://***@index.example/simple"' in shown
+    assert 'extra_index_urls = "https://***@a.example/simple https://***@b.example/simple"' in shown
+    assert 'https_proxy = "http://***@proxy.example:3128"' in shown
+    settings = AgentSettings.load()
+    assert "hush" not in shown + repr(settings) + str(settings) + repr(settings.egress)
+    assert settings.egress.extra_index_urls[1] == "https://u:hush-3@b.example/simple"
+
+
+@pytest.mark.parametrize("name", ["FASTFLOW_INDEX_URL", "FASTFLOW_EXTRA_INDEX_URLS"])
+def test_an_index_that_is_no_address_is_refused_by_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "https://user:hush-1@host:port/simple")
+    shown = CliRunner().invoke(main, ["run"])
+    assert shown.exit_code == 2
+    assert name in shown.output
+    assert "hush-1" not in shown.output

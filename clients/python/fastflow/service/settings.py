@@ -4,6 +4,7 @@ Order: environment (`FASTFLOW_…`), then the TOML file named by `--config` or `
 """
 
 import os
+import re
 import tomllib
 import types
 import typing
@@ -18,9 +19,19 @@ from pydantic_settings import SettingsError as UnreadableVariable
 PREFIX = "FASTFLOW_"
 CONFIG_VARIABLE = "FASTFLOW_CONFIG"
 
+_LOGIN = re.compile(r"://\S*@")
+"""Rather too much than a part of a password that holds characters an address can not."""
+
 
 class SettingsError(Exception):
     """A setting is unknown or has a value that is not allowed; the message names it and says what is."""
+
+
+class SecretUrl(SecretStr):
+    """One address or several, separated by white space; shown without the logins in them."""
+
+    def _display(self) -> str:
+        return _LOGIN.sub("://***@", self._secret_value)
 
 
 class ServiceSettings(BaseSettings):
@@ -128,7 +139,15 @@ def _kind(annotation: Any) -> str:
         return "JSON object"
     if origin is tuple:
         return "JSON list"
-    names = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", SecretStr: "secret"}
+    names = {
+        str: "text",
+        int: "integer",
+        float: "number",
+        bool: "true or false",
+        Path: "path",
+        SecretStr: "secret",
+        SecretUrl: "address",
+    }
     return names.get(annotation, getattr(annotation, "__name__", "value"))
 
 

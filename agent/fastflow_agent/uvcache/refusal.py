@@ -1,0 +1,48 @@
+"""What uv refused, in one sentence for people: its own words, and what to do."""
+
+from __future__ import annotations
+
+import re
+
+MOST_CHARACTERS = 400
+"""Of uv's words: the rest is in the log of the run."""
+
+_ADVICE = (
+    (
+        r"401 Unauthorized|403 Forbidden|authentication credentials",
+        "give this agent a login for that index, by FASTFLOW_INDEX_NETRC or in FASTFLOW_INDEX_URL",
+    ),
+    (r"parse requirement|parsing included file", "correct that line of requirements.txt"),
+    (r"TOML parse error", "correct the header of main.py"),
+    (
+        r"Failed to build",
+        "choose a version that has a wheel for this Python, or put a wheel made elsewhere beside main.py",
+    ),
+    (r"no wheels with a matching", "choose a version that has wheels for this Python, or another python_version"),
+    (
+        r"not found in the package registry",
+        "correct the name in requirements.txt, or name the index that has it on this agent: FASTFLOW_EXTRA_INDEX_URLS",
+    ),
+    (r"unsatisfiable|No solution found", "correct the versions in requirements.txt"),
+    (r"invalid peer certificate", "name your certificate authority on this agent: FASTFLOW_CA_BUNDLE"),
+    (
+        r"Git operation failed",
+        "see whether that repository can be reached from this agent, and that its revision is there",
+    ),
+    (
+        r"error sending request|Failed to fetch|Failed to download",
+        "see whether that address can be reached from this agent (FASTFLOW_INDEX_URL, FASTFLOW_HTTPS_PROXY)",
+    ),
+)
+"""What stands in uv's words, the more particular first, and what to do then (uv 0.13)."""
+
+
+def explain(output: bytes) -> str:
+    """Returns the line of uv's output that says most (its error), the innermost cause, and what to do."""
+    text = output.decode("utf-8", "replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(("error:", "×"))][:1] or lines[-1:] or ["uv said nothing"]
+    causes = [line for line in lines if line.lower().startswith(("cause:", "caused by:"))][-1:]
+    said = "; ".join([*errors, *causes])[:MOST_CHARACTERS]
+    advice = next((advice for words, advice in _ADVICE if re.search(words, text)), "")
+    return f"{said.rstrip('.')}. To do: {advice}." if advice else said

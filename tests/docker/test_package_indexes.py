@@ -1,0 +1,178 @@
+"""Package indexes as hosts have them: private ones, ones that are down, and packages that are none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from fastflow_agent.runtime.base import Egress
+from fastflow_agent.runtime.docker import DockerRuntime
+from fastflow_agent.runtime.docker_options import DockerOptions
+from fastflow_agent.runtime.indexes import Indexes
+from fastflow_agent.uvcache import EnvironmentFault, UvCache
+
+from tests.slots import PackageIndex, Workshop, bridge_address, source_archive, tiny_wheel
+
+UID = 1000
+IMAGE = "sha256:as the tests call it"
+PASSWORD = "s3cret-word"
+
+TELLTALE = b"""
+import os
+def build_wheel(*arguments, **options):
+    raise RuntimeError(dict(os.environ))
+"""
+PROJECT = b'[build-system]\nrequires = []\nbuild-backend = "build"\nbackend-path = ["."]\n'
+
+
+@pytest.fixture
+def public() -> Iterator[PackageIndex]:
+    index = PackageIndex(bridge_address())
+    index.add("alpha", *tiny_wheel("alpha", "NAME = 'public'\n"))
+    archive = source_archive("broken", {"pyproject.toml": PROJECT, "build.py": TELLTALE})
+    index.add("broken", "broken-1.0.tar.gz", archive)
+    yield index
+    index.close()
+
+
+@pytest.fixture
+def private() -> Iterator[PackageIndex]:
+    index = PackageIndex(bridge_address(), f"builder:{PASSWORD}")
+    index.add("alpha", *tiny_wheel("alpha", "NAME = 'private'\n"))
+    index.add("inhouse", *tiny_wheel("inhouse", "NAME = 'inhouse'\n"))
+    yield index
+    index.close()
+
+
+@dataclass
+class Host:
+    """A uv cache on a host with these indexes; its runs can reach nothing."""
+
+    folder: Path
+    cache: UvCache
+    workshop: Workshop
+
+    async def prepare(self, requirements: str) -> Path:
+        code = self.workshop.code("prepare", "", {"requirements.txt": requirements.encode()})
+        return (await self.cache.ensure(code, "", IMAGE)).path
+
+    async def run(self, main: str, requirements: str) -> str:
+        cache = await self.prepare(requirements)
+        ended = await self.workshop.slot(main, files={"requirements.txt": requirements.encode()}, cache=cache).run()
+        assert ended.exit_code == 0, ended.text
+        return ended.text
+
+    def generations(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "generations").iterdir())
+
+
+@pytest.fixture
+async def host_of(docker_options: Callable[..., DockerOptions]) -> AsyncIterator[Callable[[Egress], Awaitable[Host]]]:
+    async with AsyncExitStack() as opened:
+
+        async def connect(egress: Egress) -> Host:
+            connected = DockerRuntime(docker_options(egress=egress))
+            options = docker_options(egress=replace(egress, network="none"))
+            alone = DockerRuntime(options)
+            folder = options.data_dir / f"uv-{os.urandom(4).hex()}"
+            cache = await UvCache.open(folder, connected, owner=UID, index_url=Indexes.of(egress).names)
+            host = Host(folder, cache, Workshop(alone, options.data_dir, options.env_dir, folder))
+            opened.callback(shutil.rmtree, folder)
+            opened.push_async_callback(alone.aclose)
+            opened.push_async_callback(connected.aclose)
+            opened.push_async_callback(host.workshop.clear)
+            return host
+
+        yield connect
+
+
+HostOf = Callable[[Egress], Awaitable[Host]]
+SEEN = "import alpha, inhouse, os; print(alpha.NAME, inhouse.NAME, os.environ)"
+
+
+def with_login(url: str) -> str:
+    return url.replace("://", f"://builder:{PASSWORD}@")
+
+
+async def test_a_private_index_serves_preparers_and_no_run_learns_its_login(
+    host_of: HostOf, public: PackageIndex, private: PackageIndex
+) -> None:
+    host = await host_of(Egress(index_url=public.url, extra_index_urls=(with_login(private.url),)))
+    said = await host.run(SEEN, "alpha\ninhouse\n")
+    # The extra index goes first.
+    assert said.startswith("private inhouse ")
+    assert private.url in said
+    assert PASSWORD not in said
+    files = [path for path in host.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert files
+    assert not [path for path in files if PASSWORD.encode() in path.read_bytes()]
+
+
+async def test_a_login_from_a_file_serves_as_well(
+    host_of: HostOf, public: PackageIndex, private: PackageIndex, tmp_path: Path
+) -> None:
+    logins = tmp_path / "netrc"
+    host = await host_of(Egress(index_url=public.url, extra_index_urls=(private.url,), index_netrc=logins))
+    logins.write_text(f"machine {bridge_address()} login builder password {PASSWORD}\n")
+    assert (await host.run(SEEN, "alpha\ninhouse\n")).startswith("private inhouse ")
+
+
+async def test_the_engine_shows_no_login_of_a_living_preparer(host_of: HostOf, private: PackageIndex) -> None:
+    shown: list[bytes] = []
+
+    def look() -> None:
+        command = "docker inspect $(docker ps -q --filter label=org.fastflow.preparer)"
+        shown.append(subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout)
+
+    private.on_request = look
+    host = await host_of(Egress(index_url=with_login(private.url)))
+    await host.prepare("inhouse\n")
+    assert b"org.fastflow.preparer" in shown[0]
+    assert not any(PASSWORD.encode() in each for each in shown)
+
+
+async def test_a_missing_login_is_told_with_what_to_do(host_of: HostOf, private: PackageIndex) -> None:
+    host = await host_of(Egress(index_url=private.url))
+    with pytest.raises(EnvironmentFault, match="give this agent a login for that index, by FASTFLOW_INDEX_NETRC"):
+        await host.prepare("inhouse\n")
+
+
+@pytest.mark.parametrize(
+    ("requirements", "words"),
+    [
+        ("no-such-package\n", r"no-such-package was not found.*To do: correct the name in requirements\.txt"),
+        ("alpha==9\n", r"no version of alpha==9.*To do: correct the versions in requirements\.txt"),
+        ("alpha\nalpha=>1\n", r"=>.*To do: correct that line of requirements\.txt"),
+        ("broken\n", r"Failed to build `broken==1\.0`.*To do: choose a version that has a wheel"),
+    ],
+)
+async def test_requirements_that_can_not_be_met_say_what_to_do_and_change_nothing(
+    host_of: HostOf, public: PackageIndex, requirements: str, words: str
+) -> None:
+    host = await host_of(Egress(index_url=with_login(public.url)))
+    await host.prepare("alpha\n")
+    before = host.generations()
+    with pytest.raises(EnvironmentFault, match=words) as fault:
+        await host.prepare(requirements)
+    # A build script sees what uv sees.
+    assert PASSWORD.encode() not in fault.value.output
+    assert PASSWORD not in str(fault.value)
+    assert host.generations() == before
+    assert await host.run("import alpha; print(alpha.NAME)", "alpha\n") == "public"
+
+
+async def test_an_index_that_is_down_stops_no_run_whose_packages_are_here(
+    host_of: HostOf, public: PackageIndex
+) -> None:
+    host = await host_of(Egress(index_url=public.url))
+    await host.prepare("alpha\n")
+    public.close()
+    assert await host.run("import alpha; print(alpha.NAME)", "alpha\n") == "public"
+    with pytest.raises(EnvironmentFault, match="To do: see whether that address can be reached from this agent"):
+        await host.prepare("broken\n")
