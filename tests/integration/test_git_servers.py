@@ -129,8 +129,8 @@ async def test_another_host_key_than_the_pinned_one_is_refused(
         ("", "wants a key and there is none: store it with `ffctl secrets set SSH_KEY --source main`"),
         ("hello", "is no private key without passphrase: make one with `ssh-keygen -t ed25519"),
         (new_key(), "the server refused the key"),
-        # The libssh2 of pygit2 1.21 corrupts its memory when it signs with RSA for this server (for OpenSSH it does not):
-        # that ends the process that fetches, and nothing else.
+        # The libssh2 of pygit2 1.21 corrupts its memory when it signs with RSA for this server, not for OpenSSH: that
+        # ends the process that fetches, and nothing else.
         (new_key("ssh-rsa"), r"was cut off: its process was ended by SIG.* take an ed25519 one|refused the key"),
     ],
     ids=["none", "garbage", "stranger", "rsa"],

@@ -65,6 +65,8 @@ class FetchProcess:
             await self.close()
             raise
         if "fault" in answer:
+            # After a fault of native code its memory may not be what it should be.
+            await self.close()
             raise FetchFailed(str(answer["fault"]))
         return str(answer["commit"])
 
@@ -86,8 +88,8 @@ class FetchProcess:
         line = await process.stdout.readline()
         if not line.endswith(b"\n"):
             raise FetchFailed(
-                f"the fetch was cut off: its process {_end_of(await process.wait())}; it is tried again. If it stays so "
-                "over ssh with an RSA key, take an ed25519 one"
+                f"the fetch was cut off: its process {_end_of(await process.wait())}; it is tried again. "
+                "If it stays so over ssh with an RSA key, take an ed25519 one"
             )
         answer: dict[str, Any] = json.loads(line)
         return answer
