@@ -2,9 +2,33 @@
 
 import asyncio
 import signal
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
+
+
+@contextmanager
+def signals_wake_the_loop() -> Iterator[None]:
+    """Within it a signal wakes the running event loop, whenever it comes and whichever thread the kernel gives it to.
+
+    Python runs a handler only between two steps of the program. Without this, Ctrl-C in the moment before the loop
+    falls asleep is noticed at its next event, which may be seconds away.
+    """
+    loop = asyncio.get_running_loop()
+    awake, signalled = socket.socketpair()
+    with awake, signalled:
+        awake.setblocking(False)
+        signalled.setblocking(False)
+        before = signal.set_wakeup_fd(signalled.fileno(), warn_on_full_buffer=False)
+        loop.add_reader(awake, awake.recv, 4096)
+        try:
+            yield
+        finally:
+            loop.remove_reader(awake)
+            signal.set_wakeup_fd(before)
 
 
 class Interrupts:

@@ -8,6 +8,7 @@ import click
 
 from ffctl.address import token
 from ffctl.connection import Connection
+from ffctl.interrupts import signals_wake_the_loop
 from ffctl.options import server
 from ffctl.output import say
 
@@ -21,8 +22,9 @@ def connected(context: click.Context, work: Callable[[Connection], Awaitable[Res
     """Runs `work` with a connection to the server that the command line names, and returns its result."""
 
     async def converse() -> Result:
-        async with Connection(server(context), token()) as connection:
-            return await work(connection)
+        with signals_wake_the_loop():
+            async with Connection(server(context), token()) as connection:
+                return await work(connection)
 
     return asyncio.run(converse())
 

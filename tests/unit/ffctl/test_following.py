@@ -1,9 +1,12 @@
 """Following a run across lost connections, later attempts, Ctrl-C and readers that leave."""
 
+import ctypes
+import os
 import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,23 +185,44 @@ def test_ctrl_c_without_a_terminal_detaches_and_says_how_to_come_back(
     assert server.asked(runs_pb2.CancelRunRequest) == []
 
 
-def test_ctrl_c_before_the_run_is_known_says_how_to_repeat_safely(server: ScriptedServer, spawn: Spawn) -> None:
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C, as the kernel gives it to the main thread as a rule."""
+    process.send_signal(signal.SIGINT)
+
+
+def interrupt_another_thread(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C that finds the main thread asleep and does not wake it, as when it comes just before it sleeps."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    others = sorted(int(task.name) for task in Path(f"/proc/{process.pid}/task").iterdir())[1:]
+    assert libc.tgkill(process.pid, others[0], signal.SIGINT) == 0, os.strerror(ctypes.get_errno())
+
+
+@pytest.mark.parametrize("interrupt", [interrupt, interrupt_another_thread])
+def test_ctrl_c_before_the_run_is_known_says_how_to_repeat_safely(
+    server: ScriptedServer, spawn: Spawn, interrupt: Callable[[subprocess.Popen[bytes]], None]
+) -> None:
     asked, over = threading.Event(), threading.Event()
+    seconds_left: list[float] = []
 
     def create(_request: Any, context: Any) -> runs_pb2.CreateRunResponse:
-        context.add_callback(over.set)
+        def ended() -> None:
+            seconds_left.append(context.time_remaining())
+            over.set()
+
+        context.add_callback(ended)
         asked.set()
-        over.wait(20)
+        over.wait(PATIENCE_SECONDS)
         return runs_pb2.CreateRunResponse()
 
     server.answers["CreateRun"] = create
     process = spawn("run", "etl")
     assert asked.wait(PATIENCE_SECONDS)
-    process.send_signal(signal.SIGINT)
+    interrupt(process)
     out, err = process.communicate(timeout=PATIENCE_SECONDS)
     (request,) = server.asked(runs_pb2.CreateRunRequest)
     assert (process.returncode, out) == (130, b"")
     assert f"repeat with --request-id {request.request_id}" in err.decode()
+    assert seconds_left[0] > 1, "noticed only when the call's own time was over"
     assert "Traceback" not in err.decode()
 
 

@@ -8,7 +8,7 @@ import pytest
 from fastflow.v1 import secrets_pb2
 
 from .conftest import Ffctl, ScriptedServer
-from .terminal import CTRL_C, CTRL_D, CTRL_Q, CTRL_S, PATIENCE_SECONDS, Terminal
+from .terminal import CTRL_D, CTRL_Q, CTRL_S, PATIENCE_SECONDS, Terminal
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -62,7 +62,7 @@ def test_a_value_is_hidden_before_it_is_asked_for(server: ScriptedServer, spawn:
     terminal.until_hidden()  # while nothing can be written
     terminal.type(CTRL_Q)
     terminal.until("Value of API_TOKEN: ")
-    terminal.type(CTRL_C)
+    terminal.type(CTRL_D)
     assert terminal.end() == 130
     assert server.requests == []
 
