@@ -2,9 +2,10 @@
 
 import asyncio
 import secrets
+import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,20 @@ def runner_image() -> str:
 
 
 @pytest.fixture(scope="session")
-def docker_options(runner_image: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DockerOptions]:
+def env_dir() -> Iterator[Path]:
+    """A folder in memory for environments, of this process of tests alone."""
+    name = f"fastflow-tests-{secrets.token_hex(4)}"
+    folder = environments_folder(Path("/run") / name, Path("/dev/shm") / name)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def docker_options(
+    runner_image: str, env_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., DockerOptions]:
     """Options of a runtime that shares its folders with the other tests' but has its own agent id."""
     folder = tmp_path_factory.mktemp("runtime")
-    env_dir = environments_folder(Path("/run/fastflow-tests"), Path("/dev/shm/fastflow-tests"))
 
     def make(**changes: object) -> DockerOptions:
         values = {
