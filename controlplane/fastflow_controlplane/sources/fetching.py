@@ -232,7 +232,10 @@ def _explained(path: Path, remote: Remote, credentials: Credentials) -> Iterator
 _REMEDIES = (
     (r"failed to (connect|resolve)|timed out|timeout|network|connection", "see to the network, or check url"),
     (r"unsupported URL protocol|could not find repository|No such file", "there is no repository at url"),
-    (r"not appear to be a git repository|status code: 40[34]|not found", "check url, and whether it may be read"),
+    (
+        r"not appear to be a git repository|could not read refs|status code: 40[34]|not found",
+        "check url, and whether it may be read",
+    ),
     (r"authenticat", "check the credential and whether it may read the repository"),
     (r"certificate|SSL|TLS", "check the server's certificate, and ca_bundle of the control plane"),
 )
