@@ -57,7 +57,8 @@ class PinnedCode:
 class PipelineView:
     """A pipeline as it is now. `metadata` is None where its file is wrong; `metadata_file` "" = defaults.
 
-    `path` is relative to `source`, a folder or the address of a repository. `tree` and `bundle_digest` are "" while the code can not be read.
+    `path` is relative to `source`, a folder or the address of a repository. `tree` and `bundle_digest` are "" while the
+    code can not be read.
     `bundle_size` is in bytes; `has_header` says that main.py names packages itself (PEP 723).
     """
 
