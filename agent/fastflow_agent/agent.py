@@ -45,6 +45,9 @@ DISK_THREADS = 4
 CLEANUP_THREADS = 2
 """Threads for deletions, which may take long."""
 
+TIDY_SECONDS = 3600.0
+"""What grows is looked at when it does; this is for what only grows old."""
+
 ENV_DIR = Path("/run/fastflow/env")
 
 
@@ -96,6 +99,8 @@ async def open_uvcache(settings: AgentSettings, runtime: Runtime, data_dir: Path
         runtime,
         owner=settings.container_uid if settings.runtime == "docker" else None,
         index_url=Indexes.of(settings.egress).names,
+        size_limit=settings.uv_cache_bytes,
+        max_idle=settings.env_max_idle,
     )
 
 
@@ -214,16 +219,22 @@ class Agent:
         tasks.create_task(shipper.run(), name="shipper")
         tasks.create_task(preheat.run(), name="preheat")
         strays = Strays(services, self._conditions, lambda: self._worker.bound_slots, leftovers)
-        tasks.create_task(self._clear_and_tidy(strays, host.orphan_grace, bundles), name="strays")
+        tasks.create_task(self._keep_tidy(strays, host.orphan_grace, bundles, uvcache), name="tidy")
         backoff = Backoff(settings.reconnect_initial, settings.reconnect_maximum)
         link = Link(control, metadata, host, self._outbox, self._conditions, clock, backoff, host.opening)
         await link.run(stopping)
 
-    async def _clear_and_tidy(self, strays: Strays, orphan_grace: asyncio.Future[float], bundles: Bundles) -> None:
-        """Remove strays, and after them what nobody uses."""
+    async def _keep_tidy(
+        self, strays: Strays, orphan_grace: asyncio.Future[float], bundles: Bundles, uvcache: UvCache
+    ) -> None:
+        """Remove strays, and after them what nobody uses; say what a power cut or a person damaged."""
+        await uvcache.verify()
         await strays.clear(orphan_grace)
         bundles.removal_allowed = True
-        await bundles.prune()
+        while True:
+            await bundles.prune()
+            await uvcache.tidy()
+            await self._clock.sleep(TIDY_SECONDS)
 
     def _preheat(self, bundles: Bundles, uvcache: UvCache, health: Health) -> Preheat:
         def obstacle() -> str:

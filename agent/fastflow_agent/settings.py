@@ -94,6 +94,16 @@ class AgentSettings(ServiceSettings):
         "2g",
         description="Room for unpacked code; what was not used for the longest time goes first, never what a run uses.",
     )
+    uv_cache_size: str = Field(
+        "20g",
+        description="Room for installed packages, files that environments share counted once. What was not used for "
+        "the longest time goes first, never what a run uses.",
+    )
+    env_max_idle: float = Field(
+        30 * 24 * 3600.0,
+        ge=0,
+        description="Seconds after which an environment that no run used may be removed. 0 = never.",
+    )
     disk_reserve: str = Field(
         "256m",
         description="Free space below which the data folder's disk counts as full: no new runs, and what runs can "
@@ -130,7 +140,7 @@ class AgentSettings(ServiceSettings):
             raise ValueError(f"{value!r} is no address; write host:port, such as {DEFAULT_SERVER}")
         return value
 
-    @field_validator("memory_capacity", "spool_quota", "bundle_cache_size", "disk_reserve")
+    @field_validator("memory_capacity", "spool_quota", "bundle_cache_size", "uv_cache_size", "disk_reserve")
     @classmethod
     def _size(cls, value: str | None) -> str | None:
         if value is not None:
@@ -190,6 +200,11 @@ class AgentSettings(ServiceSettings):
     def bundle_cache_bytes(self) -> int:
         """Room for unpacked code, in bytes."""
         return parse_size(self.bundle_cache_size)
+
+    @property
+    def uv_cache_bytes(self) -> int:
+        """Room for installed packages, in bytes."""
+        return parse_size(self.uv_cache_size)
 
     @property
     def disk_reserve_bytes(self) -> int:

@@ -12,6 +12,7 @@ import structlog
 from fastflow_agent.attempts.dossier import Checkpoint, Dossier
 from fastflow_agent.attempts.output import Output
 from fastflow_agent.facts import ContainerGone
+from fastflow_agent.model import Reason
 from fastflow_agent.records import Forget, Sealed
 from fastflow_agent.runtime.base import RuntimeFault
 
@@ -35,6 +36,10 @@ async def remove_container(dossier: Dossier) -> None:
     if not dossier.history.container_gone:
         await dossier.record(facts=(ContainerGone(),))
     dossier.checkpoint(Checkpoint.GONE)
+    ended = dossier.history.ended
+    if ended is not None and ended.reason is Reason.EXIT_CODE:
+        # Mostly the program's own fault; but a damaged environment fails runs until somebody looks.
+        services.uvcache.suspect(slot)
     services.uvcache.unpin(slot)
     services.bundles.unpin(slot)
     paths = dossier.paths

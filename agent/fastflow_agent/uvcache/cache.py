@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +19,10 @@ import structlog
 from fastflow_agent.model import SlotId
 from fastflow_agent.runtime.base import PreparerResult, PreparerSpec
 from fastflow_agent.singleflight import SingleFlight
+from fastflow_agent.uvcache import tree
 from fastflow_agent.uvcache.generations import Environment, Generations, Held
 from fastflow_agent.uvcache.needs import Needs, UnreadableHeader, constraints, installed, interpreter, without_listing
+from fastflow_agent.uvcache.pruning import Verdict, Weighed, judge
 from fastflow_agent.uvcache.refusal import explain
 
 log = structlog.get_logger(__name__)
@@ -35,6 +38,16 @@ THREADS = 4
 
 LEASE_SECONDS = 60.0
 """A generation just handed out is not pruned for this long: its new user needs a moment to pin it."""
+
+
+SIZE_LIMIT = 20 << 30
+"""Bytes on disk of all generations together: room for some sets of the largest packages there are."""
+
+MAX_IDLE_SECONDS = 30 * 24 * 3600.0
+"""Environments of what runs once a month are still there."""
+
+VERIFY_AGAIN_SECONDS = 300.0
+"""A generation whose runs keep failing, for reasons of their own mostly, is looked at no more often."""
 
 
 class EnvironmentFault(Exception):
@@ -79,7 +92,14 @@ class UvCache:
         index_url: str,
         disk: ThreadPoolExecutor,
         now: Callable[[], float] = time.time,
+        size_limit: int = SIZE_LIMIT,
+        max_idle: float = MAX_IDLE_SECONDS,
     ) -> None:
+        self._size_limit = size_limit
+        self._max_idle = max_idle
+        self._weighed: tuple[int, ...] = ()
+        self._sizes: dict[int, int] = {}
+        self._suspected: dict[int, float] = {}
         self._generations = generations
         self._preparer = preparer
         self._index_url = index_url
@@ -96,6 +116,8 @@ class UvCache:
         self._preparing: SingleFlight[None] = SingleFlight()
         self._changing = asyncio.Lock()
         self._pruning: asyncio.Task[None] | None = None
+        self._tidying: asyncio.Task[None] | None = None
+        self._verifying: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -106,16 +128,19 @@ class UvCache:
         owner: int | None = None,
         index_url: str = "",
         now: Callable[[], float] = time.time,
+        size_limit: int = SIZE_LIMIT,
+        max_idle: float = MAX_IDLE_SECONDS,
     ) -> UvCache:
         """Opens the cache under `folder`. `owner` is the user id containers run as, if it is not this process's.
 
         `index_url` names the package index in use: another index makes other environments. `now` is the wall clock, in
-        seconds since 1970. Raises OSError.
+        seconds since 1970. `size_limit` is in bytes on disk; environments unused for `max_idle` seconds may go. Raises
+        OSError.
         """
         disk = ThreadPoolExecutor(THREADS, "uvcache")
         generations = Generations(folder, os.geteuid() if owner is None else owner)
         await asyncio.get_running_loop().run_in_executor(disk, generations.load)
-        return cls(generations, preparer, index_url, disk, now)
+        return cls(generations, preparer, index_url, disk, now, size_limit, max_idle)
 
     async def ensure(
         self, code: Path, python_version: str, image_digest: str, packages: Sequence[str] = ()
@@ -127,6 +152,7 @@ class UvCache:
         raises, or OSError.
         """
         needs, digest = await self._needs(code, python_version, image_digest)
+        await self._forget_vanished()
         if packages:
             if held := self._generations.find(digest, tuple(packages)):
                 return self._hand_out(digest, held)
@@ -187,11 +213,89 @@ class UvCache:
             if gone:
                 log.info("generations of the uv cache removed", generations=gone)
 
+    async def tidy(self) -> None:
+        """Removes what was not used for too long, and what was used longest ago where there is too much of it."""
+        if await self._weigh():
+            async with self._changing:
+                await self._remove_idle()
+        await self.prune()
+
+    async def verify(self) -> None:
+        """Looks at all files of all generations; damaged ones are not handed out any more, and prepared anew."""
+        for held in self._generations.held:
+            await self._verify(held)
+
+    def suspect(self, slot: SlotId) -> None:
+        """A run of this slot failed: what it used is looked at in the background, each generation now and then."""
+        number = self._pins.get(slot)
+        now = asyncio.get_running_loop().time()
+        held = next((each for each in self._generations.held if each.number == number), None)
+        if held is None or now < self._suspected.get(held.number, -math.inf) + VERIFY_AGAIN_SECONDS:
+            return
+        self._suspected[held.number] = now
+        self._verifying = asyncio.create_task(self._verify(held), name="verify a generation")
+
+    async def _verify(self, held: Held) -> None:
+        damage = await self._on_disk(lambda: self._generations.damage(held))
+        if not damage:
+            return
+        async with self._changing:
+            if held in self._generations.held:
+                log.error("a generation of the uv cache is damaged: prepared anew", number=held.number, damage=damage)
+                try:
+                    await self._on_disk(lambda: self._generations.forget({held.number}))
+                except OSError as error:
+                    log.warning("the index of the uv cache can not be written", error=str(error))
+
+    async def _weigh(self) -> bool:
+        """Measures the generations if there are others than at the last time; false where that can not be done."""
+        held = self._generations.held[::-1]
+        numbers = tuple(each.number for each in held)
+        if numbers != self._weighed:
+            try:
+                sizes = await self._on_disk(lambda: tree.sizes(self._generations.path(number) for number in numbers))
+            except OSError as error:
+                # One is being removed, or damaged.
+                log.info("the uv cache can not be measured now", error=str(error))
+                return False
+            self._weighed, self._sizes = numbers, dict(zip(numbers, sizes, strict=True))
+        return True
+
+    async def _remove_idle(self) -> None:
+        now = asyncio.get_running_loop().time()
+        kept = {*self._pins.values(), *(number for number, until in self._leases.items() if until > now)}
+        oldest_use = self._now() - self._max_idle if self._max_idle else 0.0
+
+        def remove() -> Verdict:
+            weighed, newer = [], set[str]()
+            fresh = self._now() - LEASE_SECONDS
+            for each in reversed(self._generations.held):
+                own = each.environments.keys() - newer
+                uses = tuple(self._generations.last_use(digest, each) for digest in own)
+                weighed.append(Weighed(each.number, self._sizes.get(each.number, 0), uses))
+                newer |= own
+                # Whoever had it prepared is about to take it.
+                kept.update({each.number} if any(e.prepared > fresh for e in each.environments.values()) else ())
+            verdict = judge(weighed[::-1], kept, oldest_use=oldest_use, limit=self._size_limit)
+            self._generations.remove(verdict.gone, ())
+            if verdict.close:
+                self._generations.close()
+            return verdict
+
+        try:
+            verdict = await self._on_disk(remove)
+        except OSError as error:
+            log.warning("the uv cache can not be tidied", error=str(error))
+            return
+        if verdict.gone:
+            log.info("environments removed that were not used", generations=verdict.gone)
+
     async def settle(self) -> None:
         """Returns once nothing is prepared or pruned any more; what was cancelled has cleared up then."""
         await self._preparing.idle()
-        if self._pruning is not None:
-            await asyncio.wait([self._pruning])
+        working = [task for task in (self._pruning, self._tidying, self._verifying) if task is not None]
+        if working:
+            await asyncio.wait(working)
 
     def _is_fresh(self, digest: str, max_age: float) -> bool:
         held = self._generations.find(digest)
@@ -210,6 +314,16 @@ class UvCache:
                     self._calm.set()
         return self._hand_out(digest)
 
+    async def _forget_vanished(self) -> None:
+        """No run is given a generation whose folder is gone; that is one look per generation, and there are few."""
+        held = self._generations.held
+        gone = await self._on_disk(lambda: {x.number for x in held if not self._generations.path(x.number).is_dir()})
+        if gone:
+            async with self._changing:
+                gone &= {each.number for each in self._generations.held}
+                log.error("generations of the uv cache have vanished: prepared anew", numbers=sorted(gone))
+                await self._on_disk(lambda: self._generations.forget(gone))
+
     async def _needs(self, code: Path, python_version: str, image_digest: str) -> tuple[Needs, str]:
         try:
             needs = await self._on_disk(lambda: Needs.of(code))
@@ -227,6 +341,7 @@ class UvCache:
         assert held is not None
         self._leases[held.number] = asyncio.get_running_loop().time() + LEASE_SECONDS
         self._used[held.number] = next(self._uses)
+        self._disk.submit(self._generations.touch, digest, self._now())
         environment = held.environments[digest]
         path = self._generations.path(held.number)
         return Generation(
@@ -244,7 +359,7 @@ class UvCache:
         began = asyncio.get_running_loop().time()
         name = f"{digest.removeprefix('sha256:')[:12]}-{next(self._names)}"
         async with self._changing:
-            base = self._generations.newest
+            base = self._generations.base
             staging = await self._on_disk(lambda: self._generations.stage(name, base))
         try:
             await self._on_disk(lambda: needs.write(staging / "code"))
@@ -267,6 +382,7 @@ class UvCache:
         finally:
             await asyncio.shield(self._on_disk(lambda: self._generations.discard(staging)))
         await self.prune()
+        self._tidying = asyncio.create_task(self.tidy(), name="tidy the uv cache")
 
     async def _on_disk(self, operation: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, operation)

@@ -40,11 +40,14 @@ class Environment:
 
 @dataclass(frozen=True)
 class Held:
-    """A generation: what it holds, by digest; `script` is the digest of the one script environment, or ""."""
+    """A generation: what it holds, by digest; `script` is the digest of the one script environment, or "".
+
+    `seal` is its content when it was published (`tree.seal`), "" = not known."""
 
     number: int
     environments: Mapping[str, Environment] = field(default_factory=dict)
     script: str = ""
+    seal: str = ""
 
     @property
     def shared(self) -> dict[str, Environment]:
@@ -60,6 +63,7 @@ class Generations:
         self._owner = owner
         self._held: list[Held] = []
         self._last = 0
+        self._closed = 0
 
     def load(self) -> None:
         """Reads what is there. Raises OSError."""
@@ -71,8 +75,59 @@ class Generations:
 
     @property
     def newest(self) -> Held | None:
-        """The generation that copies are made of."""
+        """The newest generation."""
         return self._held[-1] if self._held else None
+
+    @property
+    def base(self) -> Held | None:
+        """The generation that copies are made of: the newest, unless it is closed."""
+        newest = self.newest
+        return newest if newest is not None and newest.number > self._closed else None
+
+    @property
+    def held(self) -> list[Held]:
+        """All generations, the newest last."""
+        return list(self._held)
+
+    def close(self) -> None:
+        """Makes no more copies of what is there: environments that are prepared from now on begin a new line.
+
+        What nobody uses is copied no further by that, and the old line goes once all of it is unused or too large.
+        """
+        self._closed = self._last
+
+    def touch(self, digest: str, now: float) -> None:
+        """Keeps when an environment was used last; a disk that refuses keeps no run from starting."""
+        marker = self._marker(digest)
+        try:
+            marker.parent.mkdir(exist_ok=True)
+            marker.touch()
+            os.utime(marker, (now, now))
+        except OSError as error:
+            log.warning("the use of an environment is not kept", environment=digest, error=str(error))
+
+    def last_use(self, digest: str, held: Held) -> float:
+        """When an environment of a generation was used last, in seconds since 1970; never before it was prepared."""
+        try:
+            used = self._marker(digest).stat().st_mtime
+        except OSError:
+            used = 0.0
+        return max(used, held.environments[digest].prepared)
+
+    def damage(self, held: Held) -> str:
+        """Says what is wrong with a generation; "" if it is as it was published. Looks at each file, reads none."""
+        try:
+            found = tree.seal(self.path(held.number))
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
+        return "files are missing or were changed" if held.seal and found != held.seal else ""
+
+    def forget(self, numbers: Container[int]) -> None:
+        """Takes generations from the index; their files go once nobody uses them (`remains`). Raises OSError."""
+        self._write([each for each in self._held if each.number not in numbers])
+
+    def _marker(self, digest: str) -> Path:
+        return self._folder / "used" / digest.removeprefix("sha256:")
 
     @property
     def environments(self) -> list[str]:
@@ -107,13 +162,13 @@ class Generations:
         """Makes the prepared cache the newest generation, with what was published since `base`. Raises OSError."""
         inherited: dict[str, Environment] = base.shared if base else {}
         cache = staging / "cache"
-        newest = self.newest
+        newest = self.base
         if newest is not None and newest is not base:
             tree.link(self.path(newest.number), cache, self._owner)
             inherited = newest.shared | inherited
         tree.close(cache, self._owner)
         self._last += 1
-        held = Held(self._last, inherited | dict(environments), script)
+        held = Held(self._last, inherited | dict(environments), script, tree.seal(cache))
         cache.rename(self.path(held.number))
         sync_folder(self._folder / "generations")
         self._write([*self._held, held])
@@ -183,6 +238,7 @@ def _read(path: Path) -> list[Held]:
                     for digest, environment in each["environments"].items()
                 },
                 str(each["script"]),
+                str(each.get("seal", "")),
             )
             for each in content["generations"]
         ]

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _syncfs = ctypes.CDLL(None, use_errno=True).syncfs
@@ -59,6 +60,41 @@ def close(root: Path, owner: int) -> None:
             elif not entry.is_dir(follow_symlinks=False) and not entry.is_symlink():
                 Path(entry.path).unlink()
     _sync(root)
+
+
+def seal(root: Path) -> str:
+    """Names what is under `root` by paths, sizes, times of change of content, and where links point. Reads no file.
+
+    Neither a copy made by `link` nor `close` changes it; a missing, cut or rewritten file does.
+    """
+    hashed = hashlib.sha256()
+    for entry in _walk(root):
+        shown = os.path.relpath(entry.path, root)
+        if entry.is_symlink():
+            shown += f" -> {os.readlink(entry.path)}"  # noqa: PTH115  # thousands of them
+        elif entry.is_file(follow_symlinks=False):
+            if _is_mark(entry):
+                continue
+            found = entry.stat(follow_symlinks=False)
+            shown += f" {found.st_size} {found.st_mtime_ns}"
+        hashed.update(shown.encode("utf-8", "surrogateescape") + b"\0")
+    return hashed.hexdigest()
+
+
+def sizes(roots: Iterable[Path]) -> list[int]:
+    """Bytes on disk that each of `roots` adds to those before it: a file that several hold counts at the first."""
+    seen: set[tuple[int, int]] = set()
+    added = []
+    for root in roots:
+        size = 0
+        for entry in _walk(root):
+            found = entry.stat(follow_symlinks=False)
+            if found.st_nlink == 1 or (found.st_dev, found.st_ino) not in seen:
+                size += found.st_blocks * 512
+                if found.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+                    seen.add((found.st_dev, found.st_ino))
+        added.append(size)
+    return added
 
 
 def remove(root: Path) -> None:
@@ -116,7 +152,7 @@ def _give(path: Path, owner: int) -> None:
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        return list(entries)
+        return sorted(entries, key=lambda entry: entry.name)
 
 
 def _walk(folder: str | Path) -> Iterator[os.DirEntry[str]]:

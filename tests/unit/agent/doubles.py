@@ -272,6 +272,7 @@ class FakeUvCache:
         self.folder = folder
         self.fault: Exception | None = None
         self.pins: dict[SlotId, str] = {}
+        self.suspected: list[str] = []
         self.asked_packages: tuple[str, ...] = ()
 
     async def ensure(
@@ -287,6 +288,9 @@ class FakeUvCache:
 
     def unpin(self, slot: SlotId) -> None:
         self.pins.pop(slot, None)
+
+    def suspect(self, slot: SlotId) -> None:
+        self.suspected.append(self.pins[slot])
 
     def environments(self) -> list[str]:
         return ["environment"]

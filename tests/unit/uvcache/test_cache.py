@@ -293,6 +293,7 @@ async def test_a_slot_that_lives_keeps_its_generation_over_a_restart_and_a_lost_
 
 async def test_what_a_dead_agent_left_half_done_is_removed(world: World) -> None:
     await world.ensure("alpha")
+    await world.cache.settle()
     (world.folder / "cache" / "generations" / "7").mkdir()
     (world.folder / "cache" / "staging" / "old" / "cache").mkdir(parents=True)
     await world.open()
