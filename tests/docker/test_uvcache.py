@@ -184,3 +184,43 @@ async def test_no_file_of_a_published_generation_can_be_written_by_a_containers_
             assert status.st_uid in (0, UID)
         else:
             assert (status.st_uid, status.st_mode & 0o7022) == (0, 0), path
+
+
+async def test_a_generation_with_missing_files_is_prepared_anew_and_runs_go_on(
+    world: World, index: PackageIndex
+) -> None:
+    damaged = await world.ensure("", "alpha\n")
+    for path in damaged.path.rglob("alpha.py"):
+        path.unlink()
+    await world.cache.verify()
+    assert await world.run("import alpha; print(alpha.NAME)", "alpha\n") == "alpha"
+
+
+async def test_the_look_of_a_generation_stays_while_runs_use_it_and_others_are_made_of_it(world: World) -> None:
+    first = await world.ensure("", "alpha\n")
+    await world.run("import alpha; print(alpha.NAME)", "alpha\n")
+    await world.ensure("", "alpha\nbeta\n")
+    await world.run("import beta; print(beta.NAME)", "alpha\nbeta\n")
+    held = world.cache.environments()
+    await world.cache.verify()
+    assert world.cache.environments() == held
+    assert first.path.is_dir()
+
+
+async def test_a_cache_too_large_keeps_what_a_container_uses_until_it_ends(
+    world: World,
+) -> None:
+    main = "import alpha, time; print(alpha.NAME, flush=True); time.sleep(3); import beta; print(beta.NAME)"
+    requirements = "alpha\nbeta\n"
+    generation = await world.ensure("", requirements)
+    slot = world.workshop.slot(main, files={"requirements.txt": requirements.encode()}, cache=generation.path)
+    world.cache.pin(generation, slot.id)
+    await slot.begin()
+    await slot.said("alpha")
+    world.cache._size_limit = 1
+    await world.cache.tidy()
+    await world.ensure("# /// script\n# dependencies = ['alpha']\n# ///\n")
+    world.cache._leases.clear()
+    await world.cache.tidy()
+    ended = await slot.end()
+    assert (ended.exit_code, ended.text.split()) == (0, ["alpha", "beta"])

@@ -278,3 +278,13 @@ async def test_code_and_environment_of_a_slot_are_kept_from_before_its_start_unt
     world.runtime.end(slot, 0)
     await world.forgotten(key)
     assert world.bundles.pins == {}
+
+
+async def test_the_environment_of_a_run_that_failed_is_looked_at_and_of_one_that_did_not_is_not(world: World) -> None:
+    await world.start()
+    for code in (0, 3):
+        key = world.assign()
+        await world.running(key)
+        world.runtime.end(world.slot(key), code)
+        await world.forgotten(key)
+        assert world.uvcache.suspected == (["generation-1"] if code else [])
