@@ -272,7 +272,7 @@ class FakeUvCache:
         self.folder = folder
         self.fault: Exception | None = None
         self.pins: dict[SlotId, str] = {}
-        self.suspected: list[str] = []
+        self.suspected: list[SlotId] = []
         self.asked_packages: tuple[str, ...] = ()
 
     async def ensure(
@@ -290,7 +290,8 @@ class FakeUvCache:
         self.pins.pop(slot, None)
 
     def suspect(self, slot: SlotId) -> None:
-        self.suspected.append(self.pins[slot])
+        assert slot in self.pins
+        self.suspected.append(slot)
 
     def environments(self) -> list[str]:
         return ["environment"]
