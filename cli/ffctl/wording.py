@@ -37,6 +37,7 @@ STYLES = {
     "READY": "green",
     "INVALID": "red",
     "DISABLED": "yellow",
+    "WAITING": "yellow",
     "ACTIVE": "green",
     "SUSPECT": "yellow",
     "OFFLINE": "red",
@@ -62,6 +63,11 @@ def reason(value: runs_pb2.Reason) -> str:
 def pipeline_state(value: pipelines_pb2.PipelineState) -> str:
     """Returns "READY" for PIPELINE_STATE_READY."""
     return _name(pipelines_pb2.PipelineState.Name, value, "PIPELINE_STATE_")
+
+
+def environment_state(value: pipelines_pb2.EnvironmentState) -> str:
+    """Returns "READY" for ENVIRONMENT_STATE_READY."""
+    return _name(pipelines_pb2.EnvironmentState.Name, value, "ENVIRONMENT_STATE_")
 
 
 def agent_state(value: agents_pb2.AgentState) -> str:

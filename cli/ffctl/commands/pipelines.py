@@ -1,5 +1,6 @@
 """`ffctl pipelines`: lists and shows what the server discovered, and validates a folder before it gets there."""
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from ffctl import failures, output, wording
 from ffctl.connection import Connection
+from ffctl.environments import environment_rows
 from ffctl.failures import Failure
 from ffctl.options import complete_pipeline, output_option, server_option
 from ffctl.output import cell, facts, fit, table
@@ -91,7 +93,7 @@ def problem_line(problem: pipelines_pb2.Problem) -> str:
 @server_option
 @click.pass_context
 def show_pipeline(context: click.Context, name: str, as_json: bool) -> None:
-    """Shows one pipeline: limits, problems, environment.
+    """Shows one pipeline: limits, problems, environment, and how far its packages are on each agent.
 
     \b
     Example: ffctl pipelines show etl
@@ -125,7 +127,8 @@ def _rows(pipeline: pipelines_pb2.Pipeline) -> list[tuple[str, RenderableType]]:
     timeout = wording.seconds_of(pipeline.timeout)
     rows.append(("Timeout", wording.span(timeout) if timeout else "none"))
     rows.append(("Python", cell(pipeline.python_version or "the image's")))
-    rows.append(("Requirements", "requirements.txt" if pipeline.has_requirements else "no requirements.txt"))
+    rows.append(("Requirements", _requirements(pipeline)))
+    rows.extend(environment_rows(pipeline, time.time()))
     for number, (name, value) in enumerate(sorted(pipeline.default_environment.items())):
         rows.append(("Environment" if number == 0 else "", cell(f"{name}={value}")))
     rows.append(("Metadata", cell(pipeline.metadata_file or "none: defaults")))
@@ -135,6 +138,11 @@ def _rows(pipeline: pipelines_pb2.Pipeline) -> list[tuple[str, RenderableType]]:
     if pipeline.bundle_digest:
         rows.append(("Code", cell(pipeline.bundle_digest)))
     return rows
+
+
+def _requirements(pipeline: pipelines_pb2.Pipeline) -> str:
+    header = "header of main.py" if pipeline.has_script_header else ""
+    return ", ".join(filter(None, ["requirements.txt" if pipeline.has_requirements else "", header])) or "none"
 
 
 @group.command("validate")
