@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -11,6 +12,9 @@ pytest.register_assert_rewrite("tests.cluster")
 # How long one example takes says something of the machine's load, nothing of the code.
 settings.register_profile("fastflow", deadline=None)
 settings.load_profile("fastflow")
+
+# A shell starts jobs in the background with Ctrl-C ignored, and the programs under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
