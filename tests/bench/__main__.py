@@ -17,6 +17,7 @@ from tests.bench.bare import Bare
 from tests.bench.figures import Figure, print_table, write_json
 from tests.bench.sync import sync
 from tests.cluster import Cluster, Program
+from tests.cluster.preheat import wait_for_environment
 
 ROOT = Path(__file__).parents[2]
 MIB = 1024 * 1024
@@ -32,6 +33,7 @@ IDLE_SECONDS = 20.0
 UP_PASSES = 5
 
 CLOCK = "import time\nprint(repr(time.time()))\n"
+FRAMES = f"import pandas, requests\n{CLOCK}"
 PRINTER = f"line = {LINE[:-1].decode()!r}\nfor _ in range({LINES}):\n    print(line)\n"
 SLEEPER = "import time\nprint('up')\ntime.sleep(600)\n"
 LIMITS = {"cpu_hard_limit": 1.0, "mem_hard_limit": "256m"}
@@ -51,25 +53,44 @@ class Bench:
 
     def starts(self) -> list[Figure]:
         """Submit to first user byte and to the terminal state, in turns with a bare `docker run`."""
-        bare = self._bare("clock", CLOCK)
+        ours, theirs = self._in_turns("clock", self._bare("clock", CLOCK))
+        return [
+            Figure(title, _median(ours, part), "s", 1.15, _median(theirs, part), "bare docker run")
+            for part, title in enumerate(("submit to first user byte", "submit to terminal state"))
+        ]
+
+    def packages(self) -> list[Figure]:
+        """The same with packages: the first run after the agent prepared them ahead, and later ones."""
+        code = self._cluster.add_pipeline("frames", FRAMES, pipeline=LIMITS, requirements="pandas\nrequests\n")
+        wait_for_environment(self._cluster, "frames", "READY")
+        first = self._time("frames")[0]
+        bare = self._beside(code, options="--with-requirements requirements.txt")
+        ours, theirs = self._in_turns("frames", bare)
+        warm = _median(ours, 0)
+        title = "pandas and requests: submit to first user byte"
+        return [
+            Figure(title, warm, "s", 1.15, _median(theirs, 0), "bare docker run"),
+            Figure("the same, first run after the sync", first, "s", 1.15, warm, "warm run"),
+        ]
+
+    def _in_turns(self, name: str, bare: Bare) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+        """First byte and end of runs of a pipeline that prints the time, ours and bare ones."""
         ours: list[tuple[float, float]] = []
         theirs: list[tuple[float, float]] = []
         for number in range(-1, STARTS):
-            begun = time.time()
-            run = self._submit("clock")
-            self._watch(run)
-            ended = time.time()
-            mine = (float(self._log(run)) - begun, ended - begun)
+            mine = self._time(name)
             began, seconds, log = bare.docker_run(number + 1)
-            other = (float(log.read_text()) - began, seconds)
             if number >= 0:  # the first pair warms caches
                 ours.append(mine)
-                theirs.append(other)
-        name = "bare docker run"
-        return [
-            Figure(title, _median(ours, part), "s", 1.15, _median(theirs, part), name)
-            for part, title in enumerate(("submit to first user byte", "submit to terminal state"))
-        ]
+                theirs.append((float(log.read_text()) - began, seconds))
+        return ours, theirs
+
+    def _time(self, name: str) -> tuple[float, float]:
+        begun = time.time()
+        run = self._submit(name)
+        self._watch(run)
+        ended = time.time()
+        return float(self._log(run)) - begun, ended - begun
 
     def throughput(self) -> Figure:
         """No-op containers, four at a time, against a loop of the Docker SDK."""
@@ -133,9 +154,13 @@ class Bench:
     def _bare(self, name: str, main: str) -> Bare:
         code = self._cluster.add_pipeline(name, main, pipeline=LIMITS)
         self._finish(self._submit(name))
-        generations = sorted((self._cluster.folder / "worker-1" / "uv" / "generations").iterdir())
+        return self._beside(code)
+
+    def _beside(self, code: Path, options: str = "") -> Bare:
+        generations = (self._cluster.folder / "worker-1" / "uv" / "generations").iterdir()
+        newest = max(generations, key=lambda path: int(path.name))
         folder = Path(tempfile.mkdtemp(dir=self._folder))
-        return Bare(self._image, code, generations[-1], folder, cpus=1.0, memory=256 * MIB)
+        return Bare(self._image, code, newest, folder, cpus=1.0, memory=256 * MIB, options=options)
 
     def _submit(self, pipeline: str) -> str:
         return str(self._runs.CreateRun(runs_pb2.CreateRunRequest(pipeline=pipeline)).run.id)
@@ -207,6 +232,7 @@ def main() -> int:
     ).stdout.strip()
     measures: dict[str, Callable[[Bench], list[Figure]]] = {
         "starts": lambda bench: bench.starts(),
+        "packages": lambda bench: bench.packages(),
         "throughput": lambda bench: [bench.throughput()],
         "logs": lambda bench: [bench.log_volume()],
         "footprint": lambda bench: list(bench.footprint()),

@@ -27,6 +27,8 @@ class Bare:
     folder: Path
     cpus: float
     memory: int
+    options: str = ""
+    """Of `uv run`."""
 
     def docker_run(self, number: int) -> tuple[float, float, Path]:
         """Runs it once with the `docker run` command.
@@ -50,7 +52,7 @@ class Bare:
             *(f"--cpu-period={CPU_PERIOD_USEC}", f"--cpu-quota={int(self.cpus * CPU_PERIOD_USEC)}"),
             *(f"--memory={self.memory}", f"--memory-swap={self.memory}", "--workdir=/fastflow/code", *mounts),
             *(f"--env={name}={value}" for name, value in ENVIRONMENT.items()),
-            *("--entrypoint=/bin/sh", self.image, "-c", SCRIPT),
+            *("--entrypoint=/bin/sh", self.image, "-c", self._script),
         ]
         begun = time.time()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -76,7 +78,7 @@ class Bare:
         ]
         container = client.containers.create(
             self.image,
-            ["-c", SCRIPT],
+            ["-c", self._script],
             entrypoint="/bin/sh",
             environment=ENVIRONMENT,
             user=f"{UID}:{UID}",
@@ -97,6 +99,10 @@ class Bare:
         result = container.wait()
         container.remove(v=True)
         assert result["StatusCode"] == 0, (paths / "log").read_text()
+
+    @property
+    def _script(self) -> str:
+        return f"exec >>/fastflow/log 2>&1; exec /usr/local/bin/uv run --offline {self.options} main.py"
 
     def _binds(self, paths: Path) -> list[tuple[Path, str, bool]]:
         return [
@@ -129,4 +135,3 @@ ENVIRONMENT = {
     "UV_CACHE_DIR": "/uvcache",
     "UV_LINK_MODE": "symlink",
 }
-SCRIPT = "exec >>/fastflow/log 2>&1; exec /usr/local/bin/uv run --offline main.py"
