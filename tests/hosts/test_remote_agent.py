@@ -94,7 +94,7 @@ def test_a_run_that_ends_while_its_agent_is_dead_keeps_its_verdict(cluster: Host
 
 def test_a_partition_stops_no_run_and_costs_no_byte(cluster: HostCluster, host_agent: HostAgent) -> None:
     cluster.add_pipeline("ticker", TICKER)
-    run = cluster.run("ticker", "--env", "TICKS=500")
+    run = cluster.run("ticker", "--env", "TICKS=1000")
     cluster.wait_for_log(run, b"tick 5 ", SECONDS)
     host_agent.partition()
     cluster.wait_for_agent(host_agent.name, "OFFLINE")
@@ -105,7 +105,7 @@ def test_a_partition_stops_no_run_and_costs_no_byte(cluster: HostCluster, host_a
     host_agent.heal()
     shown = cluster.finish(run, SECONDS)
     assert (shown["state"], shown["exit_code"], shown["attempt"]) == ("RUN_STATE_FAILED", 7, 1)
-    assert cluster.log(run) == ticker_log(500)
+    assert cluster.log(run) == ticker_log(1000)
     assert terminal_facts(cluster, shown["id"]) == 1
     assert shown["attempts"][0]["log_losses"] == []
 
