@@ -92,13 +92,18 @@ class Environments(Protocol):
     async def ensure_ahead(self, code: Path, python_version: str, image_digest: str, max_age: float) -> Generation:
         """See `UvCache.ensure_ahead`."""
 
+    def environments(self) -> list[str]:
+        """See `UvCache.environments`."""
+
 
 @dataclass
 class _Entry:
     wanted: Wanted
     result: Result
     due: float
+    environment: str = ""
     backoff: Backoff = field(default_factory=lambda: Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS))
+    losses: Backoff = field(default_factory=lambda: Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS))
 
 
 class Preheat:
@@ -201,6 +206,7 @@ class Preheat:
         while True:
             self._woken.clear()
             image = self._look_at_image()
+            self._look_for_lost()
             now = self._clock.monotonic()
             entry = min(self._entries.values(), key=lambda entry: entry.due, default=None)
             obstacle = self._obstacle() or ("" if image else "there is no runner image yet")
@@ -225,6 +231,17 @@ class Preheat:
             for entry in self._entries.values():
                 entry.due = min(entry.due, self._clock.monotonic())
         return image
+
+    def _look_for_lost(self) -> None:
+        """What was damaged or had to make room is prepared again; ever more seldom, as it may have to go again."""
+        held = set(self._environments.environments())
+        for entry in self._entries.values():
+            if entry.result.state is PreheatState.READY and entry.environment not in held:
+                self._retry_in(entry, entry.losses.next())
+                message = (
+                    "it was removed, being damaged or for want of room in the uv cache, and is prepared again soon"
+                )
+                self._set(entry, Result(entry.wanted.key, PreheatState.WAITING, message))
 
     def _hold_up(self, obstacle: str, now: float) -> None:
         for entry in self._entries.values():
@@ -254,6 +271,7 @@ class Preheat:
 
     def _succeed(self, entry: _Entry, generation: Generation) -> None:
         entry.backoff.reset()
+        entry.environment = generation.environment
         age = self._clock.now().timestamp() - generation.prepared
         left = self._max_age - age if self._max_age else float("inf")
         entry.due = self._clock.monotonic() + max(left, RETRY_INITIAL_SECONDS)

@@ -41,6 +41,7 @@ class Host:
     image: str = "sha256:image"
     obstacle: str = ""
     changes: int = 0
+    lost: set[str] = field(default_factory=set)
 
     async def ensure(self, digest: str, size: int) -> Path:
         return Path(digest)
@@ -54,7 +55,11 @@ class Host:
         now = self.clock.now().timestamp()
         if now - self.prepared.get(name, 0.0) > max_age:
             self.prepared[name] = now
-        return Generation("1", Path("1"), (f"{name}==1",), True, "sha256:e", self.prepared[name], 2.0)
+        self.lost.discard(f"environment of {name}")
+        return Generation("1", Path("1"), (f"{name}==1",), True, f"environment of {name}", self.prepared[name], 2.0)
+
+    def environments(self) -> list[str]:
+        return [each for each in map("environment of {}".format, ("one", "two", "three")) if each not in self.lost]
 
     def changed(self) -> None:
         self.changes += 1
@@ -261,8 +266,22 @@ async def test_what_a_run_had_prepared_is_ready_for_others(world: World) -> None
     world.host.faults["one"] = EnvironmentFault("no", b"no\n")
     world.preheat.take([ONE])
     await world.clock.settle()
-    world.preheat.note(*ONE.key, Generation("1", Path("1"), ("one==1",)))
+    world.preheat.note(*ONE.key, Generation("1", Path("1"), ("one==1",), environment="environment of one"))
     assert world.states() == {"one": "READY"}
+
+
+async def test_what_was_removed_from_the_cache_is_not_called_ready_and_prepared_again(world: World) -> None:
+    world.preheat.take([ONE, TWO])
+    await world.clock.settle()
+    world.told()
+    world.host.lost.add("environment of one")
+    await world.clock.advance(LOOK_SECONDS)
+    told = world.told()
+    assert told["one"].state is PreheatState.WAITING
+    assert "want of room" in told["one"].message
+    await world.clock.advance(RETRY_MAXIMUM_SECONDS)
+    assert world.states() == {"one": "READY"}
+    assert world.host.asked == ["one", "two", "one"]
 
 
 async def test_only_the_last_environments_of_runs_are_remembered(world: World) -> None:
