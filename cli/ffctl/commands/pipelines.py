@@ -93,7 +93,7 @@ def problem_line(problem: pipelines_pb2.Problem) -> str:
 @server_option
 @click.pass_context
 def show_pipeline(context: click.Context, name: str, as_json: bool) -> None:
-    """Shows one pipeline: limits, problems, environment, and how far its packages are on each agent.
+    """Shows one pipeline: limits, problems, environment, packages.
 
     \b
     Example: ffctl pipelines show etl

@@ -30,6 +30,8 @@ while True:
     time.sleep(0.05)
 """
 OF_A_STOP = (Checkpoint.STOPPING, Checkpoint.SIGNAL_SENT)
+BEFORE_FORGET = (Checkpoint.LOG_SEALED, Checkpoint.SEALED)
+"""Places that an agent passes by if it is told to forget before it hears that its log is stored."""
 FAILED, CANCELLED = 7, 8
 """Numbers of RunState."""
 
@@ -44,6 +46,7 @@ class Duty:
         self._revision = 1
         self.events: list[attempts_pb2.AttemptEvent] = []
         self.forgotten = False
+        self.may_forget = True
 
     def facts(self, name: str) -> list[attempts_pb2.AttemptEvent]:
         return [event for event in self.events if event.WhichOneof("fact") == name]
@@ -70,7 +73,7 @@ class Duty:
             self._word = stop(self._word)
             await self._say(stream)
         run = self._word.key.run_id
-        if self.facts("container_gone") and run in self._controlplane.sealed and not self.forgotten:
+        if self.facts("container_gone") and run in self._controlplane.sealed and self.may_forget and not self.forgotten:
             self.forgotten = True
             self._word = forget(self._word)
             await self._say(stream)
@@ -132,8 +135,10 @@ async def victim(controlplane: ScriptedControlPlane, tmp_path: Path) -> AsyncIte
 async def _kill_and_recover(controlplane: ScriptedControlPlane, victim: Victim, place: Checkpoint, duty: Duty) -> None:
     serving = asyncio.create_task(duty.do())
     try:
+        duty.may_forget = place not in BEFORE_FORGET
         await victim.start("tests.integration.agent_harness.dying_agent", place.value)
         await victim.died()
+        duty.may_forget = True
         await victim.start("fastflow_agent", "run")
         async with asyncio.timeout(60):
             while not duty.forgotten or list(victim.slots.glob("*")):
