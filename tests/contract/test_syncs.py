@@ -10,7 +10,7 @@ from fastflow_controlplane.store.queries.syncs import SyncRecord, SyncTrigger
 
 def sync(number: int, **values: object) -> SyncRecord:
     record = SyncRecord(f"{number:036d}", "main", SyncTrigger.INTERVAL, number * 10, number * 10 + 5)
-    return replace(record, **values)  # type: ignore[arg-type]
+    return replace(record, **values)
 
 
 async def store_all(store: Store, *records: SyncRecord) -> list[SyncRecord]:

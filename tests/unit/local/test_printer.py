@@ -29,7 +29,7 @@ class Bench:
 
     def add(self, **settings: object) -> None:
         values = {"spool_quota": 1 << 30, **settings}
-        self.printer.add(KEY, Spool.open(self.log, **values), 0, self.losses.append)  # type: ignore[arg-type]
+        self.printer.add(KEY, Spool.open(self.log, **values), 0, self.losses.append)
 
     def program_writes(self, data: bytes) -> None:
         with self.log.open("ab") as file:

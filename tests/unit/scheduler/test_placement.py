@@ -45,7 +45,7 @@ def test_of_agents_that_are_alike_one_that_has_the_environment_is_chosen() -> No
     cold, warm = offer("a"), offer("b", environments=frozenset({key}))
     assert choose(Shape(1000, GIB), [cold, warm], key) is warm
     assert choose(Shape(1000, GIB), [cold, warm], ("sha256:other", "3.11")) is cold
-    assert choose(Shape(1000, GIB), [offer("tight", 1000, GIB), warm], key).name == "tight"  # type: ignore[union-attr]
+    assert choose(Shape(1000, GIB), [offer("tight", 1000, GIB), warm], key).name == "tight"
     assert choose(Shape(1000, GIB), [cold, offer("b", environments=frozenset({key}), blocked="no")], key) is cold
 
 

@@ -1,8 +1,10 @@
-"""A mounted folder, and the control plane's catalog of it."""
+"""A mounted folder, a Git repository that is followed, and the control plane's catalog of them."""
 
 import json
 import time
 from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,16 @@ import pytest
 from fastflow.pipelines.metadata import Limits
 from fastflow_controlplane.clock import Clock, ManualClock
 from fastflow_controlplane.sources.catalog import Catalog
+from fastflow_controlplane.sources.fetch_process import FetchProcess, Workplace
+from fastflow_controlplane.sources.git import GitSource
+from fastflow_controlplane.sources.mirror import Mirror
+from fastflow_controlplane.sources.model import Changes
 from fastflow_controlplane.sources.mounted import MountedFolder, WallClock
 from fastflow_controlplane.sources.reader import ANSWER_SECONDS
+from fastflow_controlplane.sources.remote import Credentials, Remote, parse_address
 from fastflow_controlplane.sources.repository import SnapshotRepository
+
+from tests.origins import Origin
 
 DEFAULTS = Limits(cpu_hard_milli_cores=500, memory_hard_bytes=128 * 1024**2)
 LATER_NS = 3600 * 1_000_000_000
@@ -69,3 +78,51 @@ def make(folder: Path, main: str = "print(1)\n", **metadata: Any) -> Path:
     if metadata:
         (folder / "pipeline.json").write_text(json.dumps(metadata))
     return folder
+
+
+@dataclass
+class Followed:
+    """A Git source that is fetched from `origin` when a test says so."""
+
+    origin: Origin
+    source: GitSource
+    catalog: Catalog
+    process: FetchProcess
+
+    async def sync(self) -> Changes:
+        commit = await self.process.fetch(Credentials())
+        return await self.catalog.readers["git"].take(lambda: self.source.advance(commit))
+
+    def names(self) -> list[str]:
+        return [view.name for view in self.catalog.list()]
+
+    def problems(self, name: str) -> list[str]:
+        return [str(problem) for problem in self.catalog.get(name).problems]
+
+
+@asynccontextmanager
+async def follow(
+    origin: Origin, data: Path, *, branch: str = "", folder: str = "", seconds: float = 60.0
+) -> AsyncIterator[Followed]:
+    mirror = Mirror(data / "repository.git")
+    source = GitSource("git", origin.url, folder, mirror, DEFAULTS)
+    remote = Remote("git", parse_address(origin.url), branch)
+    process = FetchProcess(remote, Workplace(data / "repository.git", data / "home"), seconds)
+    catalog = Catalog({"git": source}, data, set, ManualClock())
+    try:
+        yield Followed(origin, source, catalog, process)
+    finally:
+        await process.close()
+        await catalog.close()
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Origin:
+    return Origin(tmp_path / "origin.git")
+
+
+@pytest.fixture
+async def followed(origin: Origin, data_dir: Path) -> AsyncIterator[Followed]:
+    data_dir.mkdir()
+    async with follow(origin, data_dir) as followed:
+        yield followed

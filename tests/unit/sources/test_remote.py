@@ -76,7 +76,7 @@ def test_a_credential_in_a_setting_reaches_no_message(monkeypatch: pytest.Monkey
 )
 def test_a_source_that_can_not_work_is_refused_by_field(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        SourceSettings(**values)  # type: ignore[arg-type]
+        SourceSettings(**values)
 
 
 def test_sources_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

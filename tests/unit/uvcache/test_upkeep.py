@@ -115,7 +115,7 @@ def vanished(generation: Path) -> None:
 @pytest.mark.parametrize("damage", [removed, cut, vanished])
 async def test_a_damaged_generation_is_noticed_at_the_start_and_prepared_anew(world: Kept, damage: object) -> None:
     first = await world.ensure("alpha")
-    damage(first.path)  # type: ignore[operator]
+    damage(first.path)
     await world.open()
     await world.cache.verify()
     again = await world.ensure("alpha")
