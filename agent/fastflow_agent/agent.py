@@ -45,6 +45,9 @@ DISK_THREADS = 4
 CLEANUP_THREADS = 2
 """Threads for deletions, which may take long."""
 
+SETTLE_SECONDS = 10.0
+"""How long a stop waits for cancelled preparations; removing a container takes a second, on a busy disk some."""
+
 TIDY_SECONDS = 3600.0
 """What grows is looked at when it does; this is for what only grows old."""
 
@@ -104,6 +107,15 @@ async def open_uvcache(settings: AgentSettings, runtime: Runtime, data_dir: Path
     )
 
 
+async def _settle(uvcache: UvCache) -> None:
+    """Has preparations that were cancelled clear up; the next agent clears up after an engine that hangs."""
+    try:
+        async with asyncio.timeout(SETTLE_SECONDS):
+            await uvcache.until_nothing_is_prepared()
+    except TimeoutError:
+        log.warning("a preparation could not be ended; the next agent removes it")
+
+
 class Agent:
     """One agent on one data folder."""
 
@@ -160,6 +172,7 @@ class Agent:
             runtime_name=settings.runtime,
         )
         uvcache = await open_uvcache(settings, self._runtime, self._data_dir)
+        open_parts.push_async_callback(_settle, uvcache)
         sampler = Sampler(
             clock,
             on_usage=lambda slot, used: self._worker.sampled(slot, used),

@@ -290,9 +290,13 @@ class UvCache:
         if verdict.gone:
             log.info("environments removed that were not used", generations=verdict.gone)
 
-    async def settle(self) -> None:
-        """Returns once nothing is prepared or pruned any more; what was cancelled has cleared up then."""
+    async def until_nothing_is_prepared(self) -> None:
+        """Returns once every preparation has ended; one that was cancelled has cleared up then."""
         await self._preparing.idle()
+
+    async def settle(self) -> None:
+        """Returns once nothing is prepared or pruned any more."""
+        await self.until_nothing_is_prepared()
         working = [task for task in (self._pruning, self._tidying, self._verifying) if task is not None]
         if working:
             await asyncio.wait(working)
