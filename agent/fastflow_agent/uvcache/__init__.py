@@ -5,6 +5,6 @@ A new environment is prepared in a copy of the newest generation, made of hard l
 """
 
 from fastflow_agent.uvcache.cache import EnvironmentFault, Generation, UvCache
-from fastflow_agent.uvcache.needs import constraints
+from fastflow_agent.uvcache.holding import constraints
 
 __all__ = ["EnvironmentFault", "Generation", "UvCache", "constraints"]

@@ -21,7 +21,8 @@ from fastflow_agent.runtime.base import PreparerResult, PreparerSpec
 from fastflow_agent.singleflight import SingleFlight
 from fastflow_agent.uvcache import tree
 from fastflow_agent.uvcache.generations import Environment, Generations, Held
-from fastflow_agent.uvcache.needs import Needs, UnreadableHeader, constraints, installed, interpreter, without_listing
+from fastflow_agent.uvcache.holding import constraints
+from fastflow_agent.uvcache.needs import Needs, UnreadableHeader, installed, interpreter, without_listing
 from fastflow_agent.uvcache.pruning import Verdict, Weighed, judge
 from fastflow_agent.uvcache.refusal import explain
 

@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastflow.pipelines.scriptheader import HeaderFault, script_header
+
+from fastflow_agent.uvcache.holding import hold, holds
 
 REQUIREMENTS = "requirements.txt"
 SCRIPT = "main.py"
@@ -48,16 +48,6 @@ except Exception as error:
 """
 
 
-CONSTRAINTS = "FASTFLOW_CONSTRAINTS"
-"""The variable that holds uv to versions: the start wrapper reads it, a program never sees it."""
-
-_CONSTRAINT = re.compile(
-    r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==([0-9]+!)?[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.post[0-9]+)?(\.dev[0-9]+)?"
-    r"(\+[a-z0-9]+([-_.][a-z0-9]+)*)?",
-)
-"""What uv understands: one old-fashioned version (PEP 440) and it would refuse the whole file."""
-
-
 class UnreadableHeader(Exception):
     """uv would refuse the script's inline metadata; the message says why."""
 
@@ -68,7 +58,7 @@ class Needs:
 
     `files` maps paths within the code to content: requirements.txt, the files of the same kind it includes, and the
     packages all these name that lie in the code as archives. `header` is the script's PEP 723 block, b"" without one.
-    `versions` are packages, "name==version", that the requirements are held to; a header is not.
+    `versions` are packages, "name==version", that uv is held to.
     """
 
     files: tuple[tuple[str, bytes], ...] = ()
@@ -78,7 +68,7 @@ class Needs:
     @property
     def can_be_held(self) -> bool:
         """Whether `versions` have an effect."""
-        return any(name == REQUIREMENTS for name, _ in self.files)
+        return holds(self.header) if self.header else any(name == REQUIREMENTS for name, _ in self.files)
 
     @classmethod
     def of(cls, code: Path) -> Needs:
@@ -107,26 +97,11 @@ class Needs:
     def write(self, folder: Path) -> None:
         """Makes `folder` a pipeline of these needs alone; its program prints a line that `installed` reads."""
         folder.mkdir(mode=0o755)
-        for name, content in (*self.files, (SCRIPT, self.header + _LISTING)):
+        for name, content in (*self.files, (SCRIPT, hold(self.header, self.versions) + _LISTING)):
             path = folder / name
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             path.write_bytes(content)
             path.chmod(0o644)
-
-
-def constraints(packages: Iterable[str]) -> dict[str, str]:
-    """Returns the variables that hold uv to these packages, "name==version".
-
-    A package that is named in two versions is not held to either.
-    """
-    lines = [package for package in packages if _CONSTRAINT.fullmatch(package)]
-    times = Counter(map(_project, lines))
-    once = [line for line in lines if times[_project(line)] == 1]
-    return {CONSTRAINTS: "\n".join(once)} if once else {}
-
-
-def _project(package: str) -> str:
-    return re.sub("[-_.]+", "-", package.partition("==")[0]).lower()
 
 
 def installed(output: bytes) -> tuple[str, ...]:

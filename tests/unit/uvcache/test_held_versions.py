@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from fastflow_agent.runtime.base import PreparerResult, PreparerSpec
 from fastflow_agent.uvcache import EnvironmentFault, Generation
-from fastflow_agent.uvcache.needs import CONSTRAINTS
+from fastflow_agent.uvcache.holding import CONSTRAINTS
 
 from tests.unit.uvcache.test_cache import IMAGE, Uv, World
 
@@ -21,7 +22,8 @@ class UvOfVersions(Uv):
 
     async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
         done = await super().run_preparer(spec)
-        held = spec.environment.get(CONSTRAINTS, "").partition("==")[2] or self.newest
+        in_header = re.search(r'constraint-dependencies = \["alpha==(.*)"\]', (spec.code / "main.py").read_text())
+        held = (in_header and in_header[1]) or spec.environment.get(CONSTRAINTS, "").partition("==")[2] or self.newest
         if held not in self.index:
             return PreparerResult(1, b"error: there is no such version")
         listing = json.dumps([f"alpha=={held}"])
@@ -83,6 +85,6 @@ async def test_needs_that_can_not_be_met_at_all_are_told_as_ever(world: Versions
         await world.again("alpha==1.0")
 
 
-async def test_a_header_gets_what_it_resolves_to(world: Versions) -> None:
-    await world.again("alpha==1.0", requirements="", header="alpha")
-    assert [CONSTRAINTS in spec.environment for spec in world.uv.runs] == [False]
+async def test_a_header_is_held_in_its_own_words(world: Versions) -> None:
+    assert (await world.again("alpha==2.0", requirements="", header="alpha")).packages == ("alpha==2.0",)
+    assert len(world.uv.runs) == 1

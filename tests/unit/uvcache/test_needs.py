@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 from fastflow_agent.uvcache.needs import (
-    CONSTRAINTS,
     Needs,
     UnreadableHeader,
-    constraints,
     installed,
     interpreter,
     without_listing,
@@ -138,19 +136,9 @@ def test_versions_that_requirements_are_held_to_make_another_environment(code: P
     assert len({digest(needs), digest(held), digest(replace(needs, versions=("six==1.17.0",)))}) == 3
 
 
-def test_a_header_is_held_to_no_versions(code: Path) -> None:
+def test_a_header_is_held_to_versions_where_uv_will_see_it(code: Path, tmp_path: Path) -> None:
     (code / "main.py").write_bytes(HEADER)
-    assert not Needs.of(code).can_be_held
-
-
-def test_uv_is_held_to_what_it_understands_and_to_no_package_of_which_there_are_two() -> None:
-    packages = [
-        "numpy==2.1.0",
-        "torch==2.4.1+cu121",
-        "pytz==2004d",
-        "Setup_Tools==65.5",
-        "setup.tools==70.0",
-        "None==None",
-    ]
-    assert constraints(packages) == {CONSTRAINTS: "numpy==2.1.0\ntorch==2.4.1+cu121"}
-    assert constraints(["pytz==2004d"]) == {}
+    needs = Needs.of(code)
+    assert needs.can_be_held
+    replace(needs, versions=("six==1.16.0",)).write(tmp_path / "made")
+    assert b'constraint-dependencies = ["six==1.16.0"]' in (tmp_path / "made" / "main.py").read_bytes()

@@ -1,0 +1,79 @@
+"""Holding uv to versions of packages: by constraints for requirements files, in the header of a script for that."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+CONSTRAINTS = "FASTFLOW_CONSTRAINTS"
+"""The variable that holds uv to versions: the start wrapper reads it, a program never sees it."""
+
+_CONSTRAINT = re.compile(
+    r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==([0-9]+!)?[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.post[0-9]+)?(\.dev[0-9]+)?"
+    r"(\+[a-z0-9]+([-_.][a-z0-9]+)*)?",
+)
+"""What uv understands: one old-fashioned version (PEP 440) and it would refuse the whole file."""
+
+_PROBE = ("probe==1",)
+
+
+def constraints(packages: Iterable[str]) -> dict[str, str]:
+    """Returns the variables that hold uv to these packages, "name==version".
+
+    A package that is named in two versions is not held to either.
+    """
+    lines = _constraining(packages)
+    return {CONSTRAINTS: "\n".join(lines)} if lines else {}
+
+
+def _project(package: str) -> str:
+    return re.sub("[-_.]+", "-", package.partition("==")[0]).lower()
+
+
+def hold(header: bytes, packages: Iterable[str]) -> bytes:
+    """Returns a script's header (PEP 723) that holds uv to these packages, as `constraints` does for requirements.
+
+    uv leaves an environment as it is that meets a header, so the script's own header then finds these versions. One
+    that has constraints itself (`tool.uv.constraint-dependencies`) is returned as it is.
+    """
+    lines = _constraining(packages)
+    wanted = _with_constraints(_content(header), lines)
+    if not lines or not wanted:
+        return header
+    entry = f"# constraint-dependencies = {json.dumps(lines)}\n".encode()
+    opening, closing = header.partition(b"\n")[0] + b"\n", b"# ///\n"
+    within_table = re.sub(rb"(?m)^# *\[tool\.uv\] *$\n", lambda found: found[0] + entry, header, count=1)
+    at_the_end = opening + header.removeprefix(opening).removesuffix(closing) + b"# [tool.uv]\n" + entry + closing
+    # A header that is written in another way, such as with dotted keys, is one of these; or neither, and stays.
+    return next((each for each in (within_table, at_the_end) if _content(each) == wanted), header)
+
+
+def holds(header: bytes) -> bool:
+    """Whether `hold` has an effect on this header."""
+    return hold(header, _PROBE) != header
+
+
+def _constraining(packages: Iterable[str]) -> list[str]:
+    lines = [package for package in packages if _CONSTRAINT.fullmatch(package)]
+    times = Counter(map(_project, lines))
+    return [line for line in lines if times[_project(line)] == 1]
+
+
+def _with_constraints(content: dict[str, Any], lines: list[str]) -> dict[str, Any] | None:
+    tool = content.get("tool", {})
+    uv = tool.get("uv", {}) if isinstance(tool, dict) else None
+    if not content or not isinstance(uv, dict) or "constraint-dependencies" in uv:
+        return None
+    return content | {"tool": tool | {"uv": uv | {"constraint-dependencies": lines}}}
+
+
+def _content(header: bytes) -> dict[str, Any]:
+    lines = header.decode("utf-8", "replace").splitlines()[1:-1]
+    try:
+        return tomllib.loads("\n".join(line.removeprefix("#").removeprefix(" ") for line in lines))
+    except tomllib.TOMLDecodeError:
+        return {}
