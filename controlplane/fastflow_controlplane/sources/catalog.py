@@ -14,7 +14,7 @@ from fastflow_controlplane.clock import Clock
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFound, Unavailable, not_found
 from fastflow_controlplane.sources.bundles import BundleFile, BundleStore
 from fastflow_controlplane.sources.differences import difference
-from fastflow_controlplane.sources.model import Changes, PinnedCode, PipelineView, Snapshot
+from fastflow_controlplane.sources.model import Changes, Commit, PinnedCode, PipelineView, Snapshot
 from fastflow_controlplane.sources.reader import ANSWER_SECONDS, SourceReader
 from fastflow_controlplane.sources.source import Source
 
@@ -109,25 +109,19 @@ class Catalog:
         """
         if name not in self._held and not ref:
             await self.refresh()
-        for reader in self._owners(name, ref):
-            pinned, commit = await reader.pin(name, ref)
-            if pinned is None:
+        unknown: list[InvalidArgument] = []
+        owners = self._owners(name, ref)
+        for reader in owners:
+            try:
+                pinned, commit = await reader.pin(name, ref)
+            except InvalidArgument as fault:
+                unknown.append(fault)
                 continue
-            held = _Held(reader, pinned)
-            view = self._view(held, commit.id if commit else "")
-            if view.metadata is None or pinned.bundle is None or view.state is PipelineState.INVALID:
-                raise _refusal(view)
-            return PinnedCode(
-                pipeline=view.name,
-                tree=view.tree,
-                commit=view.commit,
-                bundle_digest=pinned.bundle.digest,
-                bundle_size=pinned.bundle.size,
-                metadata=view.metadata,
-                commit_author=commit.author if commit else "",
-                commit_subject=commit.subject if commit else "",
-            )
-        raise _not_at(name, ref) if name in self._held and ref else not_found("pipeline", name, sorted(self._held))
+            if pinned is not None:
+                return self._pinned(_Held(reader, pinned), commit)
+        if unknown and len(unknown) == len(owners):
+            raise unknown[0]
+        raise _not_at(name, ref) if owners and ref else not_found("pipeline", name, sorted(self._held))
 
     async def diff(self, before: str, after: str) -> str:
         """Returns how the code of two trees that runs were pinned to differs; see `differences.difference`."""
@@ -153,6 +147,22 @@ class Catalog:
             await reader.close()
         self._bundles.close()
         self._comparing.shutdown(wait=True, cancel_futures=True)
+
+    def _pinned(self, held: _Held, commit: Commit | None) -> PinnedCode:
+        view = self._view(held, commit.id if commit else "")
+        bundle = held.snapshot.bundle
+        if view.metadata is None or bundle is None or view.state is PipelineState.INVALID:
+            raise _refusal(view)
+        return PinnedCode(
+            pipeline=view.name,
+            tree=view.tree,
+            commit=view.commit,
+            bundle_digest=bundle.digest,
+            bundle_size=bundle.size,
+            metadata=view.metadata,
+            commit_author=commit.author if commit else "",
+            commit_subject=commit.subject if commit else "",
+        )
 
     def _changed(self, reader: SourceReader, changes: Changes) -> None:
         self._held = {}

@@ -20,7 +20,7 @@ from typing import Any
 import pygit2
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from pygit2.enums import CredentialType, FetchPrune
+from pygit2.enums import CredentialType
 
 from fastflow_controlplane.disk import full_message, says_full
 from fastflow_controlplane.sources.mirror import BRANCHES, BRANCHES_NAMED, TAGS, Mirror
@@ -117,8 +117,15 @@ def _fetch(mirror: Mirror, remote: Remote, callbacks: "_Callbacks") -> str:
     wanted = there.get(f"refs/heads/{branch}")
     if wanted is None:
         raise FetchFault(_no_branch(branch, there))
-    if _as_here(there) != mirror.references() or pygit2.Oid(hex=wanted) not in mirror.repository:
-        origin.fetch(list(_REFSPECS), callbacks=callbacks, prune=FetchPrune.PRUNE, proxy=True)
+    here, there = mirror.references(), _as_here(there)
+    gone = here.keys() - there.keys()
+    moved = {name: target for name, target in there.items() if here.get(name) != target}
+    if gone or not all(map(mirror.is_no_commit, moved.values())) or pygit2.Oid(hex=wanted) not in mirror.repository:
+        # Before the fetch, for a branch "a" stands in the way of a branch "a/b".
+        mirror.forget(gone)
+        origin.fetch(list(_REFSPECS), callbacks=callbacks, proxy=True)
+        # No run can have them, and libgit2 does not fetch again into a copy that names them.
+        mirror.forget(name for name, target in moved.items() if mirror.is_no_commit(target))
         join_packs(mirror.repository, mirror.path / "objects" / "pack")
     return wanted
 
@@ -248,10 +255,12 @@ def _sentence(remote: Remote, fault: str) -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Removes what a fetch left that was cut off by the end of the process."""
+    """Removes what a process left whose end cut off a fetch, or the step to a commit in use."""
     for file in (path / "objects" / "pack").iterdir():
         if file.suffix not in _PACK_FILES:
             file.unlink(missing_ok=True)
+    for lock in (*path.glob("*.lock"), *(path / "refs").rglob("*.lock")):
+        lock.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from fastflow.pipelines.problems import Problem, error
 
 from fastflow_controlplane.sources.mirror import Mirror
 from fastflow_controlplane.sources.model import Commit, Contents, Snapshot, invalid, taken
+from fastflow_controlplane.sources.source import UnknownRef
 
 
 class GitSource:
@@ -54,7 +55,10 @@ class GitSource:
     def at(self, name: str, ref: str) -> tuple[Snapshot | None, Commit]:
         """See `source.Source.at`."""
         commit = self._mirror.resolve(ref)
-        found = self._find(commit)
+        try:
+            found = self._find(commit)
+        except FolderFault as fault:
+            raise UnknownRef(f'"{ref}" can not be used: {fault}') from None
         places = [place for place in found.places if place.name == name]
         return _by_name(self._snapshots(places, clashes(found.places))).get(name), commit
 

@@ -1,7 +1,7 @@
 """A bare copy of a remote repository: all its branches and tags, and which commit of it is in use."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pygit2
@@ -89,6 +89,17 @@ class Mirror:
             if reference.name.startswith((BRANCHES, TAGS))
         }
 
+    def is_no_commit(self, target: str) -> bool:
+        """Tells whether what a reference points to is here, and is neither a commit nor a tag of one."""
+        oid = pygit2.Oid(hex=target)
+        return oid in self._repository and _commit_of(self._repository[oid]) is None
+
+    def forget(self, references: Iterable[str]) -> None:
+        """Removes references, by the names they have here, where they are; their objects stay."""
+        for name in references:
+            if name in self._repository.references:
+                self._repository.references.delete(name)
+
     def resolve(self, ref: str) -> Commit:
         """Returns the commit that a branch, a tag, a commit's id or its beginning means. Raises UnknownRef."""
         for prefix in (BRANCHES, TAGS):
@@ -100,11 +111,13 @@ class Mirror:
                 return _described(reference.peel(pygit2.Commit))
         if MIN_COMMIT_DIGITS <= len(ref) <= _COMMIT_DIGITS and set(ref) <= _HEX:
             try:
-                return _described(self._repository[ref].peel(pygit2.Commit))
+                found = _commit_of(self._repository[ref])
             except ValueError:
                 raise UnknownRef(f'"{ref}" is the beginning of several commits: write more of it') from None
             except (KeyError, pygit2.GitError):
-                pass
+                found = None
+            if found is not None:
+                return _described(found)
         there = ", ".join(sorted(self.branches())[:BRANCHES_NAMED]) or "none"
         raise UnknownRef(
             f'there is no commit or branch "{ref}"; the branches are: {there}. If it was just pushed, sync first'
@@ -165,6 +178,13 @@ class Mirror:
 
 def _under(prefix: str, references: Mapping[str, str]) -> dict[str, str]:
     return {name.removeprefix(prefix): commit for name, commit in references.items() if name.startswith(prefix)}
+
+
+def _commit_of(found: pygit2.Object) -> pygit2.Commit | None:
+    try:
+        return found.peel(pygit2.Commit)
+    except (ValueError, pygit2.GitError):
+        return None
 
 
 def _described(commit: pygit2.Commit) -> Commit:
