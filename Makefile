@@ -7,7 +7,7 @@ STATE := .fastflow/engine
 # While it is held no other target stops an engine that was started from here.
 USING_ENGINE := mkdir -p $(STATE) && flock -s -o $(STATE)/in-use
 
-.PHONY: help demo up test test-hosts bench lint types format engine image clean
+.PHONY: help demo up test test-hosts bench lint types format engine image postgres clean
 
 help: ## Lists these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s $$'\t'
@@ -18,7 +18,7 @@ demo: $(INSTALLED) ## Sets everything up, runs the example pipelines, and cleans
 up: $(INSTALLED) ## Runs a control plane and an agent on the example pipelines, until Ctrl-C
 	@$(BIN)/python deploy/demo/demo.py --up
 
-test: $(INSTALLED) engine image ## All tests but those of the host lab
+test: $(INSTALLED) engine image postgres ## All tests but those of the host lab
 	@$(USING_ENGINE) $(BIN)/python -m pytest -n 2 --dist loadscope tests/unit tests/contract tests/integration tests/docker; \
 	  code=$$?; deploy/engine/engine stop $(STATE); exit $$code
 
@@ -45,6 +45,9 @@ engine: ## Makes sure a Docker engine runs
 
 image: $(INSTALLED) engine ## Makes sure the runner image is there
 	@$(BIN)/python deploy/runner/build
+
+postgres: ## Makes sure PostgreSQL is installed, for the tests
+	@deploy/postgres/install
 
 $(INSTALLED): pyproject.toml constraints.txt hatch_build.py $(shell find proto -name '*.proto')
 	@deploy/install $(VENV)

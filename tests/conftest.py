@@ -1,10 +1,12 @@
 """What all tests share."""
 
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
+
+from tests.postgres import PostgresServer
 
 # So that a failing scenario shows its values.
 pytest.register_assert_rewrite("tests.cluster")
@@ -15,6 +17,13 @@ settings.load_profile("fastflow")
 
 # A shell starts jobs in the background with Ctrl-C ignored, and the programs under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, one per test process."""
+    with PostgresServer() as server:
+        yield server
 
 
 @pytest.hookimpl(wrapper=True)

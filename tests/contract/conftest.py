@@ -1,18 +1,26 @@
-"""The databases that the store must behave the same on."""
+"""What contract tests of the store begin with, once per kind of database."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from fastflow_controlplane.store.engine import Store
 
-DATABASES = {"sqlite": "sqlite:///{folder}/fastflow.db"}
+from tests.contract.databases import DATABASES, database, empty_database
 
 
-@pytest.fixture(params=sorted(DATABASES))
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """URL of an empty database, one per supported kind."""
-    return DATABASES[request.param].format(folder=tmp_path)
+@pytest.fixture(params=DATABASES)
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of a database without tables."""
+    with empty_database(request, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of a database without rows."""
+    with database(request, tmp_path) as url:
+        yield url
 
 
 @pytest.fixture

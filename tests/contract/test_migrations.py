@@ -2,7 +2,7 @@
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from fastflow_controlplane.store.engine import Store
+from fastflow_controlplane.store.engine import Store, parse_url
 from fastflow_controlplane.store.migrations import HEAD, migrate, upgrade
 from fastflow_controlplane.store.models import metadata
 from fastflow_controlplane.store.queries.runs import read_run
@@ -25,8 +25,8 @@ def version(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
-def test_all_migrations_lead_to_the_tables_of_the_models(database_url: str) -> None:
-    engine = create_engine(database_url)
+def test_all_migrations_lead_to_the_tables_of_the_models(empty_url: str) -> None:
+    engine = create_engine(parse_url(empty_url))
     with engine.begin() as connection:
         upgrade(connection, None)
         assert differences(connection) == []
@@ -34,8 +34,8 @@ def test_all_migrations_lead_to_the_tables_of_the_models(database_url: str) -> N
     engine.dispose()
 
 
-def test_a_run_of_the_first_schema_is_read_after_all_migrations(database_url: str) -> None:
-    engine = create_engine(database_url)
+def test_a_run_of_the_first_schema_is_read_after_all_migrations(empty_url: str) -> None:
+    engine = create_engine(parse_url(empty_url))
     with engine.begin() as connection:
         upgrade(connection, None, "0001")
         columns = {
@@ -66,8 +66,8 @@ async def test_a_new_database_gets_the_same_tables_and_version(store: Store) -> 
     assert await store.write(version) == HEAD
 
 
-def test_migrating_again_changes_nothing(database_url: str) -> None:
-    engine = create_engine(database_url)
+def test_migrating_again_changes_nothing(empty_url: str) -> None:
+    engine = create_engine(parse_url(empty_url))
     for _ in range(2):
         with engine.connect() as connection:
             migrate(connection)
