@@ -2,11 +2,13 @@
 
 import signal
 from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
-from tests.postgres import PostgresServer
+if TYPE_CHECKING:
+    from tests.postgres import PostgresServer
 
 # So that a failing scenario shows its values.
 pytest.register_assert_rewrite("tests.cluster")
@@ -20,8 +22,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
+def postgres() -> "Iterator[PostgresServer]":
     """A PostgreSQL server, one per test process."""
+    from tests.postgres import PostgresServer
+
     with PostgresServer() as server:
         yield server
 
