@@ -25,6 +25,7 @@ class ConditionType(StrEnum):
     QUARANTINED = "Quarantined"
     ORPHANS = "OrphanedAttempts"
     STRAY_CONTAINERS = "StrayContainers"
+    PROTOCOL_MISMATCH = "ProtocolMismatch"
 
 
 BLOCKING = frozenset(

@@ -11,14 +11,15 @@ from fastflow.agent.v1 import gateway_pb2, gateway_pb2_grpc
 from fastflow.backoff import Backoff
 
 from fastflow_agent.clock import Clock
-from fastflow_agent.conditions import Conditions
+from fastflow_agent.conditions import Conditions, ConditionType
 from fastflow_agent.stream.outbox import Outbox
-from fastflow_agent.stream.session import Refused, Session, SessionHost, StreamBroken
+from fastflow_agent.stream.session import NoCommonProtocol, Refused, Session, SessionHost, StreamBroken
 
 log = structlog.get_logger(__name__)
 
 REFUSED_SECONDS = 15.0
-"""Wait after a refusal: its cause is an operator's to remove, and asking more often would only fill logs."""
+"""Wait after a refusal: its cause is an operator's to remove, and asking more often would only fill logs. Well below
+`lost_after`, so that an agent is back in time once the control plane was upgraded."""
 
 STARTUP_SECONDS = 5.0
 """For so long after its own start an agent does not complain: host or `ffctl up` start both programs at once."""
@@ -72,6 +73,8 @@ class Link:
             await session.run(*self._opening(), stopping)
             return 0.0
         except Refused as refusal:
+            if isinstance(refusal, NoCommonProtocol):
+                self._conditions.hold(ConditionType.PROTOCOL_MISMATCH, str(refusal))
             log.error("the control plane refuses this agent", reason=str(refusal))
             return REFUSED_SECONDS
         except StreamBroken as broken:

@@ -9,9 +9,10 @@ import grpc
 import grpc.aio
 import structlog
 from fastflow.agent.v1 import attempts_pb2, desired_pb2, gateway_pb2, preheat_pb2
+from fastflow.protocol import PROTOCOLS
 
 from fastflow_agent.clock import Clock
-from fastflow_agent.conditions import Conditions
+from fastflow_agent.conditions import Conditions, ConditionType
 from fastflow_agent.desired import Desired
 from fastflow_agent.runtime.base import Facts
 from fastflow_agent.stream import wire
@@ -39,6 +40,10 @@ class StreamBroken(Exception):
 
 class Refused(Exception):
     """The control plane does not want this agent now; trying again soon changes nothing."""
+
+
+class NoCommonProtocol(Refused):
+    """Control plane and agent are too far apart in age; the message says which is to be upgraded."""
 
 
 class SessionHost(Protocol):
@@ -212,11 +217,16 @@ class Session:
                 self._take_preheat(response.preheat)
             case "rejection":
                 code = gateway_pb2.RejectionCode.Name(response.rejection.code).removeprefix("REJECTION_CODE_")
-                raise Refused(f"{code}: {response.rejection.message}")
+                kind = NoCommonProtocol if code == "PROTOCOL" else Refused
+                raise kind(f"{code}: {response.rejection.message}")
 
     def _take_welcome(self, welcome: gateway_pb2.Welcome) -> None:
-        if welcome.protocol != wire.PROTOCOL:
-            raise Refused(f"the control plane speaks protocol {welcome.protocol}, this agent {wire.PROTOCOL}")
+        if not PROTOCOLS.oldest <= welcome.protocol <= PROTOCOLS.newest:
+            raise NoCommonProtocol(
+                f"the control plane (version {welcome.controlplane_version}) speaks protocol {welcome.protocol}, this "
+                f"agent {PROTOCOLS}: install versions of Fast-Flow that fit together"
+            )
+        self._conditions.clear(ConditionType.PROTOCOL_MISMATCH)
         self._still = not self._host.welcomed(welcome)
         self._welcome = welcome
         self._welcomed.set()

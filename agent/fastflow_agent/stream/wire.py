@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from fastflow.agent.v1 import attempts_pb2, desired_pb2, gateway_pb2, preheat_pb2
+from fastflow.protocol import PROTOCOLS
 from fastflow.v1 import agents_pb2, limits_pb2, pipelines_pb2, runs_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -22,9 +23,6 @@ from fastflow_agent.runtime.base import Facts
 from fastflow_agent.settings import VERSION, AgentSettings
 from fastflow_agent.uvcache.preheat import Result, Wanted
 
-PROTOCOL = 1
-"""The one version of the protocol this agent speaks."""
-
 INVENTORY_PAGE = 500
 """Attempts on one page of the inventory: far below the largest message."""
 
@@ -32,8 +30,8 @@ INVENTORY_PAGE = 500
 def hello(settings: AgentSettings, identity: Identity, membership: Membership, runtime: Facts) -> gateway_pb2.Hello:
     """The first message of a stream."""
     return gateway_pb2.Hello(
-        protocol_min=PROTOCOL,
-        protocol_max=PROTOCOL,
+        protocol_min=PROTOCOLS.oldest,
+        protocol_max=PROTOCOLS.newest,
         agent_version=VERSION,
         agent_id=identity.agent_id,
         agent_name=settings.agent_name,

@@ -1,6 +1,7 @@
 """Hello and Welcome: who may have a stream, and what it is told first."""
 
 from fastflow.agent.v1 import gateway_pb2
+from fastflow.protocol import PROTOCOLS, Protocols
 
 from fastflow_controlplane.agents.model import AgentFacts
 from fastflow_controlplane.clock import MICROSECONDS
@@ -8,21 +9,25 @@ from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store.queries.agents import AgentRow
 from fastflow_controlplane.store.queries.cluster import Leadership
 
-PROTOCOL = 1
-"""The version of the agent protocol that is spoken here."""
 LONGEST_TEXT = 255
 LARGEST = 2**53
 """Integers stay below, so that JSON carries them unharmed."""
 
 
-def protocol_fault(hello: gateway_pb2.Hello) -> str:
-    """Returns why the two can not talk; "" = they can."""
-    if hello.protocol_min <= PROTOCOL <= hello.protocol_max:
-        return ""
-    return (
-        f"this control plane speaks protocol {PROTOCOL}, the agent {hello.protocol_min} to {hello.protocol_max}: "
-        "use versions of Fast-Flow that fit together"
-    )
+def protocol_of(hello: gateway_pb2.Hello, version: str, spoken: Protocols = PROTOCOLS) -> tuple[int, str]:
+    """Returns the newest protocol that both sides speak; 0 and why they can not talk where there is none.
+
+    `version` is that of this control plane, `spoken` what it speaks.
+    """
+    agents = Protocols(hello.protocol_min, hello.protocol_max)
+    common = spoken.common(agents)
+    if common is not None:
+        return common, ""
+    agent = f'agent "{hello.agent_name}" (version {hello.agent_version})'
+    said = f"{agent} speaks {agents}, this control plane (version {version}) {spoken}"
+    if agents.newest < spoken.oldest:
+        return 0, f"{said}: the agent is too old; upgrade Fast-Flow on its host, its runs go on meanwhile"
+    return 0, f"{said}: the control plane is too old; upgrade it before its agents"
 
 
 def fault(facts: AgentFacts) -> str:
@@ -48,11 +53,11 @@ def fault(facts: AgentFacts) -> str:
 
 
 def welcome(
-    row: AgentRow, settings: ControlPlaneSettings, leadership: Leadership, version: str
+    row: AgentRow, settings: ControlPlaneSettings, leadership: Leadership, version: str, protocol: int
 ) -> gateway_pb2.ConnectResponse:
     """Makes the first answer of a stream."""
     message = gateway_pb2.Welcome(
-        protocol=PROTOCOL,
+        protocol=protocol,
         cluster_id=leadership.cluster_id,
         session_epoch=row.session_epoch,
         agent_id=row.facts.agent_id,

@@ -84,6 +84,7 @@ class LiveAgent:
     environments: tuple[str, ...] = ()
     results: dict[EnvironmentKey, EnvironmentResult] = field(default_factory=dict)
     usage: dict[tuple[str, int], Usage] = field(default_factory=dict)
+    refusal: str = ""
 
     @property
     def facts(self) -> AgentFacts:
@@ -141,6 +142,13 @@ class AgentRegistry:
                 self._offer(other)
         self._judge(agent)
         self._offer(agent)
+
+    def refused(self, agent_id: str, why: str) -> None:
+        """An agent that dialled in can not be talked to; `why` is shown for as long as it does not connect."""
+        agent = self._agents.get(agent_id)
+        if agent is not None and agent.stream is None and agent.refusal != why:
+            agent.refusal = why
+            self._offer(agent)
 
     def detach(self, agent_id: str, stream: AgentStream) -> None:
         """A session ended; nothing if a newer one took over."""
@@ -377,6 +385,8 @@ class AgentRegistry:
 
     def _why(self, agent: LiveAgent) -> str:
         """Why the agent takes no runs; "" = it does."""
+        if agent.stream is None and agent.refusal:
+            return f"is refused: {agent.refusal}"
         if agent.state is AgentState.OFFLINE:
             return "is offline"
         if agent.state is AgentState.SUSPECT:

@@ -102,6 +102,7 @@ class AgentSession:
         self._report_changed = asyncio.Event()
         self._cut = asyncio.Event()
         self._ended = False
+        self._protocol = 0
         self.epoch = 0
 
     async def run(self) -> None:
@@ -211,7 +212,10 @@ class AgentSession:
         """Registers the agent and answers Welcome, or refuses it."""
         if hello is None:
             self._refuse("BAD_REQUEST", "the first message of a stream must be Hello")
-        elif fault := greeting.protocol_fault(hello):
+            return
+        self._protocol, fault = greeting.protocol_of(hello, self._parts.version)
+        if fault:
+            self._parts.registry.refused(hello.agent_id, fault)
             self._refuse("PROTOCOL", fault)
         elif fault := greeting.fault(facts := wire.read_hello(hello)):
             self._refuse("BAD_REQUEST", fault)
@@ -222,7 +226,8 @@ class AgentSession:
                 self._refuse("BAD_REQUEST", error.message)
             else:
                 parts = self._parts
-                await self._outgoing.put(greeting.welcome(row, parts.settings, parts.leadership, parts.version))
+                welcome = greeting.welcome(row, parts.settings, parts.leadership, parts.version, self._protocol)
+                await self._outgoing.put(welcome)
 
     def _seen_revision(self, hello: gateway_pb2.Hello) -> int:
         """The highest revision the agent knows of this cluster."""

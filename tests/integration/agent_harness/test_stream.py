@@ -4,8 +4,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import structlog
 from fastflow.agent.v1 import attempts_pb2, desired_pb2, gateway_pb2
-from fastflow_agent.stream import session
+from fastflow_agent.stream import link, session
 from google.protobuf.duration_pb2 import Duration
 
 from tests.integration.agent_harness.conftest import RunningAgent
@@ -38,7 +39,7 @@ async def test_hello_says_who_the_agent_is_and_what_it_has(
 ) -> None:
     stream = await controlplane.stream()
     hello = await stream.welcome()
-    assert (hello.protocol_min, hello.protocol_max) == (1, 1)
+    assert (hello.protocol_min, hello.protocol_max) == (1, 2)
     assert hello.agent_name == "worker-1"
     assert hello.agent_id == (agent.folder / "agent-id").read_text().strip()
     assert hello.instance_id
@@ -342,6 +343,26 @@ async def test_a_refused_agent_keeps_quiet_for_a_while(controlplane: ScriptedCon
     stream.end()
     await asyncio.sleep(2.0)
     assert controlplane.waiting_streams == 0
+
+
+async def test_an_agent_says_that_it_and_the_control_plane_are_too_far_apart_and_goes_on_asking(
+    controlplane: ScriptedControlPlane, agent: RunningAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "REFUSED_SECONDS", 0.5)
+    with structlog.testing.capture_logs() as logged:
+        stream = await controlplane.stream()
+        await stream.next("hello")
+        why = "the agent is too old; upgrade Fast-Flow on its host"
+        await stream.send(rejection=gateway_pb2.Rejection(code=gateway_pb2.REJECTION_CODE_PROTOCOL, message=why))
+        stream.end()
+        newer = await controlplane.stream()
+        await newer.welcome(protocol=7)
+        again = await controlplane.stream()
+    held = {entry["condition"]: entry["message"] for entry in logged if entry["event"] == "condition holds"}
+    assert why in held["ProtocolMismatch"]
+    await again.welcome()
+    await again.full()
+    assert "ProtocolMismatch" not in _conditions(await again.next("heartbeat"))
 
 
 async def test_a_control_plane_that_answers_nothing_is_left(

@@ -171,7 +171,7 @@ async def test_no_run_is_lost_within_the_recovery_window_after_a_restart(start: 
 @pytest.mark.parametrize(
     ("changes", "code", "says"),
     [
-        ({"protocol_min": 7, "protocol_max": 9}, gateway_pb2.REJECTION_CODE_PROTOCOL, "speaks protocol 1"),
+        ({"protocol_min": 7, "protocol_max": 9}, gateway_pb2.REJECTION_CODE_PROTOCOL, "the control plane is too old"),
         ({"agent_id": ""}, gateway_pb2.REJECTION_CODE_BAD_REQUEST, "agent_id"),
         ({"agent_name": "a\nb"}, gateway_pb2.REJECTION_CODE_BAD_REQUEST, "agent_name"),
         ({"capacity": None}, gateway_pb2.REJECTION_CODE_BAD_REQUEST, "capacity"),
@@ -184,6 +184,17 @@ async def test_a_hello_that_can_not_be_served_is_refused_with_the_reason(
     rejection = await stream.rejected()
     assert rejection.code == code
     assert says in rejection.message
+
+
+async def test_an_agent_that_speaks_another_protocol_is_listed_as_refused_until_it_connects(
+    plane: ControlPlane, agent: ScriptedAgent
+) -> None:
+    await (await agent.connect()).close()
+    stream = await agent.open(gateway_pb2.ConnectRequest(hello=agent.hello(protocol_min=7, protocol_max=9)))
+    await stream.rejected()
+    assert "is refused: " in (await plane.agent()).message
+    await agent.connect()
+    assert (await plane.agent()).message == ""
 
 
 async def test_a_stream_that_does_not_begin_with_hello_is_refused(agent: ScriptedAgent) -> None:
