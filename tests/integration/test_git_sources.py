@@ -123,7 +123,8 @@ def test_a_clash_of_two_sources_is_told_at_the_later_one(tmp_path: Path) -> None
     with cluster_of(tmp_path, *sources, agent=False) as cluster:
         cluster.ffctl("sync", "--wait")
         shown = cluster.ffctl("sources", "show", "local").text
-        assert 'the pipeline "hello" (hello) is not used: the source "flows" has one of that name' in shown
+        assert 'Error      the pipeline "hello" (hello) is not used: the source "flows" has one of that name' in shown
+        assert "CLASH" in cluster.ffctl("sources", "list").text
         (folder.parent / "more").mkdir()
         (folder.parent / "more" / "main.py").write_text("")
         assert cluster.ffctl("sync", "local", "--wait").stderr == "local: added more\n"

@@ -85,7 +85,7 @@ def show_source(context: click.Context, name: str, as_json: bool) -> None:
         grid = table("SYNC", "FOR", "COMMIT", "OUTCOME")
         for sync in syncs:
             style = "red" if sync.error else ""
-            commit = cell(sync.to_commit[:COMMIT_DIGITS])
+            commit = cell(sync.to_commit[:COMMIT_DIGITS] or wording.UNKNOWN)
             grid.add_row(wording.ago(sync.end_time, now), _trigger(sync), commit, cell(_outcome(sync), style))
         output.show("", grid)
 
@@ -148,14 +148,17 @@ def _rows(source: sources_pb2.Source) -> list[tuple[str, RenderableType]]:
     rows.append(("Pipelines", str(source.pipeline_count)))
     if source.error:
         rows.append(("Error", cell(source.error, "red")))
-    rows.extend(("Warning", cell(problem, "yellow")) for problem in source.problems)
+    rows.extend(("Error", cell(clash, "red")) for clash in source.clashes)
+    rows.extend(("Warning", cell(note, "yellow")) for note in source.problems if note not in source.clashes)
     return rows
 
 
 def _state(source: sources_pb2.Source) -> RenderableType:
     if source.syncing:
         return cell("SYNCING")
-    return cell("FAILED", "red") if source.error else cell("OK", "green")
+    if source.error:
+        return cell("FAILED", "red")
+    return cell("CLASH", "red") if source.clashes else cell("OK", "green")
 
 
 def _kind(kind: int) -> str:
@@ -182,9 +185,9 @@ def _outcome(sync: sources_pb2.Sync) -> str:
     ]
     if not parts and sync.from_commit != sync.to_commit:
         return f"at {sync.to_commit[:COMMIT_DIGITS]}, no pipeline changed"
-    return ", ".join(parts) or "nothing new"
+    return "; ".join(parts) or "nothing new"
 
 
 def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return " ".join(names[:NAMES_SHOWN]) + more
+    return ", ".join(names[:NAMES_SHOWN]) + more

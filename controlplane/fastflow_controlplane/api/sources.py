@@ -62,6 +62,7 @@ def _source(source: SourceView) -> sources_pb2.Source:
         pipeline_count=source.pipelines,
         error=source.error,
         problems=source.problems,
+        clashes=source.clashes,
         syncing=source.syncing,
         newest_sync=_sync(source.newest) if source.newest else None,
     )

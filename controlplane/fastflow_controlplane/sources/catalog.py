@@ -96,9 +96,13 @@ class Catalog:
         return [self._view(held) for _, held in sorted(self._held.items(), key=lambda item: item[0])]
 
     def problems(self, source: str) -> tuple[str, ...]:
-        """Returns what is wrong with a source: names that another source has already, and what was passed over."""
+        """Returns what is wrong with a source: its clashes, and what was passed over."""
         notes = (str(note) for note in self.readers[source].contents.notes)
-        return (*self._clashes[source].values(), *notes)
+        return (*self.clashes(source), *notes)
+
+    def clashes(self, source: str) -> tuple[str, ...]:
+        """Returns what pipelines of a source are not used, as an earlier one has their names."""
+        return tuple(self._clashes[source].values())
 
     async def snapshot(self, name: str, ref: str = "") -> PinnedCode:
         """Pins the code of a pipeline, as it is now or at `ref`; its bundle is on disk, durable, when this returns.

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from fastflow.service.settings import PREFIX
 
 from fastflow_controlplane.sources.remote import Credentials, Remote
 
@@ -38,7 +40,8 @@ class Workplace:
 class FetchProcess:
     """Fetches from one remote, one fetch at a time. `seconds` bounds a whole fetch.
 
-    The process stays between fetches, for its start takes longer than a fetch that brings little.
+    The process stays between fetches, for its start takes longer than a fetch that brings little. As it speaks to
+    others' servers, it gets none of the control plane's settings, among them a token and the way to the database.
     """
 
     def __init__(self, remote: Remote, workplace: Workplace, seconds: float) -> None:
@@ -96,14 +99,21 @@ class FetchProcess:
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "fastflow_controlplane.sources.fetching",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=MAX_ANSWER_BYTES,
-            )
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "fastflow_controlplane.sources.fetching",
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    limit=MAX_ANSWER_BYTES,
+                    env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+                )
+            except OSError as fault:
+                raise FetchFailed(
+                    f"the process that fetches can not be started: {fault.strerror}; see to this machine's memory, "
+                    "processes and open files"
+                ) from None
         return self._process
 
     def _request(self, credentials: Credentials) -> bytes:

@@ -42,6 +42,9 @@ CONNECT_SECONDS = 10
 SILENT_SECONDS = 30
 """How long a connected Git server may be silent; it sends keep-alives while it prepares a pack."""
 
+MAX_TOLD = 500
+"""Characters of what a server says that are repeated."""
+
 _REFSPECS = (f"+refs/heads/*:{BRANCHES}*", f"+refs/tags/*:{TAGS}*")
 _PACK_FILES = frozenset({".pack", ".idx", ".rev", ".synced"})
 
@@ -250,7 +253,7 @@ _REMEDIES = (
 
 def _sentence(remote: Remote, fault: str) -> str:
     advice = next((advice for pattern, advice in _REMEDIES if re.search(pattern, fault, re.IGNORECASE)), "")
-    told = f"{remote.address.url} can not be fetched: {' '.join(fault.split())}"
+    told = f"{remote.address.url} can not be fetched: {' '.join(fault.split())[:MAX_TOLD]}"
     return f"{told}; {advice}" if advice else told
 
 

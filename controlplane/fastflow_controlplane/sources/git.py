@@ -14,7 +14,7 @@ from fastflow.pipelines.problems import Problem, error
 
 from fastflow_controlplane.sources.mirror import Mirror
 from fastflow_controlplane.sources.model import Commit, Contents, Snapshot, invalid, taken
-from fastflow_controlplane.sources.source import UnknownRef
+from fastflow_controlplane.sources.source import NotSyncedYet, UnknownRef
 
 
 class GitSource:
@@ -36,10 +36,10 @@ class GitSource:
         self._forget()
 
     def scan(self) -> Contents:
-        """Returns what the commit in use holds. Raises FolderFault before the first sync that succeeded."""
+        """Returns what the commit in use holds. Raises NotSyncedYet before the first sync that succeeded."""
         commit = self._mirror.in_use()
         if commit is None:
-            raise FolderFault("", f"was not synced yet: `ffctl sources show {self._name}` tells why")
+            raise NotSyncedYet("", f"was not synced yet: `ffctl sources show {self._name}` tells why")
         return self._read(commit)
 
     def advance(self, commit: str) -> Contents:

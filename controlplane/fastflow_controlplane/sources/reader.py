@@ -21,7 +21,7 @@ from fastflow_controlplane.sources.bundles import BundleStore
 from fastflow_controlplane.sources.model import Changes, Commit, Contents, Snapshot
 from fastflow_controlplane.sources.mounted import KeepsChanging
 from fastflow_controlplane.sources.repository import DamagedRepository, StorageFault
-from fastflow_controlplane.sources.source import Source, UnknownRef
+from fastflow_controlplane.sources.source import NotSyncedYet, Source, UnknownRef
 
 log = structlog.get_logger(__name__)
 
@@ -151,6 +151,8 @@ class SourceReader:
         await self._wait_for_job()
         try:
             result = job.result()
+        except NotSyncedYet as fault:
+            raise self._unavailable(str(fault), expected=True) from None
         except FolderFault as fault:
             raise self._unavailable(str(fault)) from None
         except UnknownRef as fault:
@@ -175,9 +177,9 @@ class SourceReader:
         if not self._job.done():
             raise self._unavailable(f"has not answered for {self._answer_seconds:g} s; is it a mount that hangs?")
 
-    def _unavailable(self, what: str) -> Unavailable:
+    def _unavailable(self, what: str, *, expected: bool = False) -> Unavailable:
         message = f"{self.source.label}: {what}"
-        self._note(message)
+        self._note(message, expected=expected)
         metadata = {"source": self.name, "folder": self.source.place}
         return Unavailable(message, reason="PIPELINES_UNAVAILABLE", metadata=metadata)
 
@@ -186,15 +188,19 @@ class SourceReader:
         self._note(error.message)
         return error
 
-    def _note(self, condition: str) -> None:
+    def _note(self, condition: str, *, expected: bool = False) -> None:
         if condition != self.condition:
-            if condition:
+            if expected:
+                log.info("pipelines come with the first sync", source=self.name)
+            elif condition:
                 log.error("pipelines can not be read", why=condition)
             else:
                 log.info("pipelines can be read again", source=self.name)
         self.condition = condition
 
     def _take(self, contents: Contents) -> Changes:
+        if contents is self.contents:
+            return Changes()
         before, self.contents = self.contents, contents
         changes = _compare(before, contents)
         for name in (*changes.added, *changes.changed):

@@ -3,14 +3,24 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from fastflow_controlplane.sources.remote import Address, Remote, check_folder, parse_address
+from fastflow_controlplane.sources.remote import (
+    SSH_KEY_SECRET,
+    TOKEN_SECRET,
+    Address,
+    Remote,
+    check_folder,
+    parse_address,
+)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _HOST_KEY = re.compile(r"\S+ (?:ssh-|ecdsa-|sk-)\S+ [A-Za-z0-9+/=]+(?: .*)?")
+
+_CREDENTIALS = frozenset({"token", "password", "secret", "key", "ssh_key", "private_key", "user", "username"})
+"""What people name a setting that they take a credential for."""
 
 
 class SourceSettings(BaseModel):
@@ -28,6 +38,16 @@ class SourceSettings(BaseModel):
     branch: str = ""
     path: str = ""
     known_hosts: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_credential(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (found := sorted(_CREDENTIALS & values.keys())):
+            raise ValueError(
+                f"{', '.join(found)}: a credential is no setting, as settings are shown: store it with "
+                f"`ffctl secrets set {TOKEN_SECRET} --source NAME` (https) or `{SSH_KEY_SECRET}` (ssh)"
+            )
+        return values
 
     @field_validator("name")
     @classmethod

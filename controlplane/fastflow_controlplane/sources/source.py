@@ -4,8 +4,13 @@ from pathlib import Path
 from typing import Protocol
 
 from fastflow.pipelines.bundle import Bundle, Sink
+from fastflow.pipelines.folder import FolderFault
 
 from fastflow_controlplane.sources.model import Commit, Contents, Snapshot
+
+
+class NotSyncedYet(FolderFault):
+    """Nothing was fetched so far; the message says how to learn why."""
 
 
 class UnknownRef(Exception):

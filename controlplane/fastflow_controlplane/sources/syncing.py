@@ -44,7 +44,8 @@ class SyncUnderWay:
 class SourceView:
     """A source as callers see it. `commit` is the one in use, `newest` the last sync that ended.
 
-    `error` says why the newest sync failed or the source can not be read; `problems` what of it is not used.
+    `error` says why the newest sync failed or the source can not be read; `problems` what of it is not used, among them
+    the `clashes`, names that an earlier source has.
     """
 
     name: str
@@ -55,6 +56,7 @@ class SourceView:
     pipelines: int
     error: str
     problems: tuple[str, ...]
+    clashes: tuple[str, ...]
     syncing: bool
     newest: SyncRecord | None
 
@@ -168,6 +170,7 @@ class SyncService:
             pipelines=len(reader.contents.snapshots),
             error=(newest.error if newest else "") or reader.condition,
             problems=self._catalog.problems(name),
+            clashes=self._catalog.clashes(name),
             syncing=follower.syncing,
             newest=newest,
         )
@@ -252,6 +255,10 @@ class _Follower:
             changes = await (self._fetch(self._fetching) if self._fetching else self._look())
         except (FetchFailed, FastFlowError) as fault:
             error = str(fault)
+        except Exception:
+            # The tasks of the control plane end with one another: no repository may be the end of them.
+            log.exception("a sync failed by a fault of the control plane", source=self.reader.name)
+            error = "the control plane failed; its log tells more. What was in use stays, the next sync tries again"
         record = SyncRecord(
             id=sync.id,
             source=self.reader.name,

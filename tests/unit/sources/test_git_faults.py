@@ -49,6 +49,25 @@ async def test_a_fetch_whose_process_dies_leaves_the_last_good_state(followed: F
     assert not (packs / "pack_git2_leftover").exists()
 
 
+async def test_the_process_that_fetches_knows_no_setting_of_the_control_plane(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTFLOW_TOKEN", "t0ken-of-the-api")
+    followed.origin.push({"a/main.py": ""})
+    await followed.sync()
+    process = followed.process._process
+    assert process is not None
+    assert b"t0ken-of-the-api" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+
+
+async def test_a_process_that_can_not_be_started_is_told(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "none"))
+    with pytest.raises(FetchFailed, match="the process that fetches can not be started: No such file"):
+        await followed.sync()
+
+
 @pytest.mark.parametrize("cut", [b"", b"PACK"])
 async def test_a_copy_that_was_damaged_is_fetched_anew(origin: Origin, tmp_path: Path, cut: bytes) -> None:
     origin.push({"a/main.py": "1", "b/main.py": "1"})

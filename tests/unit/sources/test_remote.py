@@ -62,6 +62,25 @@ def test_a_credential_in_a_setting_reaches_no_message(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('[{"name": "a", "url": "/x", "token": "s3cret"}]', r"sources\[0\] .*token: a credential is no setting"),
+        ('[{"name": "a", "url": "/x", "s3": 1}]', r"setting sources\[0\]\.s3 \(FASTFLOW_SOURCES\): there is no such"),
+        ('{"name": "a", "url": "/x"}', r"setting sources \(FASTFLOW_SOURCES\): a list is expected"),
+        ('[{"url": "/x"}]', r"setting sources\[0\]\.name \(FASTFLOW_SOURCES\): is not there"),
+        ("s3cret", r"^setting sources \(FASTFLOW_SOURCES\): is no valid JSON$"),
+    ],
+)
+def test_sources_that_can_not_be_read_are_told_for_people(
+    monkeypatch: pytest.MonkeyPatch, value: str, message: str
+) -> None:
+    monkeypatch.setenv("FASTFLOW_SOURCES", value)
+    with pytest.raises(SettingsError, match=message) as caught:
+        ControlPlaneSettings.load()
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"name": "a/b", "folder": "x"}, "name has letters"),

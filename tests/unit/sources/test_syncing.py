@@ -29,6 +29,8 @@ class World:
     origin: Origin
     clock: ManualClock
     service: SyncService
+    faults: list[Exception]
+    """What the next sync meets on its way."""
 
     async def records(self) -> tuple[SyncRecord, ...]:
         return (await self.service.syncs("git", page_size=50)).syncs
@@ -54,12 +56,16 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     remote = Remote("git", parse_address(origin.url))
     process = FetchProcess(remote, Workplace(tmp_path / "copy.git", tmp_path / "home"), PATIENCE_SECONDS)
 
+    faults: list[Exception] = []
+
     async def credentials() -> Credentials:
+        if faults:
+            raise faults.pop()
         return Credentials()
 
     service = SyncService(store, clock, catalog, {"git": Fetching(process, credentials, "")}, INTERVAL)
     running = asyncio.create_task(service.run())
-    world = World(origin, clock, service)
+    world = World(origin, clock, service, faults)
     await world.until(bool)
     yield world
     running.cancel()
@@ -108,6 +114,16 @@ async def test_an_error_is_told_and_the_source_keeps_what_it_had(world: World) -
     world.origin.push({"a/main.py": ""})
     await world.service.sync("git", wait=True)
     assert (await world.service.get("git")).error == ""
+
+
+async def test_a_fault_that_nobody_foresaw_ends_one_sync_and_nothing_else(world: World) -> None:
+    world.faults.append(RuntimeError("of a library"))
+    failed = await world.service.sync("git", wait=True)
+    assert isinstance(failed, SyncRecord)
+    assert failed.error.startswith("the control plane failed; its log tells more")
+    again = await world.service.sync("git", wait=True)
+    assert isinstance(again, SyncRecord)
+    assert again.error == ""
 
 
 async def test_what_is_not_there_is_not_found(world: World) -> None:

@@ -23,6 +23,14 @@ _LOGIN = re.compile(r"://\S*@")
 """Rather too much than a part of a password that holds characters an address can not."""
 
 
+_PLAIN = {
+    "extra_forbidden": "there is no such setting",
+    "tuple_type": "a list is expected, such as [{…}, {…}]",
+    "missing": "is not there, and must be",
+}
+"""What pydantic says for programmers, by its name for the fault."""
+
+
 class SettingsError(Exception):
     """A setting is unknown or has a value that is not allowed; the message names it and says what is."""
 
@@ -69,8 +77,10 @@ class ServiceSettings(BaseSettings):
         except ValidationError as error:
             raise SettingsError(_explain(error)) from None
         except UnreadableVariable as error:
-            # Its message has the name alone; what it comes from has the value.
-            raise SettingsError(f"{error}: is no valid JSON") from None
+            # Its message has the name alone, in a sentence for programmers; what it comes from has the value.
+            named = re.search(r'field "(\w+)"', str(error))
+            name = named[1] if named else ""
+            raise SettingsError(f"setting {name} ({PREFIX}{name.upper()}): is no valid JSON") from None
 
     @classmethod
     def describe(cls) -> str:
@@ -102,7 +112,7 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         # The value of a secret setting must not reach a log; pydantic hides it only in the parsed field.
-        message = problem["msg"].removeprefix("Value error, ")
+        message = _PLAIN.get(problem["type"], problem["msg"].removeprefix("Value error, "))
         names = []
         if problem["loc"]:
             # A setting that has a second variable is located by its first, not by its name.
