@@ -133,7 +133,7 @@ class Observation:
 class Facts:
     """What `probe` found: reported to the control plane with every session.
 
-    `cgroup` is "v1", "v2", "hybrid" or "none". `image_digest`, `python_versions` (ascending, "3.11") and `uv_version`
+    `cgroup` is "v1", "v2", "hybrid" or "none". `image_digest`, `python_versions` (ascending, "3.11.2") and `uv_version`
     are empty while the image is missing, and `problem` then holds the sentence that says how to mend it.
     `unconfined` is empty where limits and isolation hold; else one sentence on what is missing.
     """

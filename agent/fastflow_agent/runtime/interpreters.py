@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from fastflow_agent.runtime.base import RuntimeFault
@@ -18,9 +19,9 @@ class Interpreters:
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """The minor versions, ascending."""
-        minors = {version for version in self.paths if version.count(".") == 1}
-        return tuple(sorted(minors, key=lambda version: [int(part) for part in version.split(".")]))
+        """The exact versions, ascending, so that a pipeline may ask for one, or for any of a minor version."""
+        exact = {version for version in self.paths if version.count(".") == 2}
+        return tuple(sorted(exact, key=lambda version: [int(part) for part in re.findall(r"\d+", version)]))
 
     def path(self, version: str) -> str:
         """The interpreter for "3.11" or "3.11.2", or the default for ""; RuntimeFault if there is none."""

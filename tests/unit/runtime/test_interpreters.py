@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from fastflow.pipelines.metadata import matches_python
 from fastflow_agent.runtime.base import RuntimeFault
 from fastflow_agent.runtime.interpreters import Interpreters, parse
 
@@ -31,12 +32,16 @@ def test_minor_and_exact_versions_name_the_interpreter_uv_would_choose() -> None
     assert here.path("") == "/usr/bin/python3"
 
 
-def test_versions_are_minor_ones_in_their_order() -> None:
-    assert parse(OUTPUT).versions == ("3.9", "3.12")
+def test_versions_are_exact_ones_in_their_order() -> None:
+    here = parse(OUTPUT)
+    assert here.versions == ("3.9.18", "3.12.0", "3.12.1")
+    for asked in ("3.9", "3.9.18", "3.12", "3.12.0"):
+        assert any(matches_python(asked, version) for version in here.versions)
+        assert here.path(asked)
 
 
 def test_a_version_that_is_not_there_is_refused_with_those_that_are() -> None:
-    with pytest.raises(RuntimeFault, match=r"no Python 3\.13 here; there is 3\.9, 3\.12"):
+    with pytest.raises(RuntimeFault, match=r"no Python 3\.13 here; there is 3\.9\.18, 3\.12\.0, 3\.12\.1"):
         parse(OUTPUT).path("3.13")
 
 
