@@ -151,6 +151,9 @@ def warning_line(warning: runs_pb2.SoftLimitWarning) -> str:
 
 
 def _log(run: runs_pb2.Run, attempt: runs_pb2.Attempt) -> str:
+    if attempt.HasField("log_remove_time"):
+        removed = wording.local(attempt.log_remove_time)
+        return f"removed by retention on {removed} (setting {attempt.log_removed_by})"
     state = "complete" if attempt.log_sealed else "still growing"
     if not attempt.log_sealed and run.state in wording.TERMINAL:
         state = "the end has not arrived yet"

@@ -20,6 +20,7 @@ from fastflow_controlplane.logs.ingest import LogIngest
 from fastflow_controlplane.runs.attempt_logs import AttemptLogRecords
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.reaper import Reaper
+from fastflow_controlplane.runs.retention import Retention
 from fastflow_controlplane.runs.service import RunService
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.secrets.sealing import Sealer
@@ -111,6 +112,7 @@ async def _compose(
     scheduler.restore(await store.read(runs.read_waiting), await store.read(attempts.read_held))
     await registry.restore()
     syncs = SyncService(store, clock, catalog, _fetching(settings, secrets), settings.sync_interval)
+    retention = Retention(store, clock, settings, logs, registry.is_told)
     conditions = Conditions({Part.DATABASE: store.writer, Part.LOGS: logs}, clock)
     return ControlPlane(
         services=Parts(
@@ -130,6 +132,7 @@ async def _compose(
             "liveness": registry.watch,
             "preheat": preheat.watch,
             "reaper": reaper.run,
+            "retention": retention.run,
             "pipelines": partial(catalog.watch, settings.pipelines_interval),
             "sources": syncs.run,
             "secrets": secrets.watch,

@@ -142,7 +142,30 @@ class ControlPlaneSettings(ServiceSettings):
         default="1g", description="Output that is kept of one attempt; more is not stored, and the run says so."
     )
 
-    @field_validator("default_mem_hard_limit", "log_limit")
+    run_max_age: float = Field(
+        default=90 * 24 * 3600.0,
+        ge=0,
+        description="Runs and their logs are removed this long after their end: a quarter, for who looks back. 0 = "
+        "never. The newest run of a pipeline always stays.",
+    )
+    run_max_count: int = Field(
+        default=10_000,
+        ge=0,
+        description="So many runs are kept of each pipeline, the newest: a week of one per minute, some 60 MB of "
+        "database. 0 = all.",
+    )
+    log_max_total: str = Field(
+        default="20g",
+        description="Output kept of all runs together; beyond it the logs of the oldest runs are removed, the runs "
+        "stay. Leave the disk of data_dir more than this. 0 = no limit.",
+    )
+    retention_interval: float = Field(
+        default=60.0,
+        gt=0,
+        description="What need not be kept any longer is looked for this often; costs a query per pipeline.",
+    )
+
+    @field_validator("default_mem_hard_limit", "log_limit", "log_max_total")
     @classmethod
     def _is_a_size(cls, value: str) -> str:
         parse_size(value)
@@ -203,3 +226,8 @@ class ControlPlaneSettings(ServiceSettings):
     def log_limit_bytes(self) -> int:
         """Bytes of output kept of one attempt."""
         return parse_size(self.log_limit)
+
+    @property
+    def log_max_total_bytes(self) -> int:
+        """Bytes of output kept of all runs; 0 = no limit."""
+        return parse_size(self.log_max_total)

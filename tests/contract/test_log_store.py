@@ -211,6 +211,41 @@ class TestLogStore:
                 assert await stored(log) == expected
         await store.aclose()
 
+    async def test_a_removed_log_is_read_to_its_end_by_who_has_it_open_and_is_gone_for_who_comes_later(
+        self, open_store: OpenStore
+    ) -> None:
+        store = open_store()
+        async with store.open(KEY) as log:
+            await log.append(0, [BINARY])
+            await log.seal(len(BINARY))
+        async with store.open(KEY) as reader:
+            await store.remove(KEY.run_id, KEY.attempt)
+            async with store.open(KEY) as second:
+                assert (second.end, second.sealed) == (len(BINARY), True)
+            assert await stored(reader) == BINARY
+            with pytest.raises(LogIsSealed):
+                await reader.append(len(BINARY), [b"more"])
+        async with store.open(KEY) as late:
+            assert (late.end, late.sealed) == (0, False)
+        await store.aclose()
+
+    async def test_one_attempt_or_all_of_a_run_can_be_removed_and_again_without_harm(
+        self, open_store: OpenStore
+    ) -> None:
+        store = open_store()
+        for key in (KEY, OTHER):
+            async with store.open(key) as log:
+                await log.append(0, [b"abc"])
+                await log.seal(3)
+        await store.remove(KEY.run_id, KEY.attempt)
+        async with store.open(OTHER) as kept:
+            assert await stored(kept) == b"abc"
+        for _ in range(2):
+            await store.remove(KEY.run_id)
+        async with store.open(OTHER) as late:
+            assert late.end == 0
+        await store.aclose()
+
     async def test_a_run_id_that_is_none_reaches_no_file(self, open_store: OpenStore) -> None:
         store = open_store()
         with pytest.raises(ValueError, match="not a run id"):

@@ -350,6 +350,22 @@ async def test_a_log_nobody_knows_is_refused_and_no_byte_of_it_stored(world: Wor
     assert not list((tmp_path / "controlplane").rglob("*.log"))
 
 
+async def test_a_log_that_is_removed_while_its_stream_asks_for_it_does_not_begin_anew(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = world.key()
+    answers = [Rejection.NONE]
+
+    async def admit(_: StoredKey) -> Rejection:
+        return answers.pop() if answers else Rejection.UNKNOWN_ATTEMPT
+
+    monkeypatch.setattr(world.attempts, "admit", admit)
+    world.agent.ship(key)
+    world.agent.file(key).write_bytes(b"once more")
+    assert await world.agent.seal(key) == 0
+    assert not list((tmp_path / "controlplane").rglob("*.log"))
+
+
 async def test_output_after_the_seal_is_refused(world: World) -> None:
     key = world.key()
     world.agent.ship(key)

@@ -85,6 +85,7 @@ class LiveAgent:
     results: dict[EnvironmentKey, EnvironmentResult] = field(default_factory=dict)
     usage: dict[tuple[str, int], Usage] = field(default_factory=dict)
     refusal: str = ""
+    applied_revision: int = 0
 
     @property
     def facts(self) -> AgentFacts:
@@ -253,16 +254,28 @@ class AgentRegistry:
         if agent is not None and agent.stream is not None:
             agent.stream.desired_changed()
 
+    def applied(self, agent_id: str, stream: AgentStream, revision: int) -> None:
+        """The agent has taken over what it shall do as of `revision`."""
+        agent = self._agents[agent_id]
+        if agent.stream is stream:
+            agent.applied_revision = revision
+
+    def is_told(self, agent_id: str, revision: int) -> bool:
+        """Returns whether the agent has taken over `revision`; of one that is away for long nobody waits for that."""
+        agent = self._agents.get(agent_id)
+        if agent is None or self._is_lost(agent):
+            return True
+        return agent.stream is not None and agent.applied_revision >= revision
+
     def lost(self) -> list[AgentRow]:
         """Returns agents that are OFFLINE for so long that their runs are LOST."""
+        return [agent.row for agent in self._agents.values() if self._is_lost(agent)]
+
+    def _is_lost(self, agent: LiveAgent) -> bool:
         now = self._clock.monotonic()
-        if now - self._recovering_since < self._settings.recovery_window:
-            return []
-        return [
-            agent.row
-            for agent in self._agents.values()
-            if agent.offline_since is not None and now - agent.offline_since >= self._settings.lost_after
-        ]
+        if agent.offline_since is None or now - self._recovering_since < self._settings.recovery_window:
+            return False
+        return now - agent.offline_since >= self._settings.lost_after
 
     async def watch(self) -> None:
         """Judges who lives, until cancelled."""

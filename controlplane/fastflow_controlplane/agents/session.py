@@ -164,6 +164,7 @@ class AgentSession:
                     self._note_inventory(request.inventory)
                 case "heartbeat":
                     heartbeat = request.heartbeat
+                    self._parts.registry.applied(agent_id, self, heartbeat.applied_revision)
                     if self._parts.registry.report(
                         agent_id,
                         self,

@@ -232,6 +232,8 @@ def _attempt(attempt: AttemptView) -> runs_pb2.Attempt:
         log_sealed=attempt.log_sealed,
         log_losses=[loss_message(loss) for loss in attempt.log_losses],
         released=attempt.released,
+        log_remove_time=time_message(attempt.log_remove_time),
+        log_removed_by=attempt.log_removed_by,
     )
 
 

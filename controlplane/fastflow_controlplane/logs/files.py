@@ -74,11 +74,31 @@ class FileLogStore(LogStore):
                 del self._holders[key], self._logs[key]
                 opened.let_go()
 
+    async def remove(self, run_id: str, attempt: int = 0) -> None:
+        """See `LogStore.remove`."""
+        folder = self._run_folder(run_id)
+        numbers = [attempt] if attempt else await self._in_thread(lambda: _numbers(folder), folder)
+        for number in numbers:
+            # Open, so that whoever opens it meanwhile shares what was there, whole and sealed.
+            async with self.open(LogKey(run_id, number)) as opened:
+                assert isinstance(opened, FileLog)
+                await opened.remove()
+        await self._in_thread(lambda: _remove_if_empty(folder), folder)
+
+    async def _in_thread(self, operation: Callable[[], T], path: Path) -> T:
+        try:
+            return await _finish(asyncio.get_running_loop().run_in_executor(self._writing, operation))
+        except OSError as error:
+            raise self._refuse(error, path) from error
+
     def _path(self, key: LogKey) -> Path:
+        return self._run_folder(key.run_id) / f"{key.attempt}.log"
+
+    def _run_folder(self, run_id: str) -> Path:
         # The id becomes part of a path: nothing but a run id may pass.
-        if not RUN_ID.fullmatch(key.run_id):
-            raise ValueError(f"{key.run_id!r} is not a run id")
-        return self._folder / key.run_id[-2:] / key.run_id / f"{key.attempt}.log"
+        if not RUN_ID.fullmatch(run_id):
+            raise ValueError(f"{run_id!r} is not a run id")
+        return self._folder / run_id[-2:] / run_id
 
     @property
     def problem(self) -> Problem | None:
@@ -196,6 +216,11 @@ class FileLog(Log):
                 await self._change(lambda: self._marks.add(f"sealed {end}"))
                 self.sealed = True
                 self._notify()
+
+    async def remove(self) -> None:
+        """Unlinks the files. Holders read on from the descriptor; the next to open finds nothing."""
+        async with self._changing:
+            await self._change(self._remove)
 
     async def read(self, offset: int, max_bytes: int) -> bytes:
         """See `Log.read`."""
@@ -320,6 +345,13 @@ class FileLog(Log):
             self.end = self.durable
             self._doubtful = False
 
+    def _remove(self) -> None:
+        if not self._path.parent.is_dir():
+            return
+        self._path.unlink(missing_ok=True)
+        self._marks.remove()
+        sync_folder(self._path.parent)
+
     def _writable(self) -> "_File":
         if self._file is None:
             make_folders(self._path.parent)
@@ -328,6 +360,18 @@ class FileLog(Log):
             # Only now: a name that is not durable yet is made so by the next try.
             self._file = file
         return self._file
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Returns the attempts of which there are files."""
+    names = {file.stem for file in folder.iterdir()} if folder.is_dir() else set()
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        sync_folder(folder.parent)
 
 
 class _File:

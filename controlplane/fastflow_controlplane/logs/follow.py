@@ -7,7 +7,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+from fastflow.pipelines.sizes import format_size
+
+from fastflow_controlplane.clock import MICROSECONDS
 from fastflow_controlplane.errors import NotFound
 from fastflow_controlplane.logs.store import Log, LogKey, LogStore
 from fastflow_controlplane.runs.changes import Changes
@@ -66,7 +70,8 @@ class LogFollower:
         after the end of the run, ends it too: `sealed` of the last piece is then false.
 
         Bytes that were lost are not sent: the next piece's `offset` is then higher than `next_offset` of the one
-        before. Raises NotFound for a run or attempt that does not exist.
+        before. Raises NotFound for a run or attempt that does not exist, and for a log that retention removed. Who
+        began to read before that gets all of it.
         """
         watch = _Watch(run_id, self._look, self._changes, self._settings.recheck)
         try:
@@ -84,12 +89,12 @@ class LogFollower:
                 return
             while True:
                 reading = _Reading(number, offset, tail_lines, follow, self._settings, self._store)
-                async with (
-                    self._store.open(LogKey(run_id, number)) as opened,
-                    aclosing(reading.pieces(opened, watch)) as pieces,
-                ):
-                    async for piece in pieces:
-                        yield piece
+                async with self._store.open(LogKey(run_id, number)) as opened:
+                    # Asked once it is open: a log that is still kept now will be read to its end.
+                    _check_kept(run_id, await watch.look_again(), number)
+                    async with aclosing(reading.pieces(opened, watch)) as pieces:
+                        async for piece in pieces:
+                            yield piece
                     sealed = opened.sealed
                 view = await watch.look()
                 while follow and not attempt and view.attempt == number and not view.terminal:
@@ -114,7 +119,7 @@ class _Watch:
         self._changes = changes
         self._recheck = recheck
         self._stale = True
-        self._view: RunView
+        self._view: RunView | None = None
         self._listening = asyncio.create_task(self._listen(changes.count), name=f"follow {run_id}")
 
     async def _listen(self, seen: int) -> None:
@@ -124,10 +129,20 @@ class _Watch:
             self.woken.set()
 
     async def look(self) -> RunView:
-        """Returns the run as it is now."""
+        """Returns the run as it is now; one that was removed since it ended, as it was."""
         if self._stale:
             self._stale = False
-            self._view = await self._look(self._run_id)
+            try:
+                self._view = await self._look(self._run_id)
+            except NotFound:
+                if self._view is None or not self._view.terminal:
+                    raise
+        assert self._view is not None
+        return self._view
+
+    async def look_again(self) -> RunView:
+        """Returns the run as it is now, whatever was seen before. Raises NotFound also where it was removed."""
+        self._view = await self._look(self._run_id)
         return self._view
 
     async def change(self) -> RunView:
@@ -217,6 +232,20 @@ async def tail_offset(opened: Log, lines: int, block: int = 64 * 1024) -> int:
                     return start + position + 1
             end = start
     return 0
+
+
+def _check_kept(run_id: str, view: RunView, number: int) -> None:
+    attempt = _attempt(view, number)
+    if attempt.log_remove_time is None:
+        return
+    moment = datetime.fromtimestamp(attempt.log_remove_time // MICROSECONDS, UTC)
+    removed = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    raise NotFound(
+        f"the log of run {run_id}, attempt {number}, was removed by retention on {removed} "
+        f"(setting {attempt.log_removed_by}); it had {format_size(attempt.log_bytes)}",
+        reason="LOG_REMOVED",
+        metadata={"run": run_id, "attempt": str(number), "setting": attempt.log_removed_by, "time": removed},
+    )
 
 
 def _attempt(view: RunView, number: int) -> AttemptView:

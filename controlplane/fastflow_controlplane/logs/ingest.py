@@ -239,16 +239,25 @@ class _Stream:
         attempt = self._attempts.get(name)
         if attempt is not None and attempt.key == key:
             return attempt
-        rejection = await self._directory.admit(key)
-        if rejection is not Rejection.NONE:
-            log.info("log refused", run=key.run_id, attempt=key.attempt, reason=rejection)
-            self._answers[name] = Answer(key.run_id, key.attempt, 0, 0, False, rejection)
-            self._answered.set()
+        if await self._refused(key):
             return None
         held = AsyncExitStack()
         opened = await self._until_available(lambda: held.enter_async_context(self._store.open(name)))
+        if not opened.end and not opened.sealed and await self._refused(key):
+            # Retention removed the log since we asked: it must not begin anew.
+            await held.aclose()
+            return None
         attempt = self._attempts[name] = _Attempt(key, opened, held)
         return attempt
+
+    async def _refused(self, key: AttemptKey) -> bool:
+        rejection = await self._directory.admit(key)
+        if rejection is Rejection.NONE:
+            return False
+        log.info("log refused", run=key.run_id, attempt=key.attempt, reason=rejection)
+        self._answers[LogKey(key.run_id, key.attempt)] = Answer(key.run_id, key.attempt, 0, 0, False, rejection)
+        self._answered.set()
+        return True
 
     async def _let_go(self, attempt: _Attempt) -> None:
         # A stream lives as long as its agent, and sees more logs than a process may have files open. What still comes

@@ -47,6 +47,10 @@ class Marks:
             os.close(descriptor)
         sync_folder(self._path.parent)
 
+    def remove(self) -> None:
+        """Removes the file, if there is one."""
+        self._path.unlink(missing_ok=True)
+
 
 def make_folders(folder: Path) -> None:
     """Makes a folder and those above it, durable on return. Raises OSError."""

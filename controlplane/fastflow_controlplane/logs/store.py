@@ -121,6 +121,13 @@ class LogStore(ABC):
         Everything the log holds is durable on entry, so that its `end` may be acknowledged. Raises StoreUnavailable.
         """
 
+    @abstractmethod
+    async def remove(self, run_id: str, attempt: int = 0) -> None:
+        """Removes the sealed log of an attempt, 0 = those of all attempts of the run; durable on return.
+
+        Who has it open reads it to its end all the same. Where there is none nothing happens. Raises StoreUnavailable.
+        """
+
     @property
     @abstractmethod
     def problem(self) -> Problem | None:

@@ -19,9 +19,12 @@ class AttemptLogRecords:
         self._registry = registry
 
     async def admit(self, key: AttemptKey) -> Rejection:
-        """Returns whether bytes of this attempt are taken. One that ended is no reason to refuse them."""
+        """Returns whether bytes of this attempt are taken: not of one whose log was removed.
+
+        One that ended is no reason to refuse them.
+        """
         row = await self._store.read(lambda connection: attempts.read_attempt(connection, key.run_id, key.attempt))
-        if row is None:
+        if row is None or (row.log_removed and row.key == key):
             return Rejection.UNKNOWN_ATTEMPT
         return Rejection.NONE if row.key == key else Rejection.BAD_TOKEN
 

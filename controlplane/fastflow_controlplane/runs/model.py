@@ -120,6 +120,8 @@ class AttemptView:
     released: bool
     provenance: Provenance | None
     slot: str
+    log_remove_time: int | None = None
+    log_removed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

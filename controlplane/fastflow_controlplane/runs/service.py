@@ -215,9 +215,10 @@ class RunService:
 
     async def _repeat(self, new: NewRun, run_id: str) -> RunView:
         """Answers a repeated request. The values of --env are compared themselves: no hash of them is kept."""
+        run = await self.get(run_id)
         if await self._parameters(run_id) != dict(new.environment):
             raise requests.reused(new.request_id, run_id)
-        return await self.get(run_id)
+        return run
 
     async def _parameters(self, run_id: str) -> Mapping[str, str]:
         """The values of --env, in clear."""

@@ -178,6 +178,9 @@ attempts = Table(
     # Log bytes on disk at the last look, and whether the agent delivered the last one.
     Column("log_bytes", BigInteger, nullable=False, default=0),
     Column("log_sealed", Boolean, nullable=False, default=False),
+    # When retention removed the log, and the setting that it followed; NULL and "" = the log is kept.
+    Column("log_remove_time", BigInteger),
+    Column("log_removed_by", Word, nullable=False, server_default=text("''")),
     Column("cpu_milli_cores", BigInteger, nullable=False),
     Column("memory_bytes", BigInteger, nullable=False),
     # Usage, OutOfMemory and Provenance by proto field name, numbers as numbers; NULL while unknown.
@@ -193,6 +196,24 @@ attempts = Table(
         sqlite_where=text("desired <> 'FORGET'"),
         postgresql_where=text("desired <> 'FORGET'"),
     ),
+    # Holds all that the sum of kept logs is made of.
+    Index(
+        "ix_attempts_kept_logs",
+        "run_id",
+        "number",
+        "log_bytes",
+        sqlite_where=text("log_remove_time IS NULL"),
+        postgresql_where=text("log_remove_time IS NULL"),
+    ),
+)
+
+# Files of logs that are to go: noted in the operation that removes the rows or says that the log is gone, and forgotten
+# once the files are. `attempt` 0 = all of the run. Files that no row ever spoke of are left alone.
+log_removals = Table(
+    "log_removals",
+    metadata,
+    Column("run_id", Id, primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
 )
 
 # History: every event as it came, also those that were too late to change anything.

@@ -70,6 +70,18 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     await store.aclose()
 
 
+async def test_a_log_that_is_removed_while_it_is_opened_is_never_taken_for_an_empty_one(world: World) -> None:
+    removed = replace(attempt(1, RunState.SUCCEEDED), log_remove_time=0, log_removed_by="log_max_total", log_bytes=7)
+    views = [run(RunState.SUCCEEDED, attempt(1, RunState.SUCCEEDED)), run(RunState.SUCCEEDED, removed)]
+
+    async def look(run_id: str) -> RunView:
+        return views.pop(0)
+
+    follower = LogFollower(world.store, look, world.changes)
+    with pytest.raises(NotFound, match=r"removed by retention on 1970-01-01 00:00:00 UTC \(setting log_max_total\)"):
+        [piece async for piece in follower.read(RUN)]
+
+
 async def settle() -> None:
     """Lets followers come to rest."""
     for _ in range(50):
@@ -118,7 +130,7 @@ async def test_a_quiet_log_is_not_looked_at_again_and_again(world: World) -> Non
         for _ in range(10):
             await log.append(log.end, [b"x"])
             await settle()
-        assert world.looks == 1
+        assert world.looks == 2  # before the log was opened, and since
         following.cancel()
         await asyncio.wait([following])
 

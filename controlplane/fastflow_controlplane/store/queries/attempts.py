@@ -52,6 +52,7 @@ class AttemptRow:
     failed_placements: int
     log_bytes: int
     log_sealed: bool
+    log_removed: bool
     released: bool
 
 
@@ -129,6 +130,7 @@ def read_attempt(connection: Connection, run_id: str, number: int) -> AttemptRow
         failed_placements=row.failed_placements,
         log_bytes=row.log_bytes,
         log_sealed=row.log_sealed,
+        log_removed=row.log_remove_time is not None,
         released=row.released,
     )
 

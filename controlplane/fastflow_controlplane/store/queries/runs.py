@@ -312,4 +312,5 @@ def _reversed(run_id: str) -> str:
 
 
 def _unknown(given: str) -> NotFound:
-    return NotFound(f'there is no run "{given}"', reason="RUN_NOT_FOUND", metadata={"run": given})
+    message = f'there is no run "{given}", or retention removed it (settings run_max_age and run_max_count)'
+    return NotFound(message, reason="RUN_NOT_FOUND", metadata={"run": given})

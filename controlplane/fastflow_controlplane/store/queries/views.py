@@ -135,6 +135,8 @@ def _attempt(row: Row[Any], warning_rows: Sequence[Row[Any]], loss_rows: Sequenc
         ),
         log_bytes=row.log_bytes,
         log_sealed=row.log_sealed,
+        log_remove_time=row.log_remove_time,
+        log_removed_by=row.log_removed_by,
         log_losses=tuple(
             LogLoss(kind=loss.kind, offset=loss.offset, bytes=loss.bytes, time=loss.time, message=loss.message)
             for loss in loss_rows

@@ -1,0 +1,102 @@
+"""What retention reads and removes, in rows; on every database."""
+
+from functools import partial
+
+from fastflow.ids import new_id
+from fastflow_controlplane.logs.store import LogKey
+from fastflow_controlplane.runs.model import AttemptKey
+from fastflow_controlplane.runs.states import RunState
+from fastflow_controlplane.store.engine import Store
+from fastflow_controlplane.store.queries import requests, retention
+from fastflow_controlplane.store.queries.retention import WHOLE_RUN
+
+from tests.contract.rows import NOW, Journal, Rows
+
+
+async def settled(rows: Rows, pipeline: str = "hello") -> AttemptKey:
+    """A run that ended with a log of 7 bytes, and is to be forgotten by its agent."""
+    agent = await rows.agent()
+    key = await rows.assign(await rows.run(pipeline, parameters=b"sealed"), agent)
+    assert key is not None
+    journal = Journal(key)
+    await rows.apply(agent, [journal.moved(RunState.RUNNING), journal.ended(RunState.SUCCEEDED), journal.gone()])
+    assert await rows.seal(key)
+    return key
+
+
+async def test_the_newest_run_of_each_pipeline_is_found(store: Store) -> None:
+    rows = Rows(store)
+    newest = {name: max([await rows.run(name) for _ in range(3)]) for name in ("a", "b", "ü")}
+    assert await store.read(retention.read_newest) == newest
+
+
+async def test_runs_are_read_oldest_first_from_behind_one_on(store: Store) -> None:
+    rows = Rows(store)
+    ids = sorted([await rows.run() for _ in range(4)])
+    found = await store.read(partial(retention.read_oldest, pipeline="hello", after=ids[0], limit=2))
+    assert [run.id for run in found] == ids[1:3]
+    assert await store.read(partial(retention.read_first_beyond, pipeline="hello", count=3)) == ids[0]
+    assert await store.read(partial(retention.read_first_beyond, pipeline="hello", count=4)) == ""
+
+
+async def test_a_settled_run_is_removed_with_its_rows_and_its_logs_are_due(store: Store) -> None:
+    rows = Rows(store)
+    key, live = await settled(rows), await rows.run("other")
+    (before,) = await store.read(partial(retention.read_oldest, pipeline="hello", after="", limit=1))
+    assert [attempt.settled for attempt in before.attempts] == [True]
+    assert await store.write(partial(retention.remove_runs, run_ids=[key.run_id, live])) == [key.run_id]
+    assert await store.read(retention.read_newest) == {"other": live}
+    due = [LogKey(key.run_id, WHOLE_RUN)]
+    assert await store.read(partial(retention.read_due, limit=9)) == due
+    await store.write(partial(retention.forget_due, keys=due))
+    assert await store.read(partial(retention.read_due, limit=9)) == []
+
+
+async def test_a_run_whose_agent_may_not_forget_it_yet_is_not_removed(store: Store) -> None:
+    rows = Rows(store)
+    agent, key = await rows.assigned()
+    journal = Journal(key)
+    await rows.apply(agent, [journal.moved(RunState.RUNNING), journal.ended(RunState.SUCCEEDED)])
+    assert await store.write(partial(retention.remove_runs, run_ids=[key.run_id])) == []
+
+
+async def test_logs_are_summed_and_removed_once_and_their_run_changes_its_etag(store: Store) -> None:
+    rows = Rows(store)
+    keys = [LogKey(key.run_id, key.attempt) for key in [await settled(rows) for _ in range(3)]]
+    keys.sort()
+    assert await store.read(retention.read_log_bytes) == 21
+    found = await store.read(partial(retention.read_oldest_logs, after=keys[0], limit=9))
+    assert [(log.key, log.bytes) for log in found] == [(key, 7) for key in keys[1:]]
+    etag = (await rows.view(keys[0].run_id)).etag
+    for removed in ([keys[0]], []):
+        assert await store.write(partial(retention.remove_logs, keys=keys[:1], setting="s", now=NOW)) == removed
+    assert await store.read(retention.read_log_bytes) == 14
+    attempt = await rows.newest(keys[0].run_id)
+    assert (attempt.log_remove_time, attempt.log_removed_by, attempt.log_bytes) == (NOW, "s", 7)
+    assert (await rows.view(keys[0].run_id)).etag != etag
+    assert await store.read(partial(retention.read_due, limit=9)) == [keys[0]]
+
+
+async def test_a_run_whose_log_is_due_already_can_be_removed(store: Store) -> None:
+    key = await settled(Rows(store))
+    log = LogKey(key.run_id, key.attempt)
+    await store.write(partial(retention.remove_logs, keys=[log], setting="s", now=NOW))
+    await store.write(partial(retention.remove_runs, run_ids=[key.run_id]))
+    assert await store.read(partial(retention.read_due, limit=9)) == [LogKey(key.run_id, WHOLE_RUN)]
+
+
+async def test_old_answers_are_forgotten_in_portions(store: Store) -> None:
+    ids = [new_id() for _ in range(5)]
+    for age, request_id in enumerate(ids):
+        await store.write(lambda each, i=request_id, t=NOW - age: requests.remember(each, "K", i, "f", "a", t))
+    remove = partial(retention.remove_requests, before=NOW - 1, limit=2)
+    assert [await store.write(remove) for _ in range(3)] == [2, 1, 0]
+    known = [await store.read(lambda each, i=i: requests.answered(each, "K", i, "f")) for i in ids]
+    assert known == ["a", "a", None, None, None]
+
+
+async def test_the_code_that_kept_runs_were_made_of_is_listed_once(store: Store) -> None:
+    rows = Rows(store)
+    for _ in range(2):
+        await rows.run()
+    assert await store.read(retention.read_bundles) == {"sha256:" + "0" * 64}
