@@ -1,5 +1,6 @@
 """`ffctl up`: both programs in one command, told apart, ended in order."""
 
+import json
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ class Up:
         self.folder = folder
         self.port = _free_port()
         self.started: list[subprocess.Popen[str]] = []
+        self.settings: dict[str, str] = {}
         pipeline = folder / "pipelines" / "hello"
         pipeline.mkdir(parents=True)
         (pipeline / "main.py").write_text("print('hello')\n")
@@ -86,7 +88,7 @@ class Up:
 
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTFLOW_")}
-        return {**kept, "DOCKER_HOST": NO_DOCKER}
+        return {**kept, "DOCKER_HOST": NO_DOCKER, **self.settings}
 
 
 def _free_port() -> int:
@@ -129,6 +131,14 @@ class TestReady:
         up, _ = ready
         names = {line.partition("|")[0].strip() for line in up.stderr.splitlines() if "|" in line}
         assert {"controlplane", "agent"} <= names
+
+
+def test_sources_of_the_settings_are_named_and_a_folder_that_is_not_among_them_is_warned_of(up: Up) -> None:
+    sources = [{"name": "flows", "url": "/srv/flows.git"}, {"name": "local", "folder": str(up.folder / "more")}]
+    up.settings["FASTFLOW_SOURCES"] = json.dumps(sources)
+    up.start("--pipelines", str(up.folder / "pipelines"))
+    assert f"Pipelines from /srv/flows.git, {up.folder / 'more'}, run by process" in up.until_ready()
+    assert f"warning: {up.folder / 'pipelines'} is not used, as the settings name sources" in up.stderr
 
 
 def test_ctrl_c_ends_both_and_nothing_is_left(up: Up) -> None:

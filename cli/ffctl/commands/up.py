@@ -42,7 +42,16 @@ class Plan:
     listen: str
     data: Path
     pipelines: Path
+    pipelines_given: bool
     runtime: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What is said once all is up: where pipelines come from, and why the agent takes no runs yet, if so."""
+
+    sources: list[str]
+    conditions: list[str]
 
 
 @click.command("up")
@@ -81,11 +90,10 @@ def command(pipelines: Path | None, listen: str, data: Path, runtime: str | None
     \b
     Example: ffctl up --pipelines examples/pipelines
     """
-    if pipelines is None:
-        pipelines = Path("pipelines") if Path("pipelines").is_dir() else Path()
+    folder = pipelines or (Path("pipelines") if Path("pipelines").is_dir() else Path())
     if runtime is None:
         runtime = _choose_runtime()
-    plan = Plan(with_port(listen), data.absolute(), pipelines.absolute(), runtime)
+    plan = Plan(with_port(listen), data.absolute(), folder.absolute(), pipelines is not None, runtime)
     with _only_one(plan):
         _refuse_taken(plan.listen)
         return asyncio.run(_Up(plan).run())
@@ -211,12 +219,12 @@ class _Up:
             color=_colours(),
         )
 
-    async def _until_ready(self) -> list[str]:
+    async def _until_ready(self) -> Ready:
         """Returns what an operator should know, once the control plane answers and the agent has connected."""
         try:
             async with asyncio.timeout(READY_S):
                 await _until_listening(self._plan.listen)
-                return await _agent_conditions(self._plan.listen)
+                return await _ask(self._plan.listen)
         except TimeoutError:
             raise Failure(
                 f"control plane and agent were not ready within {READY_S:.0f} s", hint="The lines above say why."
@@ -250,11 +258,11 @@ async def _until_listening(address: str) -> None:
         await asyncio.sleep(POLL_S)
 
 
-async def _agent_conditions(address: str) -> list[str]:
-    """Waits for an agent that has connected, and returns why it takes no runs yet, if so."""
+async def _ask(address: str) -> Ready:
+    """Waits for an agent that has connected."""
     # Loaded now, while the two programs start: it would delay them, and this machine may have few cores.
     import grpc.aio
-    from fastflow.v1 import agents_pb2
+    from fastflow.v1 import agents_pb2, sources_pb2
 
     from ffctl.connection import Connection
 
@@ -264,23 +272,30 @@ async def _agent_conditions(address: str) -> list[str]:
                 answer = await connection.agents.ListAgents(agents_pb2.ListAgentsRequest(), timeout=1.0)
                 for agent in answer.agents:
                     if agent.state == agents_pb2.AGENT_STATE_ACTIVE:
-                        return [
-                            f"{condition.type}: {condition.message}"
-                            for condition in agent.conditions
-                            if condition.blocks_placement
-                        ]
+                        sources = await connection.sources.ListSources(sources_pb2.ListSourcesRequest(), timeout=1.0)
+                        return Ready(
+                            [source.place for source in sources.sources],
+                            [
+                                f"{condition.type}: {condition.message}"
+                                for condition in agent.conditions
+                                if condition.blocks_placement
+                            ],
+                        )
             await asyncio.sleep(POLL_S)
 
 
-def _welcome(plan: Plan, conditions: list[str], seconds: float) -> None:
-    for condition in conditions:
+def _welcome(plan: Plan, ready: Ready, seconds: float) -> None:
+    if plan.pipelines_given and str(plan.pipelines) not in ready.sources:
+        message = f"warning: {plan.pipelines} is not used, as the settings name sources; add it there"
+        click.secho(message, fg="yellow", err=True, color=_colours())
+    for condition in ready.conditions:
         click.secho(f"warning: {condition}", fg="yellow", err=True, color=_colours())
     needed = [] if plan.listen == DEFAULT_SERVER else [f"  export FASTFLOW_SERVER={plan.listen}\n"]
     if not shutil.which("ffctl"):
         needed.append(f"  export PATH={Path(sys.executable).parent}:$PATH\n")
     click.echo(
         f"\nFast-Flow is ready at {plan.listen} after {seconds:.1f} s.\n"
-        f"Pipelines from {plan.pipelines}, run by {plan.runtime}, data in {plan.data}.\n"
+        f"Pipelines from {', '.join(ready.sources)}, run by {plan.runtime}, data in {plan.data}.\n"
         f"Next, in another terminal:\n\n{''.join(needed)}  ffctl pipelines list\n  ffctl run NAME --follow\n\n"
         "Ctrl-C stops both.\n"
     )
