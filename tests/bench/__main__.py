@@ -14,6 +14,7 @@ import grpc
 from fastflow.v1 import logs_pb2, logs_pb2_grpc, runs_pb2, runs_pb2_grpc
 
 from tests.bench.bare import Bare
+from tests.bench.disk import disk
 from tests.bench.figures import Figure, print_table, write_json
 from tests.bench.sync import sync
 from tests.cluster import Cluster, Program
@@ -241,6 +242,7 @@ def main() -> int:
         "footprint": lambda bench: list(bench.footprint()),
         "up": lambda bench: [up()],
         "sync": lambda bench: [sync()],
+        "disk": lambda bench: [disk()],
     }
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("measure", nargs="*", choices=[*measures, []], help="what to measure (default: all)")
