@@ -35,8 +35,14 @@ class Origin:
             index.read_tree(before.peel(pygit2.Tree))
         for path, content in files.items():
             self._stage(index, path, content)
-        tree = index.write_tree(self.repository)
         parents = [before.target] if before is not None else []
+        return self._commit(index.write_tree(self.repository), message, parents, reference)
+
+    def push_tree(self, tree: pygit2.Oid) -> str:
+        """Commits a tree that was made by hand to the branch main, as if it were the first; returns the commit."""
+        return self._commit(tree, "Made by hand", [], "refs/heads/main")
+
+    def _commit(self, tree: pygit2.Oid, message: str, parents: list[pygit2.Oid | str], reference: str) -> str:
         commit = self.repository.create_commit(None, AUTHOR, AUTHOR, message, tree, parents)
         self.repository.references.create(reference, commit, force=True)
         return str(commit)

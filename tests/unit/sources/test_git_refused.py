@@ -89,19 +89,41 @@ async def test_names_with_spaces_and_other_scripts_are_pipelines(followed: Follo
     assert (await followed.catalog.snapshot("報告")).pipeline == "報告"
 
 
+def tree_of(repository: pygit2.Repository, *items: tuple[FileMode, str, pygit2.Oid]) -> pygit2.Oid:
+    """A tree as it can be made by hand, unsorted and unchecked."""
+    raw = (f"{mode:o} {name}".encode() + b"\0" + oid.raw for mode, name, oid in items)
+    return repository.write(pygit2.enums.ObjectType.TREE, b"".join(raw))
+
+
+async def test_a_few_objects_that_stand_for_millions_of_folders_are_refused_at_once(followed: Followed) -> None:
+    repository = followed.origin.repository
+    folder = tree_of(repository)
+    for _ in range(20):
+        folder = tree_of(repository, *((FileMode.TREE, str(number), folder) for number in range(10)))
+    main = repository.create_blob(b"")
+    bomb = tree_of(repository, (FileMode.TREE, "deep", folder), (FileMode.BLOB, "main.py", main))
+    fine = tree_of(repository, (FileMode.BLOB, "main.py", main))
+    root = tree_of(repository, (FileMode.TREE, "bomb", bomb), (FileMode.TREE, "fine", fine))
+    followed.origin.push_tree(root)
+    assert (await followed.sync()).invalid == ("bomb",)
+    assert followed.problems("bomb") == ["the code has more than 20000 folders; move data elsewhere"]
+    assert (await followed.catalog.snapshot("fine")).pipeline == "fine"
+
+
+async def test_a_link_to_a_path_that_no_system_can_follow_is_refused_at_once(followed: Followed) -> None:
+    followed.origin.push({"a/main.py": "", "a/link": (FileMode.LINK, "a/" * 500_000), "b/main.py": ""})
+    assert (await followed.sync()).invalid == ("a",)
+    assert followed.problems("a") == [
+        "link: is a symbolic link to a path of more than 4095 bytes, which Linux can not follow"
+    ]
+
+
 async def test_a_tree_with_names_that_no_file_can_have_is_refused(followed: Followed) -> None:
     repository = followed.origin.repository
-    blob = repository.create_blob(b"")
-    entry = b"100644 main.py\x00" + blob.raw
-    folder = repository.write(pygit2.enums.ObjectType.TREE, entry)
-    evil = b"100644 ../x\x00" + blob.raw + entry
-    inner = repository.write(pygit2.enums.ObjectType.TREE, evil)
-    root = repository.write(
-        pygit2.enums.ObjectType.TREE, b"40000 evil\x00" + inner.raw + b"40000 good\x00" + folder.raw
-    )
-    signature = pygit2.Signature("x", "x@x")
-    commit = repository.create_commit(None, signature, signature, "x", root, [])
-    repository.references.create("refs/heads/main", commit)
+    main = (FileMode.BLOB, "main.py", repository.create_blob(b""))
+    evil = tree_of(repository, (FileMode.BLOB, "../x", main[2]), main)
+    good = tree_of(repository, main)
+    followed.origin.push_tree(tree_of(repository, (FileMode.TREE, "evil", evil), (FileMode.TREE, "good", good)))
     await followed.sync()
     assert followed.names() == ["good"]
     assert any("'../x', which no file can have" in problem for problem in followed.catalog.problems("git"))

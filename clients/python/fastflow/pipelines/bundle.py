@@ -22,6 +22,7 @@ from fastflow.pipelines.code import (
     MAX_CODE_DEPTH,
     MAX_CODE_FILES,
     MAX_NAME_BYTES,
+    MAX_TARGET_BYTES,
     Code,
     CodeFile,
     is_utf8,
@@ -196,8 +197,8 @@ class _Paths:
 
 
 def _checked_target(path: str, target: str) -> str:
-    if not target or "\0" in target or not is_utf8(target):
-        raise BundleFault(f"holds {path!r}, a symbolic link to {target!r}, which is no path")
+    if not target or "\0" in target or not is_utf8(target) or len(target.encode()) > MAX_TARGET_BYTES:
+        raise BundleFault(f"holds {path!r}, a symbolic link to {target[:100]!r}, which is no path")
     return target
 
 

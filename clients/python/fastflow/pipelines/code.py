@@ -20,10 +20,16 @@ MAX_CODE_BYTES = 256 * 1024**2
 """Most bytes of all files of a pipeline together."""
 
 MAX_CODE_FILES = 20_000
+MAX_CODE_FOLDERS = 20_000
+"""A Git tree can name one folder many times, so a few small objects can stand for more folders than can be listed."""
+
 MAX_CODE_DEPTH = 32
 
 MAX_NAME_BYTES = 255
 """Longest name that Linux's file systems hold; a Git tree can have longer ones."""
+
+MAX_TARGET_BYTES = 4095
+"""Longest target of a symbolic link that Linux takes; a Git tree can have longer ones, which take hours to follow."""
 
 NOT_CODE = frozenset(
     {
@@ -87,7 +93,7 @@ def read_code(folder: Folder) -> Code:
     problems: list[Problem] = []
     files: list[CodeFile] = []
     size = 0
-    for file in _walk(folder, "", 0, problems):
+    for file in _Walk(problems).files(folder, "", 0):
         size += file.entry.size
         if size > MAX_CODE_BYTES:
             problems.append(_too_large([*files, file]))
@@ -191,27 +197,48 @@ class _Exactly(io.RawIOBase):
         return len(data)
 
 
-def _walk(folder: Folder, prefix: str, depth: int, problems: list[Problem]) -> Iterator[CodeFile]:
-    for entry in _entries(folder, prefix, problems):
-        path = prefix + entry.name
-        if entry.name in NOT_CODE:
-            continue
+class _Walk:
+    """A walk through a folder; what is wrong on the way is added to `problems`."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self._problems = problems
+        self._folders = 0
+
+    def files(self, folder: Folder, prefix: str, depth: int) -> Iterator[CodeFile]:
+        for entry in _entries(folder, prefix, self._problems):
+            path = prefix + entry.name
+            if entry.name in NOT_CODE:
+                continue
+            if complaint := self._complaint(entry, path, depth):
+                self._problems.append(error(path if is_utf8(path) else ascii(path)[1:-1], complaint))
+            elif entry.kind is Kind.FOLDER:
+                if not self._may_enter():
+                    return
+                yield from self.files(folder.folder(entry.name), f"{path}/", depth + 1)
+            elif entry.kind is Kind.LINK:
+                yield from _link(folder, entry, path, self._problems)
+            else:
+                yield CodeFile(path, entry, folder)
+
+    def _may_enter(self) -> bool:
+        self._folders += 1
+        if self._folders == MAX_CODE_FOLDERS + 1:
+            self._problems.append(error("", f"the code has more than {MAX_CODE_FOLDERS} folders; move data elsewhere"))
+        return self._folders <= MAX_CODE_FOLDERS
+
+    @staticmethod
+    def _complaint(entry: Entry, path: str, depth: int) -> str:
         if not is_utf8(path):
-            problems.append(error(ascii(path)[1:-1], "the name is not UTF-8; rename it"))
-        elif len(entry.name.encode()) > MAX_NAME_BYTES:
-            problems.append(error(path, f"the name has more than {MAX_NAME_BYTES} bytes; rename it"))
-        elif entry.kind is Kind.FOLDER and depth == MAX_CODE_DEPTH:
-            problems.append(error(path, f"lies deeper than {MAX_CODE_DEPTH} folders"))
-        elif entry.kind is Kind.FOLDER:
-            yield from _walk(folder.folder(entry.name), f"{path}/", depth + 1, problems)
-        elif entry.kind is Kind.SUBMODULE:
-            problems.append(error(path, SUBMODULE_MESSAGE))
-        elif entry.kind is Kind.OTHER:
-            problems.append(error(path, "is neither file nor folder; remove it"))
-        elif entry.kind is Kind.LINK:
-            yield from _link(folder, entry, path, problems)
-        else:
-            yield CodeFile(path, entry, folder)
+            return "the name is not UTF-8; rename it"
+        if len(entry.name.encode()) > MAX_NAME_BYTES:
+            return f"the name has more than {MAX_NAME_BYTES} bytes; rename it"
+        if entry.kind is Kind.FOLDER and depth == MAX_CODE_DEPTH:
+            return f"lies deeper than {MAX_CODE_DEPTH} folders"
+        if entry.kind is Kind.LINK and entry.size > MAX_TARGET_BYTES:
+            return f"is a symbolic link to a path of more than {MAX_TARGET_BYTES} bytes, which Linux can not follow"
+        if entry.kind is Kind.SUBMODULE:
+            return SUBMODULE_MESSAGE
+        return "is neither file nor folder; remove it" if entry.kind is Kind.OTHER else ""
 
 
 def _entries(folder: Folder, prefix: str, problems: list[Problem]) -> list[Entry]:
