@@ -1,0 +1,1 @@
+"""Many runs and many reconnects, and nothing that grows; `make soak`."""
