@@ -95,6 +95,8 @@ def main() -> None:
         # A terminal that can not show a character gets a substitute instead of ending the command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    # gRPC's core writes lines of its own kind to stderr; its errors are told as sentences (ffctl.connection).
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()

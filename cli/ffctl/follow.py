@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from fastflow.ids import new_id, short
 from fastflow.v1 import logs_pb2, runs_pb2
@@ -17,6 +19,11 @@ QUIET_AFTER_END_S = 30.0
 """For how long after a run's end the rest of its log is waited for while not a byte arrives."""
 QUIET_AFTER_LOST_S = 2.0
 """The same for a run that is LOST: its agent is away, so the rest may never come."""
+
+T = TypeVar("T")
+
+_WATCHING, _READING = "watching", "reading"
+"""The two streams of a follower: the run's state, and its output."""
 
 Sink = Callable[[logs_pb2.ReadLogResponse, Callable[[], bool]], int]
 """Takes one message of a log, and returns how many bytes of its data were taken when the second argument
@@ -73,6 +80,33 @@ class Notes:
             self._say(text)
 
 
+class Outages:
+    """Tells which loss of a stream is a new outage: all share one connection, and each misses it in its own time."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._opened: dict[str, int] = {}
+        self._heard: set[str] = set()
+
+    def opened(self, stream: str, call: T) -> T:
+        """Returns `call`, which is `stream` from now on."""
+        self._opened[stream] = self._number
+        return call
+
+    def heard(self, stream: str) -> None:
+        """A message came on `stream`; one that was on its way when the outage began does not end it."""
+        if self._opened[stream] == self._number:
+            self._heard.add(stream)
+
+    def begins(self, stream: str) -> bool:
+        """`stream` is lost: says whether that is the first of an outage that a person notices."""
+        if self._number and stream not in self._heard:
+            return False
+        self._number += 1
+        self._heard.clear()
+        return True
+
+
 class Follower:
     """Follows one run. With a `sink` its output is read as well, from `position` on."""
 
@@ -101,7 +135,7 @@ class Follower:
         self._answered = asyncio.Event()
         self._sealed = False
         self._bytes_seen = 0
-        self._lost = False
+        self._outages = Outages()
 
     async def until_end(self) -> runs_pb2.Run:
         """Returns the run in its terminal state, once its output (if wanted) is complete.
@@ -143,12 +177,12 @@ class Follower:
     async def _watch(self) -> None:
         stub = self._connection.runs
         answers = self._connection.stream(
-            lambda: stub.WatchRun(runs_pb2.WatchRunRequest(id=self._run_id)),
+            lambda: self._outages.opened(_WATCHING, stub.WatchRun(runs_pb2.WatchRunRequest(id=self._run_id))),
             complete=lambda: self._run is not None and self._run.state in wording.TERMINAL,
-            on_lost=self._on_lost,
+            on_lost=partial(self._on_lost, _WATCHING),
         )
         async for answer in answers:
-            self._lost = False
+            self._outages.heard(_WATCHING)
             self._run = answer.run
             self._changed.set()
             self._tell(answer.run)
@@ -169,11 +203,14 @@ class Follower:
         while True:
             self._sealed = False
             answers = self._connection.stream(
-                lambda: self._connection.logs.ReadLog(self._position.request(self._run_id, follow=True)),
+                lambda: self._outages.opened(
+                    _READING, self._connection.logs.ReadLog(self._position.request(self._run_id, follow=True))
+                ),
                 complete=lambda: True,
-                on_lost=self._on_lost,
+                on_lost=partial(self._on_lost, _READING),
             )
             async for message in answers:
+                self._outages.heard(_READING)
                 await self._take(message)
             if self._pinned or not await self._later_attempt():
                 if not self._sealed:
@@ -183,7 +220,6 @@ class Follower:
 
     async def _take(self, message: logs_pb2.ReadLogResponse) -> None:
         assert self._sink is not None
-        self._lost = False
         for loss in message.losses:
             self._notes.loss(message.attempt, loss)
         if message.data:
@@ -219,10 +255,8 @@ class Follower:
             self._progress.note("warning: the rest of the log has not arrived yet; it may still come with its agent")
             self._progress.note(self._come_back())
 
-    def _on_lost(self, explanation: str) -> None:
-        # The two streams lose one connection, and a person wants to hear of it once.
-        if not self._lost:
-            self._lost = True
+    def _on_lost(self, stream: str, explanation: str) -> None:
+        if self._outages.begins(stream):
             self._progress.note(f"connection lost: {explanation}; trying again")
 
     async def _ask(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fastflow.v1 import logs_pb2, runs_pb2
+from ffctl.follow import Outages
 
 from .conftest import RUN_ID, SHORT_ID, Ffctl, Gate, ScriptedServer, refuse, run_of
 from .terminal import CTRL_C, PATIENCE_SECONDS, Terminal
@@ -109,6 +110,74 @@ def test_a_server_that_restarts_is_waited_for(server: ScriptedServer, ffctl: Ffc
     restarting.join()
     assert (done.code, done.out) == (1, b"first line\nlast line\n")
     assert done.err.count("connection lost") == 1
+
+
+def test_a_server_that_restarts_puts_no_line_of_the_grpc_library_on_the_screen(
+    server: ScriptedServer, spawn: Spawn, following: Gate
+) -> None:
+    follower = spawn("logs", SHORT_ID, "--follow", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert follower.stdout is not None
+    assert follower.stdout.readline() == b"first line\n"
+    server.stop()
+    following.open()
+    server.start()
+    _, errors = follower.communicate(timeout=PATIENCE_SECONDS)
+    assert b"connection lost" in errors
+    assert b"transport" not in errors
+
+
+def test_a_connection_that_one_stream_has_back_before_the_other_misses_it_is_told_lost_once(
+    server: ScriptedServer, ffctl: Ffctl
+) -> None:
+    line_sent, watching_again, read_to_end = threading.Event(), threading.Event(), threading.Event()
+
+    def watch(_request: Any, context: Any) -> Iterator[runs_pb2.WatchRunResponse]:
+        yield runs_pb2.WatchRunResponse(run=running())
+        assert line_sent.wait(PATIENCE_SECONDS)
+        if not watching_again.is_set():
+            watching_again.set()
+            refuse(context, "UNAVAILABLE", "the control plane is stopping")
+        yield runs_pb2.WatchRunResponse(run=running())
+        watching_twice.open()
+        assert read_to_end.wait(PATIENCE_SECONDS)
+        yield runs_pb2.WatchRunResponse(run=ended())
+
+    def read(request: Any, context: Any) -> Iterator[logs_pb2.ReadLogResponse]:
+        if request.offset:
+            yield log_message(11, b"last line\n", sealed=True)
+            read_to_end.set()
+            return
+        yield log_message(0, b"first line\n")
+        line_sent.set()
+        watching_twice.wait()
+        refuse(context, "UNAVAILABLE", "the control plane is stopping")
+
+    watching_twice = Gate()
+    server.answers |= {
+        "CreateRun": lambda request, context: runs_pb2.CreateRunResponse(run=run_of("QUEUED")),
+        "WatchRun": watch,
+        "ReadLog": read,
+    }
+    done = ffctl("run", "etl", "--follow")
+    assert (done.code, done.out) == (0, b"first line\nlast line\n")
+    assert done.err.count("connection lost") == 1
+
+
+def test_an_outage_begins_once_however_late_a_stream_misses_the_connection() -> None:
+    outages = Outages()
+    for stream in ("state", "output"):
+        outages.opened(stream, None)
+        outages.heard(stream)
+    assert outages.begins("output")
+    outages.opened("output", None)
+    assert not outages.begins("output"), "nobody answers yet"
+    outages.opened("output", None)
+    outages.heard("output")
+    outages.heard("state")
+    assert not outages.begins("state"), "it heard what was on its way before, and misses the old connection only now"
+    outages.opened("state", None)
+    outages.heard("state")
+    assert outages.begins("state")
 
 
 def test_the_output_of_a_later_attempt_follows_that_of_the_first(server: ScriptedServer, ffctl: Ffctl) -> None:
