@@ -30,6 +30,7 @@ from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.fetch_process import FetchProcess, Workplace
 from fastflow_controlplane.sources.opening import copy_of, home_of, open_sources
 from fastflow_controlplane.sources.remote import Credentials, credentials_of
+from fastflow_controlplane.sources.retention import CodeRetention
 from fastflow_controlplane.sources.syncing import Fetching, SyncService
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts, runs
@@ -133,6 +134,7 @@ async def _compose(
             "preheat": preheat.watch,
             "reaper": reaper.run,
             "retention": retention.run,
+            "code": CodeRetention(store, clock, catalog).run,
             "pipelines": partial(catalog.watch, settings.pipelines_interval),
             "sources": syncs.run,
             "secrets": secrets.watch,

@@ -3,8 +3,10 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -26,6 +28,7 @@ class BundleStore:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f"{PARTIAL_PREFIX}*"):
             leftover.unlink()
+        self._using = threading.Lock()
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="bundle-read")
 
     def ensure(self, bundle: Bundle, pack: Callable[[BinaryIO], Bundle]) -> None:
@@ -35,7 +38,7 @@ class BundleStore:
         Raises DataLoss if `pack` writes something else, OSError for the disk.
         """
         path = self._path(bundle.digest)
-        if path.exists() and path.stat().st_size == bundle.size:
+        if self._use(path) == bundle.size:
             return
         descriptor, name = tempfile.mkstemp(prefix=PARTIAL_PREFIX, dir=self._folder)
         try:
@@ -61,7 +64,36 @@ class BundleStore:
             path = self._path(digest)
         except ValueError as fault:
             raise InvalidArgument(str(fault), reason="BAD_DIGEST") from None
-        return await asyncio.get_running_loop().run_in_executor(self._readers, BundleFile, path, self._readers)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._open, path)
+
+    async def prune(self, needed: Collection[str], unused_since: float) -> int:
+        """Removes bundles that are not `needed` (digests) nor were used since; returns how many. Raises OSError.
+
+        `unused_since` is seconds since 1970: who looks up a bundle for a run has from then on to store the run.
+        """
+        names = frozenset(map(digest_hex, needed))
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._prune, names, unused_since)
+
+    def _prune(self, names: Collection[str], unused_since: float) -> int:
+        unneeded = [path for path in self._folder.iterdir() if path.name not in names]
+        removed = 0
+        for path in unneeded:
+            with self._using:
+                if path.stat().st_mtime < unused_since and not path.name.startswith(PARTIAL_PREFIX):
+                    path.unlink()
+                    removed += 1
+        return removed
+
+    def _open(self, path: Path) -> "BundleFile":
+        self._use(path)
+        return BundleFile(path, self._readers)
+
+    def _use(self, path: Path) -> int | None:
+        """Notes that a bundle is used now; returns its size, None where there is none."""
+        with self._using, suppress(FileNotFoundError):
+            os.utime(path)
+            return path.stat().st_size
+        return None
 
     def close(self) -> None:
         """Ends the reading threads."""

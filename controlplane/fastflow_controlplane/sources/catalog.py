@@ -145,6 +145,28 @@ class Catalog:
         await held.reader.store_bundle(held.snapshot)
         return await self._bundles.open(digest)
 
+    async def prune(self, digests: Collection[str], trees: Collection[str], unused_since: float) -> None:
+        """Removes code that is neither named here nor current, nor was used since (seconds since 1970).
+
+        Raises Unavailable, once all was tried.
+        """
+        faults: list[Unavailable] = []
+        removed = 0
+        try:
+            current = {held.snapshot.bundle.digest for held in self._held.values() if held.snapshot.bundle}
+            removed = await self._bundles.prune({*digests, *current}, unused_since)
+        except OSError as fault:
+            faults.append(Unavailable(f"bundles can not be removed: {fault}"))
+        for reader in self.readers.values():
+            try:
+                removed += await reader.prune(trees, unused_since)
+            except Unavailable as fault:
+                faults.append(fault)
+        if removed:
+            log.info("code that no run needs was removed", files=removed)
+        if faults:
+            raise faults[0]
+
     async def close(self) -> None:
         """Ends the threads, without waiting for a source that hangs."""
         for reader in self.readers.values():

@@ -3,7 +3,7 @@
 A pipeline at a commit is a tree id. What was read of a tree holds for ever, so a new commit costs what changed in it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from fastflow.pipelines.bundle import Bundle, Sink, pack
 from fastflow.pipelines.code import Code, read_code
@@ -65,6 +65,10 @@ class GitSource:
     def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:
         """See `source.Source.pack`."""
         return pack(read_code(self._mirror.folder(snapshot.tree)), sink)
+
+    def prune(self, trees: Collection[str], unused_since: float) -> int:
+        """Removes nothing: the copy holds what was pushed, also what was pushed over, which earlier runs may name."""
+        return 0
 
     def repair(self) -> None:
         """Makes the copy anew, empty: the next sync fetches all of it."""

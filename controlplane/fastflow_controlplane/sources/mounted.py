@@ -6,7 +6,7 @@ the same tick of the file system's clock (Git's "racily clean" entries: Document
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +129,11 @@ class MountedFolder:
     def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:
         """Writes the bundle of a snapshot whose code could be read."""
         return pack(read_code(self._repository.folder(snapshot.tree)), sink)
+
+    def prune(self, trees: Collection[str], unused_since: float) -> int:
+        """See `source.Source.prune`."""
+        known = {read.snapshot.tree for read in self._known.values() if read.snapshot.tree}
+        return self._repository.prune({*trees, *known}, unused_since)
 
     def repair(self) -> None:
         """Makes the object database anew and forgets what was read."""

@@ -5,7 +5,7 @@ A network mount that hangs holds up neither the event loop nor another source, a
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,6 +94,11 @@ class SourceReader:
         """Makes sure that the bundle of `snapshot` is on disk."""
         async with self._turn:
             await self._in_thread(lambda: self._store_bundle(snapshot))
+
+    async def prune(self, trees: Collection[str], unused_since: float) -> int:
+        """See `Source.prune`. Raises Unavailable."""
+        async with self._turn:
+            return await self._in_thread(lambda: self.source.prune(trees, unused_since))
 
     async def close(self) -> None:
         """Ends, without waiting for a source that hangs."""

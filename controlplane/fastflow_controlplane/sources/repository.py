@@ -7,7 +7,7 @@ and durable, so after damage (a power cut can leave empty objects) it is simply 
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -91,6 +91,33 @@ class SnapshotRepository:
     def folder(self, tree: str) -> "TreeFolder":
         """Returns the files of a tree. Raises DamagedRepository where it is missing."""
         return TreeFolder(self._repository, pygit2.Oid(hex=tree))
+
+    def prune(self, trees: Collection[str], unused_since: float) -> int:
+        """Removes objects that belong to none of `trees` and are older than `unused_since`, seconds since 1970.
+
+        Returns how many. A tree that is not here is passed over.
+        """
+        needed: set[str] = set()
+        for tree in trees:
+            if pygit2.Oid(hex=tree) in self._repository:
+                self._gather(pygit2.Oid(hex=tree), needed)
+        removed = 0
+        for file in (self.path / "objects").glob("[0-9a-f][0-9a-f]/*"):
+            if file.parent.name + file.name not in needed and file.stat().st_mtime < unused_since:
+                file.unlink()
+                removed += 1
+        return removed
+
+    def _gather(self, tree: pygit2.Oid, needed: set[str]) -> None:
+        if str(tree) in needed:
+            return
+        needed.add(str(tree))
+        with _damage():
+            for item in self._repository[tree].peel(pygit2.Tree):
+                if item.filemode == FileMode.TREE:
+                    self._gather(item.id, needed)
+                else:
+                    needed.add(str(item.id))
 
     def reset(self) -> None:
         """Makes the database anew, empty."""

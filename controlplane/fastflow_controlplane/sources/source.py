@@ -1,5 +1,6 @@
 """What a source of pipelines is to those who read it: one small interface for plain folders and Git repositories."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -51,6 +52,12 @@ class Source(Protocol):
 
     def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:
         """Writes the bundle of a snapshot whose code could be read."""
+
+    def prune(self, trees: Collection[str], unused_since: float) -> int:
+        """Removes what is kept of code that is neither in `trees` nor current nor younger; returns how many objects.
+
+        `unused_since` is seconds since 1970.
+        """
 
     def repair(self) -> None:
         """Makes anew what is kept of it."""

@@ -159,9 +159,18 @@ def remove_requests(connection: Connection, before: int, limit: int) -> int:
     return len(keys)
 
 
-def read_bundles(connection: Connection) -> frozenset[str]:
-    """Returns the digests of the code of all runs."""
-    return frozenset(connection.execute(select(runs.c.bundle_digest).distinct()).scalars())
+@dataclass(frozen=True, slots=True)
+class KeptCode:
+    """The code of all runs: digests of its bundles, ids of its trees."""
+
+    bundles: frozenset[str]
+    trees: frozenset[str]
+
+
+def read_code(connection: Connection) -> KeptCode:
+    """Returns the code of all runs. Costs a look at each of them."""
+    rows = connection.execute(select(runs.c.bundle_digest, runs.c.tree).distinct()).all()
+    return KeptCode(frozenset(row.bundle_digest for row in rows), frozenset(row.tree for row in rows if row.tree))
 
 
 def _note_due(connection: Connection, keys: Sequence[LogKey]) -> None:
