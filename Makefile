@@ -19,7 +19,7 @@ up: $(INSTALLED) ## Runs a control plane and an agent on the example pipelines, 
 	@$(BIN)/python deploy/demo/demo.py --up
 
 test: $(INSTALLED) engine image postgres ## All tests but those of the host lab
-	@$(USING_ENGINE) $(BIN)/python -m pytest -n 2 --dist loadscope tests/unit tests/contract tests/integration tests/upgrade tests/docker; \
+	@$(USING_ENGINE) $(BIN)/python -m pytest -n 2 --dist loadscope tests/unit tests/contract tests/integration tests/upgrade tests/docker tests/crash; \
 	  code=$$?; deploy/engine/engine stop $(STATE); exit $$code
 
 test-hosts: $(INSTALLED) engine image ## Tests on virtual worker hosts with cgroup v2 (root, a few minutes)

@@ -1,7 +1,10 @@
 """What all tests share."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
     from tests.postgres import PostgresServer
 
 # So that a failing scenario shows its values.
-pytest.register_assert_rewrite("tests.cluster")
+pytest.register_assert_rewrite("tests.cluster", "tests.crash")
 
 # How long one example takes says something of the machine's load, nothing of the code.
 settings.register_profile("fastflow", deadline=None)
@@ -19,6 +22,17 @@ settings.load_profile("fastflow")
 
 # A shell starts jobs in the background with Ctrl-C ignored, and the programs under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+BUILD = Path(__file__).resolve().parents[1] / "deploy" / "runner" / "build"
+BUILD_SECONDS = 900.0
+
+
+@pytest.fixture(scope="session")
+def runner_image() -> str:
+    """Tag of the runner image, built if it was not there."""
+    command = [sys.executable, str(BUILD)]
+    subprocess.run(command, check=True, timeout=BUILD_SECONDS)
+    return subprocess.run([*command, "--print-tag"], check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
@@ -12,7 +11,7 @@ import structlog
 from fastflow.backoff import Backoff
 from fastflow.client import bearer, open_channel
 
-from fastflow_agent.attempts.dossier import Checkpoint, Services
+from fastflow_agent.attempts.dossier import Services
 from fastflow_agent.bundles import Bundles
 from fastflow_agent.cgroups.sampler import Sampler
 from fastflow_agent.cgroups.stats import Usage
@@ -58,10 +57,8 @@ class _Stopped(Exception):
     """Ends the group of all tasks."""
 
 
-async def run_agent(
-    settings: AgentSettings, stopping: asyncio.Event, *, checkpoint: Callable[[Checkpoint], None] = lambda _: None
-) -> None:
-    """Run an agent until `stopping` is set; its containers go on. `checkpoint` is where tests let it die.
+async def run_agent(settings: AgentSettings, stopping: asyncio.Event) -> None:
+    """Run an agent until `stopping` is set; its containers go on.
 
     Raises DataFolderInUse, UnknownRecord, RuntimeFault (no folder for environments) or OSError at the start.
     """
@@ -73,7 +70,7 @@ async def run_agent(
         env_dir = await asyncio.to_thread(environments_folder, settings.env_dir or ENV_DIR)
         runtime = make_runtime(settings, identity, data_dir, env_dir)
         try:
-            await Agent(settings, identity, runtime, data_dir, env_dir, checkpoint).run(stopping)
+            await Agent(settings, identity, runtime, data_dir, env_dir).run(stopping)
         finally:
             await runtime.aclose()
 
@@ -126,14 +123,12 @@ class Agent:
         runtime: Runtime,
         data_dir: Path,
         env_dir: Path,
-        checkpoint: Callable[[Checkpoint], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._identity = identity
         self._runtime = runtime
         self._data_dir = data_dir
         self._env_dir = env_dir
-        self._checkpoint = checkpoint
         self._clock = Clock()
         self._worker: Worker
         self._outbox = Outbox(lambda attempt: self._worker.unacknowledged(attempt))
@@ -205,7 +200,6 @@ class Agent:
             spool_quota=settings.spool_quota_bytes,
             cluster=lambda: host.cluster_id,
             environment_ready=preheat.note,
-            checkpoint=self._checkpoint,
         )
         self._worker = Worker(services, self._conditions, tasks, self._data_dir / "slots", self._sampled)
         membership = await asyncio.to_thread(load_membership, self._data_dir)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import structlog
 from fastflow.backoff import Backoff
+from fastflow.service.failpoints import AgentPoint
 
 from fastflow_agent.attempts.attempt import Attempt, Report
-from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, Checkpoint, Services
+from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, Services
 from fastflow_agent.cgroups.stats import Usage
 from fastflow_agent.conditions import Conditions, ConditionType
 from fastflow_agent.desired import Action, Desired
@@ -189,7 +190,7 @@ class Worker:
             journal = Journal.volatile(self._intent(word, SlotId("")), self._services.disk, self._services.clock)
             journal.acknowledge(word.known_seq)
             await journal.append(facts=self._with_loss(word, refusal))
-        self._services.checkpoint(Checkpoint.BOUND)
+        self._services.reach(AgentPoint.BOUND)
         del self._binding[number(word.key)]
         attempt = Attempt(journal, self._services, fresh=True)
         newest = self._desired.get(number(word.key), word)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastflow.service.failpoints import VARIABLE, FailPoint, mark
+
 BIN = Path(sys.executable).parent
 STOP_SECONDS = 20.0
 LOG_TAIL_LINES = 40
@@ -29,6 +31,7 @@ class Program:
         self.log = log
         self.settings = settings
         self._process: subprocess.Popen[bytes] | None = None
+        self._began_at = 0
 
     @property
     def pid(self) -> int:
@@ -41,11 +44,14 @@ class Program:
         """Whether the program runs now."""
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> None:
-        """Starts the program; the log is appended to."""
+    def start(self, failpoints: str = "") -> None:
+        """Starts the program; the log is appended to. `failpoints` as of `fastflow.service.failpoints`."""
         assert not self.alive, "the program runs already"
         # The tests' own settings must not leak in, else a developer's FASTFLOW_SERVER changes results.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FASTFLOW_")}
+        if failpoints:
+            environment[VARIABLE] = failpoints
+        self._began_at = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 self.command,
@@ -60,6 +66,15 @@ class Program:
         """Raises ProgramDied when the program has ended."""
         if not self.alive:
             raise ProgramDied(f"{self.name} is not running; its log ends:\n{self.tail()}")
+
+    def check_killed_at(self, point: FailPoint) -> None:
+        """Raises AssertionError unless the program has ended by SIGKILL, and there."""
+        code = self._process.poll() if self._process else None
+        with self.log.open("rb") as log:
+            log.seek(self._began_at)
+            marked = mark(point).encode() in log.read().splitlines()
+        assert code == -signal.SIGKILL, f"{self.name} did not die of SIGKILL ({code}):\n{self.tail()}"
+        assert marked, f"{self.name} did not die at {point}:\n{self.tail()}"
 
     def describe(self) -> str:
         """One line: which program, and whether it lives or how it ended."""

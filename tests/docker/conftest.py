@@ -6,7 +6,6 @@ import json
 import secrets
 import shutil
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -20,18 +19,8 @@ from tests.cluster.reruns import Index
 from tests.slots import Workshop
 
 UID = 1000
-BUILD = Path(__file__).resolve().parents[2] / "deploy" / "runner" / "build"
-BUILD_SECONDS = 900.0
 
 Runtimes = Callable[..., DockerRuntime]
-
-
-@pytest.fixture(scope="session")
-def runner_image() -> str:
-    """Tag of the runner image, built if it was not there."""
-    command = [sys.executable, str(BUILD)]
-    subprocess.run(command, check=True, timeout=BUILD_SECONDS)
-    return subprocess.run([*command, "--print-tag"], check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 
 import structlog
+from fastflow.service.failpoints import AgentPoint
 
-from fastflow_agent.attempts.dossier import Checkpoint, Dossier
+from fastflow_agent.attempts.dossier import Dossier
 from fastflow_agent.attempts.output import Output
 from fastflow_agent.facts import ContainerGone
 from fastflow_agent.model import Reason
@@ -32,10 +33,10 @@ async def remove_container(dossier: Dossier) -> None:
         except RuntimeFault as error:
             log.warning("container can not be removed yet", attempt=str(dossier.key), error=str(error))
             await services.clock.sleep(REMOVE_AGAIN_SECONDS)
-    dossier.checkpoint(Checkpoint.CONTAINER_REMOVED)
+    dossier.reach(AgentPoint.CONTAINER_REMOVED)
     if not dossier.history.container_gone:
         await dossier.record(facts=(ContainerGone(),))
-    dossier.checkpoint(Checkpoint.GONE)
+    dossier.reach(AgentPoint.GONE)
     ended = dossier.history.ended
     if ended is not None and ended.reason is Reason.EXIT_CODE:
         # Mostly the program's own fault; but a damaged environment fails runs until somebody looks.
@@ -55,9 +56,9 @@ async def seal_log(dossier: Dossier, output: Output) -> None:
     try:
         await asyncio.wait({sealing, forgotten}, return_when=asyncio.FIRST_COMPLETED)
         if sealing.done():
-            dossier.checkpoint(Checkpoint.LOG_SEALED)
+            dossier.reach(AgentPoint.LOG_SEALED)
             await dossier.record(Sealed(sealing.result()))
-            dossier.checkpoint(Checkpoint.SEALED)
+            dossier.reach(AgentPoint.SEALED)
     finally:
         for task in (sealing, forgotten):
             task.cancel()
@@ -72,12 +73,12 @@ async def delete_all(dossier: Dossier, output: Output) -> None:
         # must not hold up what makes room on it.
         with contextlib.suppress(OSError):
             await dossier.journal.append(Forget())
-    dossier.checkpoint(Checkpoint.FORGET)
+    dossier.reach(AgentPoint.FORGET)
     dossier.journal.close()
     if dossier.slot:
         root, journal = dossier.paths.root, dossier.paths.journal
         await asyncio.get_running_loop().run_in_executor(dossier.services.cleanup, delete_slot, root, journal)
-    dossier.checkpoint(Checkpoint.DELETED)
+    dossier.reach(AgentPoint.DELETED)
 
 
 def delete_slot(root: Path, journal: Path) -> None:

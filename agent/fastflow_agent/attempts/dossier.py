@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import structlog
 from fastflow.backoff import Backoff
+from fastflow.service import failpoints
+from fastflow.service.failpoints import AgentPoint
 
 from fastflow_agent.attempts.wishes import Wishes
 from fastflow_agent.cgroups.sampler import Sampler
@@ -34,31 +35,6 @@ T = TypeVar("T")
 RETRY_INITIAL_SECONDS = 0.5
 RETRY_MAXIMUM_SECONDS = 5.0
 """Back-off while the engine or the disk refuses: an attempt goes on within seconds of their return."""
-
-
-class Checkpoint(StrEnum):
-    """Places between two steps where an agent may die; tests let it."""
-
-    BOUND = "bound"
-    CODE_READY = "code_ready"
-    PREPARED = "prepared"
-    FOLDERS_MADE = "folders_made"
-    CONTAINER_CREATED = "container_created"
-    CREATED = "created"
-    CONTAINER_STARTED = "container_started"
-    RELEASING = "releasing"
-    CONTAINER_RELEASED = "container_released"
-    RELEASED = "released"
-    STOPPING = "stopping"
-    SIGNAL_SENT = "signal_sent"
-    END_SEEN = "end_seen"
-    EXITED = "exited"
-    CONTAINER_REMOVED = "container_removed"
-    GONE = "gone"
-    LOG_SEALED = "log_sealed"
-    SEALED = "sealed"
-    FORGET = "forget"
-    DELETED = "deleted"
 
 
 class CodeStore(Protocol):
@@ -96,7 +72,7 @@ class Services:
 
     `disk` are the threads of short writes that must not wait (journals), `cleanup` those of deletions, however large.
     `paths` gives the paths of a slot, `changed` is called with an attempt that has new events, `environment_ready` with
-    bundle digest, Python version and environment of a run that got its own, `checkpoint` at every Checkpoint.
+    bundle digest, Python version and environment of a run that got its own, `checkpoint` at every AgentPoint.
     """
 
     runtime: Runtime
@@ -115,7 +91,7 @@ class Services:
     spool_quota: int
     cluster: Callable[[], str] = field(default=lambda: "")
     environment_ready: Callable[[str, str, Generation], None] = field(default=lambda *_: None)
-    checkpoint: Callable[[Checkpoint], None] = field(default=lambda _: None)
+    reach: Callable[[AgentPoint], None] = field(default=failpoints.reach)
 
     async def patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """The result of `call`, asked again while the engine does not answer."""
@@ -137,6 +113,8 @@ class Dossier:
         self.wishes = Wishes()
         self.oom = asyncio.Event()
         self.oom_kills = 0
+        self.signal_in_doubt = False
+        """SIGTERM may have reached the program, and nobody knows: its sender died or heard no answer."""
         self._notes: deque[Fact] = deque()
         self._noted = asyncio.Event()
         self._acknowledged = asyncio.Event()
@@ -161,9 +139,9 @@ class Dossier:
         """The slot's paths."""
         return self.services.paths(self.slot)
 
-    def checkpoint(self, place: Checkpoint) -> None:
-        """Pass a place where tests let the agent die."""
-        self.services.checkpoint(place)
+    def reach(self, point: AgentPoint) -> None:
+        """Pass a point where tests let the agent die."""
+        self.services.reach(point)
 
     async def record(self, *steps: Step, facts: tuple[Fact, ...] = (), time: datetime | None = None) -> None:
         """Journal what was noted before, then `steps` and `facts`, in one write; waits while the disk refuses.

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import structlog
 from fastflow.backoff import Backoff
+from fastflow.service.failpoints import AgentPoint
 
-from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS, Checkpoint, Dossier
+from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS, Dossier
 from fastflow_agent.attempts.output import Output
 from fastflow_agent.attempts.watch import conclude
 from fastflow_agent.attempts.wishes import Wishes
@@ -74,7 +75,7 @@ class Start:
     async def _prepare(self, spec: RunSpec) -> tuple[SlotSpec, Generation]:
         self._services.bundles.pin(spec.bundle_digest, self._dossier.slot)
         code = await self._step(lambda: self._services.bundles.ensure(spec.bundle_digest, spec.bundle_size))
-        self._dossier.checkpoint(Checkpoint.CODE_READY)
+        self._dossier.reach(AgentPoint.CODE_READY)
         facts = await self._image()
         generation = await self._step(lambda: self._environment(code, spec, facts))
         # Nothing is awaited in between: an unpinned generation may be pruned.
@@ -82,7 +83,7 @@ class Start:
         if not spec.packages:
             self._services.environment_ready(spec.bundle_digest, spec.python_version, generation)
         await self._dossier.record(Prepared(generation.id), facts=(_provenance(spec, facts, generation),))
-        self._dossier.checkpoint(Checkpoint.PREPARED)
+        self._dossier.reach(AgentPoint.PREPARED)
         slot = SlotSpec(
             slot=self._dossier.slot,
             limits=spec.limits,
@@ -122,31 +123,31 @@ class Start:
     async def _make_container(self, slot: SlotSpec) -> None:
         runtime = self._services.runtime
         await self._step(lambda: runtime.prepare_folders(slot), interruptible=False)
-        self._dossier.checkpoint(Checkpoint.FOLDERS_MADE)
+        self._dossier.reach(AgentPoint.FOLDERS_MADE)
         spool = await self._step(self._output.open)
         await self._step(lambda: runtime.create(slot), interruptible=False)
-        self._dossier.checkpoint(Checkpoint.CONTAINER_CREATED)
+        self._dossier.reach(AgentPoint.CONTAINER_CREATED)
         await self._dossier.record(Created(spool.inode))
-        self._dossier.checkpoint(Checkpoint.CREATED)
+        self._dossier.reach(AgentPoint.CREATED)
         await self._step(lambda: runtime.start(slot.slot), interruptible=False)
-        self._dossier.checkpoint(Checkpoint.CONTAINER_STARTED)
+        self._dossier.reach(AgentPoint.CONTAINER_STARTED)
 
     async def _release(self, environment: Mapping[str, str]) -> bool:
         self._check_wanted()
         clock = self._services.clock
         releasing = Releasing(clock.now(), clock.monotonic(), self._services.boot_id)
         await self._dossier.record(Started(), releasing)
-        self._dossier.checkpoint(Checkpoint.RELEASING)
+        self._dossier.reach(AgentPoint.RELEASING)
         try:
             released = await self._services.runtime.release(self._dossier.slot, environment)
         except (RuntimeFault, RuntimeUnavailable) as error:
             if not await withdraw(self._dossier):
                 raise _sorted(error, self._dossier) from error
             released = True
-        self._dossier.checkpoint(Checkpoint.CONTAINER_RELEASED)
+        self._dossier.reach(AgentPoint.CONTAINER_RELEASED)
         if released:
             await self._dossier.record(Released(), facts=(StateChanged(State.RUNNING, slot=self._dossier.slot),))
-            self._dossier.checkpoint(Checkpoint.RELEASED)
+            self._dossier.reach(AgentPoint.RELEASED)
         return released
 
     async def _judge_early_end(self) -> None:

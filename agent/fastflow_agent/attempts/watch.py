@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import structlog
+from fastflow.service.failpoints import AgentPoint
 
-from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, Checkpoint, Dossier
+from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, Dossier
 from fastflow_agent.cgroups.kernellog import oom_victims
 from fastflow_agent.cgroups.verdict import Evidence, judge, rests_on_oom_flag
 from fastflow_agent.facts import Ended, StateChanged
@@ -38,6 +40,8 @@ class Watch:
             self._kill_at = self._now()
         elif history.stopping and history.signalled:
             self._kill_at = history.signalled.monotonic + history.stopping.grace
+        elif history.stopping:
+            dossier.signal_in_doubt = True
         self._retry_at: float | None = None
 
     async def until_end(self) -> None:
@@ -79,6 +83,7 @@ class Watch:
             await self._signal()
         except RuntimeUnavailable as error:
             self._services.health.engine_refused(error)
+            self._dossier.signal_in_doubt = True
             self._retry_at = self._now() + RETRY_INITIAL_SECONDS
 
     def _cause(self) -> StopCause | None:
@@ -95,14 +100,15 @@ class Watch:
         await self._dossier.record(
             Stopping(cause, self._services.clock.now(), grace), facts=(StateChanged(State.STOPPING, reason),)
         )
-        self._dossier.checkpoint(Checkpoint.STOPPING)
+        self._dossier.reach(AgentPoint.STOPPING)
 
     async def _signal(self) -> None:
         stopping = self._dossier.history.stopping
         if stopping is not None and self._kill_at is None:
             if await self._send(signal.SIGTERM):
-                self._dossier.checkpoint(Checkpoint.SIGNAL_SENT)
+                self._dossier.reach(AgentPoint.SIGNAL_SENT)
                 await self._dossier.record(Signalled(self._now()))
+                self._dossier.reach(AgentPoint.SIGNALLED)
             self._kill_at = self._now() + stopping.grace
         if self._kill_at is not None and self._now() >= self._kill_at:
             await self._send(signal.SIGKILL)
@@ -145,7 +151,7 @@ class Watch:
 
 async def conclude(dossier: Dossier, seen: Observation, *, released: bool) -> None:
     """Judge the end of an attempt whose container has ended or is gone, and journal it; the evidence may go then."""
-    dossier.checkpoint(Checkpoint.END_SEEN)
+    dossier.reach(AgentPoint.END_SEEN)
     services, history = dossier.services, dossier.history
     group = services.runtime.group(dossier.slot)
     reading = await services.sampler.finish(dossier.slot)
@@ -185,13 +191,14 @@ async def conclude(dossier: Dossier, seen: Observation, *, released: bool) -> No
     exited = Exited(seen.state.value, seen.exit_code, seen.oom_flag, seen.error)
     # The end itself, which may have been long before: a run may end while no agent is there.
     await dossier.record(exited, facts=(ended,), time=seen.finished_at)
-    dossier.checkpoint(Checkpoint.EXITED)
+    dossier.reach(AgentPoint.EXITED)
 
 
 def _effective_stop(dossier: Dossier, seen: Observation) -> StopCause | None:
     """The stop that ended the attempt; None where it had ended before a signal reached it.
 
-    An agent that died between signal and journal does not know; then an end by one of our signals was ours.
+    An agent that died between signal and journal does not know. Then an end by one of our signals was ours, and so is
+    any within the grace: programs tidy up and say 0. What was cut short must not pass for a success.
     """
     history = dossier.history
     if history.stopping is None or (history.oom_kills and not history.signalled):
@@ -199,4 +206,6 @@ def _effective_stop(dossier: Dossier, seen: Observation) -> StopCause | None:
     if history.signalled is None and seen.finished_at is not None and seen.finished_at < history.stopping.time:
         return None
     ours = history.signalled is not None or seen.exit_code in _ENDED_BY_OUR_SIGNALS
+    if dossier.signal_in_doubt and seen.finished_at is not None:
+        ours |= seen.finished_at <= history.stopping.time + timedelta(seconds=history.stopping.grace)
     return history.stopping.cause if ours else None

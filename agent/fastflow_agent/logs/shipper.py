@@ -21,6 +21,7 @@ import grpc.aio
 import structlog
 from fastflow.agent.v1 import attempts_pb2, gateway_pb2, gateway_pb2_grpc
 from fastflow.backoff import Backoff
+from fastflow.service.failpoints import AgentPoint, reach
 
 from fastflow_agent.logs.growth import Growth
 from fastflow_agent.logs.losses import LogLoss
@@ -359,6 +360,8 @@ class Shipper:
             return
         first = shipment.window_end is None
         shipment.durable, shipment.window_end = answer.durable_offset, answer.window_end
+        if shipment.durable:
+            reach(AgentPoint.LOG_ACKNOWLEDGED)
         if first or rejection == gateway_pb2.LOG_REJECTION_CORRUPT:
             shipment.cursor, shipment.dry, shipment.seal_sent = answer.durable_offset, None, False
         if rejection == gateway_pb2.LOG_REJECTION_MISMATCH and shipment.stopped_at is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import structlog
+from fastflow.service.failpoints import AgentPoint, reach
 
 from fastflow_agent.model import SlotId
 from fastflow_agent.runtime.base import PreparerResult, PreparerSpec
@@ -371,8 +372,10 @@ class UvCache:
             log.info("preparing an environment", environment=digest)
             variables = PREPARER_ENVIRONMENT | constraints(needs.versions)
             spec = PreparerSpec(name, staging / "code", staging / "cache", python_version, variables)
+            reach(AgentPoint.STAGED)
             result = await self._preparer.run_preparer(spec)
             _check(result)
+            reach(AgentPoint.PACKAGES_INSTALLED)
             seconds = asyncio.get_running_loop().time() - began
             environment = Environment(
                 installed(result.output), result.offline, self._now(), seconds, interpreter(result.output)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 from fastflow.durable import sync_folder
+from fastflow.service.failpoints import AgentPoint, reach
 
 from fastflow_agent.uvcache import tree
 
@@ -171,7 +172,9 @@ class Generations:
         held = Held(self._last, inherited | dict(environments), script, tree.seal(cache))
         cache.rename(self.path(held.number))
         sync_folder(self._folder / "generations")
+        reach(AgentPoint.GENERATION_MOVED)
         self._write([*self._held, held])
+        reach(AgentPoint.GENERATION_PUBLISHED)
         self.discard(staging)
         return held
 

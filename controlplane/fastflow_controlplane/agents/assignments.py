@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
+from fastflow.service.failpoints import ControlPlanePoint, reach
 
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
@@ -127,6 +128,7 @@ class Assignments:
 
         def assigned(key: AttemptKey | None) -> None:
             if key is not None:
+                reach(ControlPlanePoint.ASSIGNED)
                 self._registry.desired_changed(agent_id)
                 self._changes.notify(key.run_id)
 

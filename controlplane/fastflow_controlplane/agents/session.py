@@ -9,12 +9,13 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
-from fastflow.agent.v1 import gateway_pb2
+from fastflow.agent.v1 import desired_pb2, gateway_pb2
+from fastflow.service.failpoints import ControlPlanePoint, reach
 
 from fastflow_controlplane.agents import greeting, wire
 from fastflow_controlplane.agents.assignments import Assignments
 from fastflow_controlplane.agents.desired_pages import delta_pages, full_pages
-from fastflow_controlplane.agents.events import AttemptEvent, Effects, SessionSuperseded, apply_events
+from fastflow_controlplane.agents.events import AttemptEvent, Effects, Ended, SessionSuperseded, apply_events
 from fastflow_controlplane.agents.model import AgentFacts
 from fastflow_controlplane.agents.outgoing import Outgoing
 from fastflow_controlplane.agents.preheat import Preheat, WantedEnvironment
@@ -192,6 +193,7 @@ class AgentSession:
             message, last = await self._outgoing.take()
             if message is not None:
                 await self._send(message)
+                _reach_sent(message)
             if last:
                 raise _StreamOver
 
@@ -292,6 +294,7 @@ class AgentSession:
                     # Nothing is acknowledged; the agent keeps them, and so do we while the stream lives.
                     await self._parts.clock.sleep(RETRY_SECONDS)
                     continue
+                _reach_committed(batch)
                 del self._events[: len(batch)]
                 await self._outgoing.put(wire.acknowledgements(effects.acknowledgements))
 
@@ -364,6 +367,20 @@ class AgentSession:
         if self._row is None:
             raise _StreamOver
         return self._row
+
+
+def _reach_sent(message: gateway_pb2.ConnectResponse) -> None:
+    for attempt in message.desired.attempts:
+        if attempt.action == desired_pb2.DESIRED_ACTION_RUN:
+            reach(ControlPlanePoint.ASSIGNMENT_SENT)
+        elif attempt.action == desired_pb2.DESIRED_ACTION_FORGET:
+            reach(ControlPlanePoint.FORGET_SENT)
+
+
+def _reach_committed(batch: Sequence[AttemptEvent]) -> None:
+    reach(ControlPlanePoint.EVENTS_COMMITTED)
+    if any(isinstance(event.fact, Ended) for event in batch):
+        reach(ControlPlanePoint.EXIT_COMMITTED)
 
 
 def _first(group: BaseExceptionGroup[FastFlowError]) -> FastFlowError:

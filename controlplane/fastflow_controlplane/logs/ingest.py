@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 import google_crc32c
 import structlog
+from fastflow.service.failpoints import ControlPlanePoint, reach
 
 from fastflow_controlplane.logs.store import (
     Log,
@@ -296,6 +297,7 @@ class _Stream:
             attempt.final = Rejection.ALREADY_SEALED
             self._tell(attempt)
         else:
+            reach(ControlPlanePoint.LOG_WRITTEN)
             attempt.awaits_resend = False
             self._unsynced += attempt.log.end - before
             self._dirty[LogKey(attempt.key.run_id, attempt.key.attempt)] = attempt
@@ -311,7 +313,9 @@ class _Stream:
         except LogIsSealed:
             self._tell(attempt, Rejection.ALREADY_SEALED)
         else:
+            reach(ControlPlanePoint.LOG_CLOSED)
             await self._directory.sealed(attempt.key, end)
+            reach(ControlPlanePoint.LOG_SEALED)
             self._tell(attempt)
             await self._let_go(attempt)
 
@@ -346,6 +350,7 @@ class _Stream:
             await asyncio.sleep(self._settings.retry_interval)
             self._tell(attempt, Rejection.CORRUPT)
         else:
+            reach(ControlPlanePoint.LOG_SYNCED)
             self._tell(attempt)
 
     def _tell(self, attempt: _Attempt, rejection: Rejection = Rejection.NONE) -> None:

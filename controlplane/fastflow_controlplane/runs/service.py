@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import structlog
 from fastflow.ids import new_id
 from fastflow.pipelines import environment
+from fastflow.service.failpoints import ControlPlanePoint, reach
 
 from fastflow_controlplane import pages
 from fastflow_controlplane.agents.registry import AgentRegistry
@@ -190,6 +191,7 @@ class RunService:
 
         def cancelled(done: Cancelled) -> None:
             if done.changed:
+                reach(ControlPlanePoint.CANCEL_COMMITTED)
                 log.info("run is to stop", run=done.run_id)
                 self._scheduler.remove(done.run_id)
                 self._registry.desired_changed(done.agent_id)
@@ -240,6 +242,7 @@ class RunService:
 
         def stored(run_id: str) -> None:
             if run_id == run.id:
+                reach(ControlPlanePoint.RUN_STORED)
                 log.info("run created", run=run.id, pipeline=run.pipeline)
                 self._scheduler.add(
                     WaitingRun(

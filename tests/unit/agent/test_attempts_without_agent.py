@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from fastflow_agent.attempts.dossier import Checkpoint
+from fastflow.service.failpoints import AgentPoint
 from fastflow_agent.conditions import ConditionType
 from fastflow_agent.desired import Action
 from fastflow_agent.facts import Ended, LogLossFound
@@ -14,13 +14,21 @@ from fastflow_agent.runtime.base import SlotState
 
 from tests.unit.agent.world import World
 
-OF_A_STOP = (Checkpoint.STOPPING, Checkpoint.SIGNAL_SENT)
+OF_A_STOP = (AgentPoint.STOPPING, AgentPoint.SIGNAL_SENT, AgentPoint.SIGNALLED)
+OF_OTHER_PARTS = (
+    AgentPoint.LOG_ACKNOWLEDGED,
+    AgentPoint.STAGED,
+    AgentPoint.PACKAGES_INSTALLED,
+    AgentPoint.GENERATION_MOVED,
+    AgentPoint.GENERATION_PUBLISHED,
+)
+"""Of the shipper and the uv cache, for which doubles stand here; tests/crash has them too."""
 
 
-@pytest.mark.parametrize("place", [place for place in Checkpoint if place not in OF_A_STOP])
+@pytest.mark.parametrize("place", [place for place in AgentPoint if place not in OF_A_STOP + OF_OTHER_PARTS])
 @pytest.mark.parametrize("code", [0, 7])
 async def test_an_agent_killed_anywhere_ends_the_run_once_with_its_true_result_and_whole_log(
-    world: World, place: Checkpoint, code: int
+    world: World, place: AgentPoint, code: int
 ) -> None:
     await world.start(die_at=place)
     key = world.assign()
@@ -52,9 +60,9 @@ async def test_an_agent_killed_anywhere_ends_the_run_once_with_its_true_result_a
 
 @pytest.mark.parametrize(
     "place",
-    [Checkpoint.STOPPING, Checkpoint.SIGNAL_SENT, Checkpoint.END_SEEN, Checkpoint.EXITED, Checkpoint.CONTAINER_REMOVED],
+    [*OF_A_STOP, AgentPoint.END_SEEN, AgentPoint.EXITED, AgentPoint.CONTAINER_REMOVED],
 )
-async def test_an_agent_killed_during_a_cancel_still_cancels(world: World, place: Checkpoint) -> None:
+async def test_an_agent_killed_during_a_cancel_still_cancels(world: World, place: AgentPoint) -> None:
     await world.start(die_at=place)
     key = world.assign()
     await world.running(key)
@@ -162,7 +170,7 @@ async def test_an_attempt_that_ended_before_the_reboot_keeps_its_result(world: W
 
 
 async def test_what_was_never_released_waits_for_the_control_plane_after_a_restart(world: World) -> None:
-    await world.start(die_at=Checkpoint.RELEASING)
+    await world.start(die_at=AgentPoint.RELEASING)
     key = world.assign()
     await world.until(lambda: not world.alive)
     await world.kill()
@@ -178,7 +186,7 @@ async def test_what_was_never_released_waits_for_the_control_plane_after_a_resta
 
 
 async def test_a_reboot_before_the_release_only_starts_the_attempt_again(world: World) -> None:
-    await world.start(die_at=Checkpoint.CONTAINER_STARTED)
+    await world.start(die_at=AgentPoint.CONTAINER_STARTED)
     key = world.assign()
     await world.until(lambda: not world.alive)
     await world.kill()
@@ -303,8 +311,41 @@ async def test_a_run_that_ended_while_no_agent_was_there_ended_then(world: World
     assert time == finished
 
 
+async def test_a_program_that_tidies_up_at_a_stop_while_its_agent_dies_was_stopped(world: World) -> None:
+    await world.start(die_at=AgentPoint.SIGNAL_SENT)
+    key = world.assign()
+    await world.running(key)
+    container = world.runtime.containers[world.slot(key)]
+    container.ignores.add(signal.SIGTERM)
+    world.stop(key, grace=10.0)
+    await world.until(lambda: not world.alive)
+    await world.kill()
+    await world.clock.advance(3.0)
+    container.finished_at = world.clock.now()
+    world.runtime.end(next(iter(world.runtime.containers)), 0)
+    await world.start()
+    await world.forgotten(key, passing=0.5)
+    assert world.ended(key).state is State.CANCELLED
+
+
+async def test_a_program_that_no_signal_reached_before_its_agent_died_keeps_its_result(world: World) -> None:
+    await world.start(die_at=AgentPoint.STOPPING)
+    key = world.assign()
+    await world.running(key)
+    world.stop(key, grace=10.0)
+    await world.until(lambda: not world.alive)
+    await world.kill()
+    await world.clock.advance(11.0)
+    (slot,) = world.runtime.containers
+    world.runtime.containers[slot].finished_at = world.clock.now()
+    world.runtime.end(slot, 0)
+    await world.start()
+    await world.forgotten(key, passing=0.5)
+    assert world.ended(key).state is State.SUCCEEDED
+
+
 async def test_a_run_that_killed_itself_before_its_stop_was_not_stopped(world: World) -> None:
-    await world.start(die_at=Checkpoint.STOPPING)
+    await world.start(die_at=AgentPoint.STOPPING)
     key = world.assign()
     await world.running(key)
     world.runtime.containers[world.slot(key)].finished_at = world.clock.now()

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import cast
 
 from fastflow.ids import new_id
+from fastflow.service.failpoints import AgentPoint
 from fastflow_agent.attempts.attempt import Attempt
-from fastflow_agent.attempts.dossier import Checkpoint, Services
+from fastflow_agent.attempts.dossier import Services
 from fastflow_agent.bundles import Bundles
 from fastflow_agent.cgroups.sampler import Sampler
 from fastflow_agent.conditions import Conditions
@@ -94,7 +95,7 @@ class World:
         self.connected = True
         self.worker: Worker
         self.services: Services
-        self.died_at: Checkpoint | None = None
+        self.died_at: AgentPoint | None = None
         self._life: asyncio.Task[None] | None = None
         self.health: Health
 
@@ -107,19 +108,19 @@ class World:
 
     # The agent.
 
-    async def start(self, die_at: Checkpoint | None = None, *, connect: bool = True) -> None:
+    async def start(self, die_at: AgentPoint | None = None, *, connect: bool = True) -> None:
         """Start an agent on this host; with `die_at` it dies the first time it comes there."""
         self.died_at = None
         self.uvcache.pins.clear()
         self.bundles.pins.clear()
 
-        def checkpoint(place: Checkpoint) -> None:
+        def reach(place: AgentPoint) -> None:
             if place is die_at and self.died_at is None:
                 self.died_at = place
                 raise Died
 
         ready = asyncio.Event()
-        self._life = asyncio.create_task(self._live(checkpoint, ready))
+        self._life = asyncio.create_task(self._live(reach, ready))
         await ready.wait()
         if connect:
             self.connect()
@@ -148,7 +149,7 @@ class World:
     def alive(self) -> bool:
         return self._life is not None and not self._life.done()
 
-    async def _live(self, checkpoint: Callable[[Checkpoint], None], ready: asyncio.Event) -> None:
+    async def _live(self, reach: Callable[[AgentPoint], None], ready: asyncio.Event) -> None:
         sampler = Sampler(self.clock, on_usage=lambda *_: None, on_crossing=lambda *_: None, on_oom=lambda *_: None)
         self.health = Health(
             self.runtime,
@@ -175,7 +176,7 @@ class World:
             changed=lambda _: None,
             start_patience=20.0,
             spool_quota=1 << 30,
-            checkpoint=checkpoint,
+            reach=reach,
         )
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fastflow.service import failpoints
 from fastflow.service.logging import configure_logging
 from fastflow.service.settings import ServiceSettings, SettingsError
 
@@ -36,7 +37,8 @@ class SettingsCommand(click.Command):
         """Calls the function with the settings in force."""
         try:
             settings = self._settings.load(context.params.pop("config"))
-        except SettingsError as error:
+            failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
+        except (SettingsError, failpoints.UnknownFailPoint) as error:
             click.echo(f"{context.find_root().info_name}: {error}", err=True)
             sys.exit(EXIT_USAGE)
         if context.params.pop("print_config"):

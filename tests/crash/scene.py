@@ -1,0 +1,185 @@
+"""A cluster whose programs die at fail points, one test after the other, and what must be true of a run afterwards."""
+
+import contextlib
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import grpc
+from fastflow.service.failpoints import FailPoint
+from fastflow.v1 import runs_pb2
+
+from tests.cluster import Cluster, Program
+from tests.cluster.api import Api
+from tests.cluster.ledger import ENTER, Ledger
+from tests.cluster.leftovers import left_behind
+
+LINES = 20
+COUNTER = f"""{ENTER}
+import sys, time
+
+enter("began")
+for number in range({LINES}):
+    print(f"line {{number}} {{'x' * 200}}")
+    print(f"word {{number}}", file=sys.stderr)
+    time.sleep(0.02)
+enter("ended")
+sys.exit(7)
+"""
+COUNTED = b"".join(f"line {n} {'x' * 200}\nword {n}\n".encode() for n in range(LINES))
+
+PATIENT = f"""{ENTER}
+import signal, sys, time
+
+def tidy_up(*_):
+    print("tidying up", flush=True)
+    enter("tidied")
+    sys.exit(0)
+
+signal.signal(signal.SIGTERM, tidy_up)
+print("begun", flush=True)
+enter("began")
+time.sleep(60)
+enter("ended")
+"""
+STOPPED = b"begun\ntidying up\n"
+
+DEATH_SECONDS = 60.0
+END_SECONDS = 60.0
+"""Both take some seconds at most; a machine that does much else has been seen to need ten times that."""
+AGAIN_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a run has to say in the end, whatever died: to its caller, in its log, and in the ledger."""
+
+    state: str
+    exit_code: int
+    log: bytes
+    ledger: tuple[str, ...]
+
+
+COUNTED_TO_THE_END = Truth("FAILED", 7, COUNTED, ("began", "ended"))
+STOPPED_IN_TIME = Truth("CANCELLED", 0, STOPPED, ("began", "tidied"))
+
+
+class Scene:
+    """Use one for many tests. Between two the control plane lives and the agent does not."""
+
+    def __init__(self, cluster: Cluster, ledger: Ledger, api: Api) -> None:
+        self.cluster = cluster
+        self._ledger = ledger
+        self._api = api
+
+    @property
+    def controlplane(self) -> Program:
+        """The control plane."""
+        return self.cluster.controlplane
+
+    @property
+    def agent(self) -> Program:
+        """The agent."""
+        return self.cluster.agent
+
+    def settle(self) -> None:
+        """Puts everything back to where a test begins, whatever the test before left."""
+        if self.agent.alive:
+            self.agent.stop()
+        if not self.controlplane.alive:
+            self.controlplane.start()
+
+    def arm_controlplane(self, point: FailPoint) -> None:
+        """Puts a control plane that will die at that point in the place of the one that lives."""
+        self.controlplane.kill()
+        self.controlplane.start(f"{point}=kill")
+        # Else the next call, which is not repeated, might go to a connection to the dead one.
+        self._api.agent("worker-1")
+
+    def new_pipeline(self, program: str) -> str:
+        """A pipeline that needs an environment of its own, which nobody has prepared; returns its name."""
+        name = f"fresh-{secrets.token_hex(4)}"
+        header = f"# /// script\n# dependencies = []\n# # {name}\n# ///\n"
+        self.cluster.add_pipeline(name, header + program)
+        return name
+
+    def ask_for_run(self, pipeline: str, page: str) -> str:
+        """Queues the run of that page of the ledger, unless it is; returns its id, "" if nobody answered."""
+        with contextlib.suppress(grpc.RpcError):
+            return self._api.create_run(pipeline, page, self._ledger.environment(page))
+        return ""
+
+    def create_run(self, pipeline: str, page: str) -> str:
+        """Asks for the run of that page until somebody answers; returns its id."""
+        run = ""
+        while not run:
+            run = self.ask_for_run(pipeline, page)
+        return run
+
+    def cancel(self, run: str) -> None:
+        """Asks the run to stop; whether anybody answers is not asked."""
+        with contextlib.suppress(grpc.RpcError):
+            self._api.cancel(run)
+
+    def await_word(self, page: str, word: str) -> None:
+        """Waits until a run has entered a word in the ledger."""
+        self.until(lambda: word in self._ledger.words(page), f"{word!r} on page {page}", DEATH_SECONDS)
+
+    def await_death(self, program: Program, point: FailPoint) -> None:
+        """Waits until the program has died, and sees that it was at that point."""
+        self.until(lambda: not program.alive, f"the death of {program.name} at {point}", DEATH_SECONDS)
+        program.check_killed_at(point)
+
+    def await_death_or_end(self, run: str) -> None:
+        """Waits until the agent has died, or has forgotten the run."""
+        slots = self.cluster.folder / "worker-1" / "slots"
+
+        def forgotten() -> bool:
+            return self.is_over(run) and not any(slots.iterdir())
+
+        self.until(lambda: not self.agent.alive or forgotten(), f"the end of run {run}", END_SECONDS)
+
+    def await_end(self, run: str) -> None:
+        """Waits until the run has ended, its log is sealed, and nothing of any run is left on the worker."""
+        self.until(lambda: self.is_over(run), f"the end of run {run}", END_SECONDS)
+        slots = self._slots()
+        deadline = time.monotonic() + END_SECONDS
+        while next(left_behind(self.agent, slots), "") and time.monotonic() < deadline:
+            time.sleep(AGAIN_SECONDS)
+        assert list(left_behind(self.agent, slots)) == []
+
+    def is_over(self, run: str) -> bool:
+        """Whether the run has ended, and its last attempt is settled."""
+        query = "SELECT state, log_sealed, released, desired FROM attempts WHERE run_id = ? ORDER BY number DESC"
+        found = self._query(query, run)
+        return bool(found) and found[0] in [
+            (state, 1, 1, "FORGET") for state in ("SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT", "LOST")
+        ]
+
+    def check(self, run: str, page: str, truth: Truth) -> None:
+        """Sees that the run ended exactly once, on its first attempt, with its true verdict and its whole log."""
+        shown = self._api.run(run)
+        state = runs_pb2.RunState.Name(shown.state).removeprefix("RUN_STATE_")
+        assert (state, shown.exit_code, shown.attempt) == (truth.state, truth.exit_code, 1), shown.message
+        assert self._api.log(run) == truth.log
+        assert tuple(self._ledger.words(page)) == truth.ledger
+        assert not shown.attempts[0].log_losses
+        ends = "SELECT rejection FROM attempt_events WHERE run_id = ? AND kind = 'ended'"
+        assert self._query(ends, run) == [("",)]
+        assert self._query("SELECT count(*) FROM runs WHERE request_id = ?", page) == [(1,)]
+        assert self._api.agent("worker-1").reserved.memory_bytes == 0
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float) -> None:
+        """Waits until the condition is true."""
+        self.cluster.until(lambda: bool(condition()), seconds, what)
+
+    def _slots(self) -> set[str]:
+        return {slot for (slot,) in self._query("SELECT slot FROM attempts WHERE slot != ''")}
+
+    def _query(self, query: str, *values: str) -> list[tuple[object, ...]]:
+        (database,) = (self.cluster.folder / "controlplane").glob("*.db")
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return connection.execute(query, values).fetchall()

@@ -1,0 +1,86 @@
+"""An agent killed at every one of its fail points: the next one ends the run once, truly, with its whole log."""
+
+import secrets
+
+import pytest
+from fastflow.service.failpoints import AgentPoint
+
+from tests.crash.scene import COUNTED_TO_THE_END, COUNTER, STOPPED_IN_TIME, Scene
+
+OF_A_STOP = (AgentPoint.STOPPING, AgentPoint.SIGNAL_SENT, AgentPoint.SIGNALLED)
+AFTER_A_STOP = (AgentPoint.END_SEEN, AgentPoint.EXITED, AgentPoint.CONTAINER_REMOVED)
+OF_A_PREPARATION = (
+    AgentPoint.STAGED,
+    AgentPoint.PACKAGES_INSTALLED,
+    AgentPoint.GENERATION_MOVED,
+    AgentPoint.GENERATION_PUBLISHED,
+)
+OVERTAKEN = (AgentPoint.LOG_SEALED, AgentPoint.SEALED)
+"""FORGET may come before the news that the log is stored; then these are not passed, and another run is to."""
+RUNS = 5
+
+
+class Crashes:
+    """What holds with each runtime."""
+
+    runtime: str
+
+    @pytest.mark.parametrize(
+        "point", [point for point in AgentPoint if point not in OF_A_STOP + OF_A_PREPARATION + OVERTAKEN]
+    )
+    def test_a_run_ends_once_with_its_result_and_its_log(self, scene: Scene, point: AgentPoint) -> None:
+        page = secrets.token_hex(4)
+        run = scene.create_run("counter", page)
+        scene.agent.start(f"{point}=kill")
+        scene.await_death(scene.agent, point)
+        scene.agent.start()
+        scene.await_end(run)
+        scene.check(run, page, COUNTED_TO_THE_END)
+
+    @pytest.mark.parametrize("point", OVERTAKEN)
+    def test_a_log_that_is_stored_is_stored_once(self, scene: Scene, point: AgentPoint) -> None:
+        scene.agent.start(f"{point}=kill")
+        for _ in range(RUNS):
+            page = secrets.token_hex(4)
+            run = scene.create_run("counter", page)
+            scene.await_death_or_end(run)
+            if not scene.agent.alive:
+                break
+        scene.await_death(scene.agent, point)
+        scene.agent.start()
+        scene.await_end(run)
+        scene.check(run, page, COUNTED_TO_THE_END)
+
+    @pytest.mark.parametrize("point", [*OF_A_STOP, *AFTER_A_STOP])
+    def test_a_cancel_is_carried_out(self, scene: Scene, point: AgentPoint) -> None:
+        page = secrets.token_hex(4)
+        run = scene.create_run("patient", page)
+        scene.agent.start(f"{point}=kill")
+        scene.await_word(page, "began")
+        scene.cancel(run)
+        scene.await_death(scene.agent, point)
+        scene.agent.start()
+        scene.await_end(run)
+        scene.check(run, page, STOPPED_IN_TIME)
+
+    @pytest.mark.parametrize("point", OF_A_PREPARATION)
+    def test_an_environment_is_prepared_after_all(self, scene: Scene, point: AgentPoint) -> None:
+        page = secrets.token_hex(4)
+        run = scene.create_run(scene.new_pipeline(COUNTER), page)
+        scene.agent.start(f"{point}=kill")
+        scene.await_death(scene.agent, point)
+        scene.agent.start()
+        scene.await_end(run)
+        scene.check(run, page, COUNTED_TO_THE_END)
+
+
+class TestPlainProcesses(Crashes):
+    """With the process runtime."""
+
+    runtime = "process"
+
+
+class TestContainers(Crashes):
+    """With the Docker runtime."""
+
+    runtime = "docker"

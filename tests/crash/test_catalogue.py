@@ -1,0 +1,15 @@
+"""No fail point without its crash. That each is really reached, the crashes see themselves."""
+
+from fastflow.service.failpoints import CATALOGUE, FailPoint
+
+from tests.crash import test_agent, test_controlplane
+
+
+def test_every_fail_point_has_a_test_that_dies_there() -> None:
+    suites = (test_agent.Crashes, test_controlplane.Crashes)
+    assert {point for suite in suites for point in _points(suite)} == set(CATALOGUE)
+
+
+def _points(suite: type) -> set[FailPoint]:
+    marks = [mark for test in vars(suite).values() for mark in getattr(test, "pytestmark", ())]
+    return {point for mark in marks for point in mark.args[1]}
