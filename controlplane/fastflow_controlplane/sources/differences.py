@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pygit2
 from fastflow.pipelines.sizes import format_size
+from pygit2.enums import DiffFind
 
 from fastflow_controlplane.errors import NotFound
 
@@ -14,6 +15,9 @@ MAX_DIFF_BYTES = 256 * 1024
 
 MAX_COMPARED_BYTES = 4 * 1024**2
 """Larger files are only named: comparing them takes seconds and shows nothing that fits."""
+
+MAX_MATCHED = 200
+"""Changed files among which one that was moved and changed is searched for: each is compared with each."""
 
 
 def difference(repositories: Sequence[Path], before: str, after: str) -> str:
@@ -26,8 +30,11 @@ def difference(repositories: Sequence[Path], before: str, after: str) -> str:
         return ""
     with _joined(repositories) as joined:
         changes = _tree(joined, before).diff_to_tree(_tree(joined, after))
-        changes.find_similar()
-        return _bounded(_part(joined, patch) for patch in changes if patch is not None)
+        large = any(_size(joined, delta) > MAX_COMPARED_BYTES for delta in changes.deltas)
+        changes.find_similar(
+            DiffFind.FIND_EXACT_MATCH_ONLY if large or len(changes) > MAX_MATCHED else DiffFind.FIND_RENAMES
+        )
+        return _bounded(_part(joined, changes, number, delta) for number, delta in enumerate(changes.deltas))
 
 
 @contextmanager
@@ -51,19 +58,24 @@ def _tree(repository: pygit2.Repository, tree: str) -> pygit2.Tree:
         ) from None
 
 
-def _part(repository: pygit2.Repository, patch: pygit2.Patch) -> str:
-    delta = patch.delta
+def _part(repository: pygit2.Repository, changes: pygit2.Diff, number: int, delta: pygit2.DiffDelta) -> str:
     old, new = delta.old_file, delta.new_file
-    size = max(_size(repository, side.id) for side in (old, new))
+    size = _size(repository, delta)
     if size > MAX_COMPARED_BYTES:
         return f"Large files a/{old.path} and b/{new.path} differ (up to {format_size(size)})\n"
+    # Only here are the files read and compared.
+    patch = changes[number]
+    if patch is None:
+        return ""
     if patch.delta.is_binary:
         return f"Binary files a/{old.path} and b/{new.path} differ\n"
     return (patch.data or b"").decode(errors="replace")
 
 
-def _size(repository: pygit2.Repository, blob: pygit2.Oid) -> int:
-    return repository.odb.read_header(blob)[1] if blob in repository.odb else 0
+def _size(repository: pygit2.Repository, delta: pygit2.DiffDelta) -> int:
+    """Bytes of the larger of two files."""
+    blobs = (side.id for side in (delta.old_file, delta.new_file) if side.id in repository.odb)
+    return max((repository.odb.read_header(blob)[1] for blob in blobs), default=0)
 
 
 def _bounded(parts: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ import pytest
 from fastflow_controlplane.errors import InvalidArgument, NotFound
 from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.differences import MAX_COMPARED_BYTES, MAX_DIFF_BYTES
+from fastflow_controlplane.sources.repository import SnapshotRepository
 
 from tests.unit.sources.conftest import make
 
@@ -33,6 +34,37 @@ async def test_binary_and_large_files_are_only_named(catalog: Catalog, root: Pat
     text = await catalog.diff(before.tree, after.tree)
     assert "Binary files a/data and b/data differ\n" in text
     assert "Large files a/large.txt and b/large.txt differ (up to 4 MiB)\n" in text
+
+
+async def test_large_files_are_not_read_to_be_compared(catalog: Catalog, root: Path, data_dir: Path) -> None:
+    folder = make(root / "p", main="one\n")
+    (folder / "large.txt").write_text("a\n" * MAX_COMPARED_BYTES)
+    before = await catalog.snapshot("p")
+    (folder / "large.txt").rename(folder / "moved.txt")
+    (folder / "main.py").write_text("two\n")
+    (folder / "huge.txt").write_text("b\n" * MAX_COMPARED_BYTES)
+    after = await catalog.snapshot("p")
+    snapshots = SnapshotRepository(data_dir / "snapshots.git")
+    for name in {str(snapshots.folder(after.tree).tree[path].id) for path in ("moved.txt", "huge.txt")}:
+        # Its header can be read, and no more.
+        file = snapshots.path / "objects" / name[:2] / name[2:]
+        file.chmod(0o600)
+        file.write_bytes(file.read_bytes()[:100] + b"\xff" * 1000)
+    text = await catalog.diff(before.tree, after.tree)
+    assert "-one\n+two\n" in text
+    assert "Large files a/huge.txt and b/huge.txt differ (up to 8 MiB)\n" in text
+    assert "Large files a/large.txt and b/moved.txt differ (up to 8 MiB)\n" in text
+
+
+async def test_a_file_that_was_moved_and_changed_is_shown_as_that(catalog: Catalog, root: Path) -> None:
+    folder = make(root / "p")
+    (folder / "old.py").write_text("".join(f"line {number}\n" for number in range(50)))
+    before = await catalog.snapshot("p")
+    (folder / "new.py").write_text((folder / "old.py").read_text() + "last\n")
+    (folder / "old.py").unlink()
+    text = await catalog.diff(before.tree, (await catalog.snapshot("p")).tree)
+    assert "rename from old.py\nrename to new.py\n" in text
+    assert "+last\n" in text
 
 
 async def test_a_diff_is_bounded_and_says_so(catalog: Catalog, root: Path) -> None:
