@@ -20,6 +20,8 @@ from fastflow.pipelines.code import Code, CodeFile, open_exactly
 from fastflow.pipelines.folder import Entry, FolderFault, Kind
 from pygit2.enums import FileMode
 
+from fastflow_controlplane.sources.powercut import is_intact, note_boot
+
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
@@ -68,7 +70,13 @@ class SnapshotRepository:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not is_intact(path):
+            log.warning(
+                "the object database of snapshots was cut off, perhaps by a power cut: made anew", path=str(path)
+            )
+            shutil.rmtree(path)
         self._repository = open_bare(path)
+        note_boot(path)
 
     def write(self, code: Code) -> str:
         """Stores all files of `code` and returns the id of their tree.
@@ -123,6 +131,7 @@ class SnapshotRepository:
         """Makes the database anew, empty."""
         log.warning("the object database of snapshots is damaged and made anew", path=str(self.path))
         self._repository = reset_bare(self._repository, self.path)
+        note_boot(self.path)
 
     def close(self) -> None:
         """Releases the files."""
