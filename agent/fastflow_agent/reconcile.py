@@ -141,7 +141,7 @@ def cancelled(cause: StopCause) -> Ended:
     """The end of an attempt that was stopped before user code ran."""
     messages = {
         StopCause.CANCEL: "cancelled before the program began",
-        StopCause.SUPERSEDED: "replaced before the program began",
+        StopCause.SUPERSEDED: "given up as lost before the program began",
         StopCause.ORPHAN: "stopped before the program began: the control plane does not know this attempt",
         StopCause.TIMEOUT: "stopped before the program began",
     }

@@ -29,6 +29,8 @@ def run_details(run: runs_pb2.Run, now: float) -> list[RenderableType]:
     if newest is not None:
         rows.append(("Agent", cell(newest.agent + (f"  (attempt {run.attempt})" if run.attempt > 1 else ""))))
     rows.append(("Limits", cell(_limits(run))))
+    if run.HasField("retry"):
+        rows.append(("Retry", wording.retry(run.retry)))
     if newest is not None:
         rows += _attempt_rows(newest)
         rows.append(("Log", cell(_log(run, newest))))
@@ -65,9 +67,22 @@ def attempts_table(attempts: Sequence[runs_pb2.Attempt], now: float) -> Table:
             cell(name, wording.STYLES.get(name, "")),
             wording.clock(attempt.assign_time),
             wording.took(attempt, now),
-            cell(attempt.message or wording.reason(attempt.reason)),
+            cell(_what_happened(attempt)),
         )
     return fit(grid, AGENT=8, **{"WHAT HAPPENED": 20})
+
+
+def _what_happened(attempt: runs_pb2.Attempt) -> str:
+    late = f"; {_late_result(attempt.late_result)}" if attempt.HasField("late_result") else ""
+    return (attempt.message or wording.reason(attempt.reason)) + late
+
+
+def _late_result(late: runs_pb2.LateResult) -> str:
+    """What an agent told once it was back, which changed nothing any more."""
+    facts = [wording.run_state(late.state)]
+    facts += [wording.reason(late.reason)] if late.reason and late.reason not in wording.SAID_OTHERWISE else []
+    facts += [f"exit code {late.exit_code}"] if late.HasField("exit_code") else []
+    return f"told later: {', '.join(facts)} at {wording.clock(late.end_time)}. {late.message}".rstrip()
 
 
 def placements_table(placements: Sequence[runs_pb2.Placement]) -> Table:
@@ -99,7 +114,10 @@ def _limits(run: runs_pb2.Run) -> str:
 
 
 def _attempt_rows(attempt: runs_pb2.Attempt) -> list[Row]:
-    rows: list[Row] = [("Usage", cell(usage(attempt.usage)))]
+    rows: list[Row] = []
+    if attempt.HasField("late_result"):
+        rows.append(("Late result", cell(_late_result(attempt.late_result))))
+    rows.append(("Usage", cell(usage(attempt.usage))))
     if attempt.state == runs_pb2.RUN_STATE_RUNNING and attempt.usage.HasField("working_set_bytes"):
         rows.append(("Now", cell(usage_now(attempt.usage))))
     if attempt.HasField("out_of_memory"):

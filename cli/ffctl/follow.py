@@ -50,10 +50,11 @@ class Position:
 
 
 class Notes:
-    """Warnings and losses of output, each said once."""
+    """Warnings, losses of output and an agent's absence, each said once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
+        self._trouble = ""
         self._said: set[tuple[object, ...]] = set()
 
     def of_run(self, run: runs_pb2.Run) -> None:
@@ -63,6 +64,9 @@ class Notes:
                 self._warning(attempt.number, warning)
             for loss in attempt.log_losses:
                 self.loss(attempt.number, loss)
+        if run.state in wording.LIVE and run.message != self._trouble:
+            self._trouble = run.message
+            self._say(f"warning: {run.message}" if run.message else f'agent "{run.attempts[-1].agent}" is back')
 
     def loss(self, attempt: int, loss: runs_pb2.LogLoss) -> None:
         """Says that output was lost."""

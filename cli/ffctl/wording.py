@@ -20,6 +20,16 @@ TERMINAL = frozenset(
 )
 """States after which nothing more happens to a run."""
 
+LIVE = frozenset(
+    {
+        runs_pb2.RUN_STATE_ASSIGNED,
+        runs_pb2.RUN_STATE_PREPARING,
+        runs_pb2.RUN_STATE_RUNNING,
+        runs_pb2.RUN_STATE_STOPPING,
+    }
+)
+"""States in which an agent has the run; their message tells of its absence."""
+
 SAID_OTHERWISE = frozenset({runs_pb2.REASON_EXIT_CODE, runs_pb2.REASON_CANCEL_REQUESTED, runs_pb2.REASON_TIMEOUT})
 """Reasons that a run's exit code or its state tells already."""
 
@@ -156,6 +166,13 @@ def limits(value: limits_pb2.Limits) -> str:
     soft = [cores(value.cpu_soft_milli_cores)] if value.cpu_soft_milli_cores else []
     soft += [size(value.memory_soft_bytes)] if value.memory_soft_bytes else []
     return hard + (f" (soft: {', '.join(soft)})" if soft else "")
+
+
+def retry(value: limits_pb2.RetryPolicy) -> str:
+    """Returns after which endings a run is started again, "when its agent is lost, 3 times at most"."""
+    if not (value.on_lost and value.attempts):
+        return "never"
+    return f"when its agent is lost, {'once' if value.attempts == 1 else f'{value.attempts} times'} at most"
 
 
 def warning(value: runs_pb2.SoftLimitWarning) -> str:

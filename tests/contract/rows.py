@@ -17,10 +17,12 @@ from fastflow_controlplane.agents.events import (
 )
 from fastflow_controlplane.agents.model import AgentFacts, Capacity
 from fastflow_controlplane.runs.model import AttemptKey, AttemptView, RunView
+from fastflow_controlplane.runs.retry import NO_RETRY, RetryPolicy
 from fastflow_controlplane.runs.states import Reason, RunState
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents, attempts, runs
 from fastflow_controlplane.store.queries.agents import AgentRow
+from fastflow_controlplane.store.queries.attempts import LostAttempt
 from fastflow_controlplane.store.queries.runs import Cancelled, StoredRun
 from fastflow_controlplane.store.queries.transitions import Epochs, note
 from sqlalchemy import Connection
@@ -30,7 +32,9 @@ NOW = 1_800_000_000_000_000
 MAX_PLACEMENTS = 3
 
 
-def new_run(run_id: str, pipeline: str = "hello", parameters: bytes | None = None) -> StoredRun:
+def new_run(
+    run_id: str, pipeline: str = "hello", parameters: bytes | None = None, retry: RetryPolicy = NO_RETRY
+) -> StoredRun:
     """A run that asks for one core and one GiB."""
     return StoredRun(
         id=run_id,
@@ -50,6 +54,7 @@ def new_run(run_id: str, pipeline: str = "hello", parameters: bytes | None = Non
         parameters=parameters,
         log_limit_bytes=GIB,
         on_log_backlog="DROP",
+        retry=retry,
     )
 
 
@@ -59,9 +64,16 @@ class Rows:
 
     store: Store
 
-    async def run(self, pipeline: str = "hello", *, run_id: str = "", parameters: bytes | None = None) -> str:
+    async def run(
+        self,
+        pipeline: str = "hello",
+        *,
+        run_id: str = "",
+        parameters: bytes | None = None,
+        retry: RetryPolicy = NO_RETRY,
+    ) -> str:
         """Stores a waiting run."""
-        run = new_run(run_id or new_id(), pipeline, parameters)
+        run = new_run(run_id or new_id(), pipeline, parameters, retry)
         await self.store.write(lambda connection: runs.insert_run(connection, run, NOW))
         return run.id
 
@@ -98,7 +110,7 @@ class Rows:
         """Asks a run to stop."""
         return await self.store.write(lambda connection: runs.cancel(connection, run_id, NOW))
 
-    async def lose(self, agent: AgentRow) -> list[AttemptKey]:
+    async def lose(self, agent: AgentRow) -> list[LostAttempt]:
         """Declares the agent's attempts lost."""
         epochs = Epochs(session=0, leader=1)
         return await self.store.write(

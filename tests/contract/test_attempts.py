@@ -14,10 +14,11 @@ from fastflow_controlplane.agents.events import (
     SoftLimitCrossed,
     Unrecognized,
 )
-from fastflow_controlplane.runs.model import AttemptKey, LogLoss, Provenance, SoftLimitWarning
+from fastflow_controlplane.runs.model import AttemptKey, LateResult, LogLoss, Provenance, SoftLimitWarning
 from fastflow_controlplane.runs.states import LIVE, TERMINAL, Reason, RunState
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.models import attempt_events
+from fastflow_controlplane.store.queries.attempts import LostAttempt
 from sqlalchemy import select
 
 from tests.contract.rows import MAX_PLACEMENTS, NOW, Journal, Rows
@@ -227,14 +228,16 @@ async def test_a_lost_attempt_is_to_stop_and_its_late_result_is_history(rows: Ro
     agent, key = await rows.assigned()
     journal = Journal(key)
     await rows.apply(agent, [journal.moved(state)])
-    assert await rows.lose(agent) == [key]
+    assert await rows.lose(agent) == [LostAttempt(key, retried=False)]
     assert await rows.desired(agent) == {key: "STOP"}
     run = await rows.view(key.run_id)
     assert (run.state, run.reason) == (LOST, Reason.AGENT_LOST)
 
     effects = await rows.apply(agent, [journal.ended(SUCCEEDED)])
     assert answers(effects) == [(2, "ALREADY_TERMINAL")]
-    assert (await rows.view(key.run_id)).state is LOST
+    run = await rows.view(key.run_id)
+    assert run.state is LOST
+    assert run.attempts[0].late_result == LateResult(SUCCEEDED, Reason.NONE, "over", 0, None, NOW)
     assert await rows.lose(agent) == []
 
 

@@ -79,7 +79,9 @@ def agents_table(agents: Iterable[agents_pb2.Agent], now: float) -> Table:
 
 def _note(agent: agents_pb2.Agent) -> str:
     conditions = [f"{condition.type}: {condition.message}" for condition in agent.conditions]
-    return "; ".join(conditions) or agent.message
+    # Of an agent that is well otherwise the message only repeats them.
+    told = [agent.message] if agent.message and agent.state != agents_pb2.AGENT_STATE_ACTIVE else []
+    return "; ".join(told + conditions) or agent.message
 
 
 def _gib(count: int) -> str:

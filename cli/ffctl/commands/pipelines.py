@@ -126,6 +126,8 @@ def _rows(pipeline: pipelines_pb2.Pipeline) -> list[tuple[str, RenderableType]]:
         rows.append(("Limits", cell(wording.limits(pipeline.limits))))
     timeout = wording.seconds_of(pipeline.timeout)
     rows.append(("Timeout", wording.span(timeout) if timeout else "none"))
+    if pipeline.HasField("retry"):
+        rows.append(("Retry", wording.retry(pipeline.retry)))
     rows.append(("Python", cell(pipeline.python_version or "the image's")))
     rows.append(("Requirements", _requirements(pipeline)))
     rows.extend(environment_rows(pipeline, time.time()))
@@ -226,4 +228,7 @@ def _as_message(pipeline: FoundPipeline) -> pipelines_pb2.Pipeline:
         message.timeout.FromNanoseconds(round(metadata.timeout_seconds * 1e9))
         message.python_version = metadata.python_version
         message.default_environment.update(metadata.default_environment)
+        if metadata.retry_on:
+            message.retry.attempts = metadata.retry_attempts
+            message.retry.on_lost = "lost" in metadata.retry_on
     return message

@@ -267,6 +267,19 @@ class AgentRegistry:
             return True
         return agent.stream is not None and agent.applied_revision >= revision
 
+    def absence(self, agent_id: str) -> str:
+        """Returns in one sentence what it means for runs of an agent that it is not heard of; "" = it is."""
+        agent = self._agents.get(agent_id)
+        if agent is None or agent.state is AgentState.ACTIVE:
+            return ""
+        name, lost_after = agent.facts.name, self._settings.lost_after
+        if agent.state is AgentState.OFFLINE:
+            return (
+                f'agent "{name}" is out of reach: the program may well go on there, and its output follows; '
+                f"an agent that stays away for {lost_after:g} s loses its runs"
+            )
+        return f'agent "{name}" {self._why(agent)}: the program may well go on there, and its output follows'
+
     def lost(self) -> list[AgentRow]:
         """Returns agents that are OFFLINE for so long that their runs are LOST."""
         return [agent.row for agent in self._agents.values() if self._is_lost(agent)]
@@ -350,7 +363,7 @@ class AgentRegistry:
                     last_seen_time=max(agent.last_seen_time, row.last_seen_time),
                     connect_time=row.connect_time,
                     session_epoch=row.session_epoch,
-                    message=self._why(agent),
+                    message=self._advice(agent),
                     environments=agent.environments,
                 )
             )
@@ -363,7 +376,13 @@ class AgentRegistry:
     def _judge(self, agent: LiveAgent) -> None:
         now, settings = self._clock.monotonic(), self._settings
         if agent.stream is None:
-            offline = agent.offline_since is not None or now - agent.broke >= settings.offline_after
+            # A host that lost its power is silent for long before its stream is seen to be broken.
+            silence = max(settings.offline_after, settings.silent_after * settings.heartbeat_interval)
+            offline = (
+                agent.offline_since is not None
+                or now - agent.broke >= settings.offline_after
+                or now - agent.heard >= silence
+            )
             state = AgentState.OFFLINE if offline else AgentState.SUSPECT
         else:
             missed = (now - agent.heard) / settings.heartbeat_interval
@@ -392,9 +411,16 @@ class AgentRegistry:
                 python_versions=agent.facts.runtime.python_versions,
                 blocked=self._why(agent),
                 connected=agent.stream is not None,
+                offline=agent.state is AgentState.OFFLINE,
                 environments=frozenset(key for key, result in agent.results.items() if result.state == "READY"),
             )
         )
+
+    def _advice(self, agent: LiveAgent) -> str:
+        """What is told of the agent itself, to somebody who looks after it."""
+        if agent.state is AgentState.OFFLINE and not agent.refusal:
+            return "is offline: look whether its host is up, fastflow-agent runs there and the network is well"
+        return self._why(agent)
 
     def _why(self, agent: LiveAgent) -> str:
         """Why the agent takes no runs; "" = it does."""

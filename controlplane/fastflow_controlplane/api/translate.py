@@ -13,6 +13,7 @@ from fastflow_controlplane.logs.wire import loss_message
 from fastflow_controlplane.runs.differences import RunDifferences, VariableDifference
 from fastflow_controlplane.runs.model import (
     AttemptView,
+    LateResult,
     OutOfMemory,
     Placement,
     Provenance,
@@ -21,6 +22,7 @@ from fastflow_controlplane.runs.model import (
     SoftLimitWarning,
     Usage,
 )
+from fastflow_controlplane.runs.retry import RetryPolicy, policy_of
 from fastflow_controlplane.runs.states import RunState
 from fastflow_controlplane.secrets.service import source_of
 from fastflow_controlplane.sources.model import PipelineView
@@ -81,6 +83,7 @@ def run_message(run: RunView) -> runs_pb2.Run:
         ref=run.ref,
         default_environment_names=sorted(run.default_environment),
         rerun=_rerun(run.rerun),
+        retry=_retry(run.retry),
     )
     message.timeout.FromMicroseconds(run.timeout_usec)
     return message
@@ -182,6 +185,8 @@ def pipeline_message(pipeline: PipelineView) -> pipelines_pb2.Pipeline:
         message.timeout.FromMicroseconds(round(metadata.timeout_seconds * 1_000_000))
         message.python_version = metadata.python_version
         message.default_environment.update(metadata.default_environment)
+        if (retry := _retry(policy_of(metadata.retry_on, metadata.retry_attempts))) is not None:
+            message.retry.CopyFrom(retry)
     return message
 
 
@@ -234,6 +239,20 @@ def _attempt(attempt: AttemptView) -> runs_pb2.Attempt:
         released=attempt.released,
         log_remove_time=time_message(attempt.log_remove_time),
         log_removed_by=attempt.log_removed_by,
+        late_result=_late_result(attempt.late_result),
+    )
+
+
+def _late_result(result: LateResult | None) -> runs_pb2.LateResult | None:
+    if result is None:
+        return None
+    return runs_pb2.LateResult(
+        state=f"RUN_STATE_{result.state}",
+        reason=_reason(result.reason),
+        message=result.message,
+        exit_code=result.exit_code,
+        signal=result.signal,
+        end_time=time_message(result.time),
     )
 
 
@@ -286,6 +305,12 @@ def _rerun(rerun: Rerun | None) -> runs_pb2.Rerun | None:
     if rerun is None:
         return None
     return runs_pb2.Rerun(run_id=rerun.run_id, latest=rerun.latest, packages=rerun.packages)
+
+
+def _retry(policy: RetryPolicy) -> limits_pb2.RetryPolicy | None:
+    if not policy.on:
+        return None
+    return limits_pb2.RetryPolicy(attempts=policy.attempts, on_lost=RunState.LOST in policy.on)
 
 
 def _variable(difference: VariableDifference) -> runs_pb2.VariableDifference:

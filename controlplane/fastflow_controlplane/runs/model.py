@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from fastflow.pipelines.metadata import Limits
 
+from fastflow_controlplane.runs.retry import NO_RETRY, RetryPolicy
 from fastflow_controlplane.runs.states import TERMINAL, Reason, RunState
 
 
@@ -97,6 +98,18 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class LateResult:
+    """What an agent told of an attempt after its end was decided without it; it changed nothing. `time` = its end."""
+
+    state: RunState
+    reason: Reason
+    message: str
+    exit_code: int | None
+    signal: int | None
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptView:
     """One placement of a run on one agent."""
 
@@ -122,6 +135,7 @@ class AttemptView:
     slot: str
     log_remove_time: int | None = None
     log_removed_by: str = ""
+    late_result: LateResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +181,7 @@ class RunView:
     ref: str = ""
     default_environment: Mapping[str, str] = field(default_factory=dict)
     rerun: Rerun | None = None
+    retry: RetryPolicy = NO_RETRY
 
     @property
     def terminal(self) -> bool:
@@ -209,7 +224,10 @@ class FailedPlacements:
 
 @dataclass(frozen=True, slots=True)
 class WaitingRun:
-    """What placement needs to know of a run that waits. `failed_on` = agent id → placements that did not start."""
+    """What placement needs to know of a run that waits. `failed_on` = agent id → placements that did not start.
+
+    `lost_on` = number of a lost attempt whose program may still run → id of its agent.
+    """
 
     run_id: str
     pipeline: str
@@ -219,6 +237,7 @@ class WaitingRun:
     python_version: str
     failed_on: Mapping[str, FailedPlacements]
     bundle_digest: str = ""
+    lost_on: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

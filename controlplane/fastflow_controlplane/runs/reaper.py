@@ -10,7 +10,7 @@ from fastflow_controlplane.clock import MICROSECONDS, Clock
 from fastflow_controlplane.disk import DISK_FULL
 from fastflow_controlplane.errors import NotFound, Unavailable
 from fastflow_controlplane.runs.changes import Changes
-from fastflow_controlplane.runs.model import AttemptKey
+from fastflow_controlplane.runs.model import WaitingRun
 from fastflow_controlplane.runs.states import Reason
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
@@ -18,6 +18,7 @@ from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts, runs
 from fastflow_controlplane.store.queries.agents import AgentRow, is_current_session
+from fastflow_controlplane.store.queries.attempts import LostAttempt
 from fastflow_controlplane.store.queries.transitions import Epochs
 
 log = structlog.get_logger(__name__)
@@ -44,7 +45,7 @@ class Pipelines(Protocol):
 
 
 class Reaper:
-    """Writes LOST, and FAILED for runs that wait in vain."""
+    """Writes LOST, with what follows by the run's retry policy, and FAILED for runs that wait in vain."""
 
     def __init__(
         self,
@@ -101,16 +102,25 @@ class Reaper:
         )
         epochs = Epochs(session=0, leader=self._leader_epoch)
 
-        def lose(connection: Connection) -> list[AttemptKey]:
+        def lose(connection: Connection) -> tuple[list[LostAttempt], list[WaitingRun]]:
             # An agent that came back in between has a newer session: nothing of it is lost.
             if not is_current_session(connection, row.facts.agent_id, row.session_epoch):
-                return []
-            return attempts.lose_all(connection, row.facts.agent_id, message, epochs, self._clock.now())
+                return [], []
+            lost = attempts.lose_all(connection, row.facts.agent_id, message, epochs, self._clock.now())
+            retried = [attempt.key.run_id for attempt in lost if attempt.retried]
+            return lost, [run for run_id in retried for run in runs.read_waiting(connection, run_id)]
 
-        def told(lost: list[AttemptKey]) -> None:
-            for key in lost:
-                log.warning("run is lost", run=key.run_id, attempt=key.attempt, agent=row.facts.name)
-                self._changes.notify(key.run_id)
+        def told(result: tuple[list[LostAttempt], list[WaitingRun]]) -> None:
+            lost, waiting = result
+            for attempt in lost:
+                key = attempt.key
+                log.warning(
+                    "run is lost", run=key.run_id, attempt=key.attempt, agent=row.facts.name, retried=attempt.retried
+                )
+            for run in waiting:
+                self._scheduler.add(run)
+            for attempt in lost:
+                self._changes.notify(attempt.key.run_id)
             self._registry.desired_changed(row.facts.agent_id)
 
         await self._store.write(lose, told)

@@ -26,6 +26,7 @@ from fastflow_controlplane.logs.store import LogKey, LogStore, StoreUnavailable
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.differences import RunDifferences, compare
 from fastflow_controlplane.runs.model import AttemptView, NewRun, Rerun, RunPage, RunView, WaitingRun
+from fastflow_controlplane.runs.retry import policy_of
 from fastflow_controlplane.runs.states import LIVE, RunState
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
@@ -210,8 +211,8 @@ class RunService:
                 yield run
                 if run.terminal:
                     return
-                shown = run.etag, run.placements
-                while shown == (run.etag, run.placements):
+                shown = run.etag, run.placements, run.message
+                while shown == (run.etag, run.placements, run.message):
                     seen = await self._changes.wait(whole_id, seen)
                     run = await self.get(whole_id)
 
@@ -305,15 +306,20 @@ class RunService:
             commit_author=code.commit_author,
             commit_subject=code.commit_subject,
             ref=new.ref,
+            retry=policy_of(metadata.retry_on, metadata.retry_attempts),
         )
 
     def _complete(self, run: RunView) -> RunView:
-        """Adds what is not in rows: why a run waits, and what a live attempt uses at present."""
+        """Adds what is not in rows: why a run waits; whether a live one is in reach, and what it uses at present."""
         if run.state is RunState.QUEUED:
             return replace(run, placements=self._scheduler.explain(run.id))
         if run.state in LIVE and run.attempts:
             last = run.attempts[-1]
-            return replace(run, attempts=(*run.attempts[:-1], self._with_usage(run.id, last)))
+            return replace(
+                run,
+                message=self._registry.absence(last.agent_id) or run.message,
+                attempts=(*run.attempts[:-1], self._with_usage(run.id, last)),
+            )
         return run
 
     async def _with_log_size(self, run: RunView) -> RunView:

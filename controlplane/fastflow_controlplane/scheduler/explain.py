@@ -23,6 +23,12 @@ def explain(shape: Shape, offers: Sequence[Offer], trouble: str = "") -> tuple[P
     return (Placement("", False, summary), *rows) if summary else tuple(rows)
 
 
+def being_stopped(attempt: int, agent: str) -> tuple[Placement, ...]:
+    """Returns why a run waits for the end of its own lost `attempt`."""
+    why = f"attempt {attempt} of this run, which was lost, is being stopped there first: no run runs twice at a time"
+    return (Placement(agent, False, why),)
+
+
 def _summary(shape: Shape, offers: Sequence[Offer]) -> str:
     connected = [offer for offer in offers if offer.connected]
     if not connected:

@@ -7,7 +7,7 @@ decision written through `assign`. Until that is committed the capacity counts a
 import asyncio
 import heapq
 import itertools
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from fastflow_controlplane.disk import DISK_FULL
 from fastflow_controlplane.errors import FastFlowError
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptKey, FailedPlacements, Held, Placement, WaitingRun
-from fastflow_controlplane.scheduler.explain import explain
+from fastflow_controlplane.scheduler.explain import being_stopped, explain
 from fastflow_controlplane.scheduler.placement import Offer, Shape, choose, obstacle
 from fastflow_controlplane.scheduler.queue import WaitingQueue
 
@@ -49,6 +49,8 @@ class Scheduler:
         self._queue = WaitingQueue(round(priority_aging * MICROSECONDS))
         self._offers: dict[str, Offer] = {}
         self._held: dict[tuple[str, int], Held] = {}
+        # Waiting runs that have lost attempts; those with one on an agent that is back are not in the queue.
+        self._lost: dict[str, WaitingRun] = {}
         self._writing: dict[str, tuple[WaitingRun, Shape]] = {}
         self._returning: list[tuple[float, int, WaitingRun, WaitingRun]] = []
         self._order = itertools.count()
@@ -70,6 +72,10 @@ class Scheduler:
             # It came back before its placement was seen to be written.
             self._again[run.run_id] = run
         elif run.run_id not in self._queue:
+            if run.lost_on:
+                self._lost[run.run_id] = run
+                if self._being_stopped(run):
+                    return
             left = {agent_id: self._exclusion_left(failed) for agent_id, failed in run.failed_on.items()}
             excluded = frozenset(agent_id for agent_id, seconds in left.items() if seconds > 0)
             if excluded:
@@ -90,6 +96,7 @@ class Scheduler:
     def remove(self, run_id: str) -> None:
         """A run no longer waits: it was cancelled or failed."""
         self._queue.remove(run_id)
+        self._lost.pop(run_id, None)
         self._troubles.pop(run_id, None)
         if run_id in self._writing:
             self._again.pop(run_id, None)
@@ -104,18 +111,28 @@ class Scheduler:
             len(held),
         )
         self._offers[offer.agent_id] = replace(offer, reserved=reserved)
+        for run in [run for run in self._lost.values() if offer.agent_id in run.lost_on.values()]:
+            self._weigh_lost(run)
         self._wake_fitting(offer.agent_id)
-        self._tell_watchers()
+        self._tell_watchers({attempt.run_id for attempt in held})
 
     def released(self, key: AttemptKey) -> None:
         """The container of an attempt is gone."""
         self._release(key.run_id, key.attempt)
+        run = self._lost.get(key.run_id)
+        if run is not None and key.attempt in run.lost_on:
+            left = {number: agent_id for number, agent_id in run.lost_on.items() if number != key.attempt}
+            self._queue.remove(run.run_id)
+            del self._lost[run.run_id]
+            self.add(replace(run, lost_on=left))
 
     def explain(self, run_id: str) -> tuple[Placement, ...]:
         """Returns why a run waits; nothing for one that does not."""
         found = self._queue.find(run_id) or self._writing.get(run_id)
         if found is None:
-            return ()
+            lost = self._lost.get(run_id)
+            attempt = self._being_stopped(lost) if lost else 0
+            return being_stopped(attempt, self._offers[lost.lost_on[attempt]].name) if lost and attempt else ()
         return explain(found[1], list(self._offers.values()), self._troubles.get(run_id, ""))
 
     def python_versions(self) -> frozenset[str]:
@@ -142,6 +159,7 @@ class Scheduler:
                 self._queue.park(shape)
                 continue
             self._queue.take(run.run_id)
+            self._lost.pop(run.run_id, None)
             self._writing[run.run_id] = (run, shape)
             self._hold(Held(run.run_id, 0, offer.agent_id, shape.cpu_milli_cores, shape.memory_bytes))
             decided.append((run, offer))
@@ -178,6 +196,24 @@ class Scheduler:
             self._return_later(run, WRITE_RETRY_SECONDS, run)
         self._wake.set()
 
+    def _being_stopped(self, run: WaitingRun) -> int:
+        """Number of a lost attempt that is stopped now, since its agent is back; 0 = there is none.
+
+        An agent out of reach is not waited for: it may never come back.
+        """
+        for attempt, agent_id in run.lost_on.items():
+            offer = self._offers.get(agent_id)
+            if offer is not None and not offer.offline:
+                return attempt
+        return 0
+
+    def _weigh_lost(self, run: WaitingRun) -> None:
+        """The agent of a lost attempt went or came: its run may be placed, or has to wait for the attempt's end."""
+        if self._being_stopped(run):
+            self._queue.remove(run.run_id)
+        else:
+            self.add(run)
+
     def _hold(self, held: Held) -> None:
         self._held[held.run_id, held.attempt] = held
         self._count(held, 1)
@@ -200,10 +236,10 @@ class Scheduler:
         self._offers[held.agent_id] = replace(offer, reserved=reserved)
         self._tell_watchers()
 
-    def _tell_watchers(self) -> None:
-        """The reasons of waiting runs may have changed; only those that somebody watches need to know."""
+    def _tell_watchers(self, concerned: Collection[str] = ()) -> None:
+        """What is told of waiting runs and of those `concerned` may have changed; only watched ones need to know."""
         for run_id in self._changes.watched():
-            if run_id in self._queue:
+            if run_id in self._queue or run_id in self._lost or run_id in concerned:
                 self._changes.notify(run_id)
 
     def _wake_fitting(self, agent_id: str) -> None:

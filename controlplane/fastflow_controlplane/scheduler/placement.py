@@ -26,6 +26,7 @@ class Shape:
 class Offer:
     """What one agent has. `blocked` says why it takes nothing at present; "" = it does.
 
+    `offline` = out of reach for so long that nothing is known of what runs on it.
     `environments` are those that are ready on it, so that a run starts with its packages already there.
     """
 
@@ -35,6 +36,7 @@ class Offer:
     python_versions: tuple[str, ...] = ()
     blocked: str = ""
     connected: bool = True
+    offline: bool = False
     environments: frozenset[EnvironmentKey] = frozenset()
     reserved: Capacity = field(default_factory=Capacity)
 

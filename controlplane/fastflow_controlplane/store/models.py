@@ -127,6 +127,9 @@ runs = Table(
     Column("default_environment", JSON, nullable=False),
     Column("log_limit_bytes", BigInteger, nullable=False),
     Column("on_log_backlog", Word, nullable=False),
+    # Endings after which the run is queued again, as states; how often at most. NULL = none.
+    Column("retry_on", JSON(none_as_null=True)),
+    Column("retry_attempts", Integer, nullable=False, server_default=text("0")),
     # Rises with each write; the etag.
     Column("version", BigInteger, nullable=False),
     Index("ix_runs_pipeline_id", "pipeline", "id"),

@@ -235,3 +235,25 @@ async def test_placement_learns_which_environments_are_ready_and_keeps_that_over
     assert [result for _, result in world.registry.environment_results(three)] == [ready]
     world.registry.detach(agent_id, newer)
     assert list(world.registry.environment_results(three)) == []
+
+
+async def test_a_silent_agent_is_offline_in_time_although_its_stream_is_seen_to_break_late(world: World) -> None:
+    agent_id, stream = await world.connect()
+    await world.pass_by(15)
+    world.registry.detach(agent_id, stream)
+    assert await world.state() is AgentState.SUSPECT
+    await world.pass_by(4)
+    assert await world.state() is AgentState.SUSPECT
+    await world.pass_by(1)
+    assert await world.state() is AgentState.OFFLINE
+
+
+async def test_what_it_means_for_runs_that_their_agent_is_away_is_told(world: World) -> None:
+    agent_id, stream = await world.connect()
+    assert world.registry.absence(agent_id) == ""
+    world.registry.detach(agent_id, stream)
+    assert 'agent "w" lost its connection a moment ago' in world.registry.absence(agent_id)
+    await world.pass_by(10)
+    assert 'agent "w" is out of reach' in world.registry.absence(agent_id)
+    assert "stays away for 60 s loses its runs" in world.registry.absence(agent_id)
+    assert "look whether its host is up" in (await world.registry.get("w")).message

@@ -57,7 +57,7 @@ def test_a_path_that_does_not_exist_is_a_usage_error(ffctl: Ffctl, tmp_path: Pat
 def test_a_repository_of_the_original_is_told_what_means_nothing_or_something_else_here(
     ffctl: Ffctl, tmp_path: Path
 ) -> None:
-    pipeline(tmp_path / "pipelines" / "daily", '{"schedule_cron": "0 9 * * 1", "retry_attempts": 3}')
+    pipeline(tmp_path / "pipelines" / "daily", '{"schedule_cron": "0 9 * * 1", "retry_strategy": {}}')
     pipeline(tmp_path / "pipelines" / "weekly", '{"schedule_cron": "0 9 * * MON"}')
     (tmp_path / "pipelines" / "notes").mkdir()
     (tmp_path / "pipelines" / "notes" / "main.ipynb").write_text("{}")
@@ -67,9 +67,9 @@ def test_a_repository_of_the_original_is_told_what_means_nothing_or_something_el
     assert "warning: pipelines/daily/pipeline.json: schedule_cron: is not supported yet" in text
     assert 'schedule_cron: weekday "1" meant Tuesday to the original Fast-Flow' in text
     assert text.count("meant") == 1
-    assert "retry_attempts: is not supported yet and has no effect; a failed run stays FAILED" in text
+    assert "retry_strategy: is not supported yet and has no effect; a failed run stays FAILED" in text
     assert "2 pipelines: 2 READY; 0 errors, 4 warnings" in text
-    assert "without effect here: retry_attempts (1 pipeline), schedule_cron (2 pipelines)" in text
+    assert "without effect here: retry_strategy (1 pipeline), schedule_cron (2 pipelines)" in text
     assert "nbconvert" in ended.err
 
 

@@ -59,6 +59,8 @@ def test_every_field_is_read() -> None:
         timeout=90.5,
         python_version="3.11",
         default_env={"GREETING": "hello", "PYTHONUNBUFFERED": "0"},
+        retry_on=["lost", "lost"],
+        retry_attempts=2,
         enabled=False,
         description="Says hello.\nTwice.",
         tags=["etl", "nightly", "etl"],
@@ -68,6 +70,8 @@ def test_every_field_is_read() -> None:
         timeout_seconds=90.5,
         python_version="3.11",
         default_environment={"GREETING": "hello", "PYTHONUNBUFFERED": "0"},
+        retry_on=("lost",),
+        retry_attempts=2,
         enabled=False,
         description="Says hello.\nTwice.",
         tags=("etl", "nightly"),
@@ -126,6 +130,12 @@ def test_a_hundredth_of_a_core_and_32_mebibytes_are_the_least() -> None:
         ("tags", ["a", 3], "3 is no tag"),
         ("tags", ["x"] * 101, "allowed is a list of at most 100"),
         ("default_env", ["A"], "[…] is a list; allowed is an object of texts"),
+        ("retry_on", "lost", '"lost" is text; allowed is a list of "lost"'),
+        ("retry_on", ["failed"], '"failed" is nothing that can be retried; allowed is a list of "lost"'),
+        ("retry_on", [["lost"]], "[…] is nothing that can be retried"),
+        ("retry_attempts", 101, "101 is out of range; allowed is a whole number from 0 to 100"),
+        ("retry_attempts", 1.5, "1.5 is out of range"),
+        ("retry_attempts", "3", "allowed is a whole number from 0 to 100, without quotes"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_is_allowed(field: str, value: Any, said: str) -> None:
@@ -197,6 +207,18 @@ def test_fields_of_the_original_that_are_not_built_yet_are_warnings() -> None:
     assert metadata == Metadata(limits=STANDARD_LIMITS)
     assert {problem.field for problem in problems} == UNSUPPORTED_FIELDS
     assert all(p.severity is Severity.WARNING and "not supported yet" in p.message for p in problems)
+
+
+def test_a_lost_run_is_retried_three_times_where_nobody_says_how_often() -> None:
+    assert read(retry_on=["lost"]).retry_attempts == 3
+    assert read(retry_on=[], retry_attempts=5).retry_attempts == 0
+
+
+def test_retries_of_nothing_in_particular_are_told_to_have_no_effect() -> None:
+    metadata, problems = read_metadata(b'{"retry_attempts": 3}', "pipeline.json", STANDARD_LIMITS)
+    assert metadata == Metadata(limits=STANDARD_LIMITS)
+    assert only(problems).severity is Severity.WARNING
+    assert 'no effect without `"retry_on": ["lost"]`' in only(problems).message
 
 
 def test_all_problems_are_found_at_once() -> None:

@@ -49,8 +49,17 @@ class World:
     async def settle(self) -> None:
         await self.clock.advance(0)
 
-    def agent(self, name: str, cpu: int = 4000, memory: int = 8 * GIB, blocked: str = "") -> None:
-        self.scheduler.agent_changed(Offer(name, name, Capacity(cpu, memory), ("3.11.7",), blocked))
+    def agent(
+        self, name: str, cpu: int = 4000, memory: int = 8 * GIB, blocked: str = "", offline: bool = False
+    ) -> None:
+        blocked = "is offline" if offline else blocked
+        offer = Offer(name, name, Capacity(cpu, memory), ("3.11.7",), blocked, not offline, offline)
+        self.scheduler.agent_changed(offer)
+
+    def retry(self, name: str, lost_on: Mapping[int, str]) -> None:
+        self.scheduler.add(
+            WaitingRun(name, "p", 0, self.clock.now(), Limits(1000, GIB), "", {}, "sha256:code", lost_on)
+        )
 
     def run(
         self, name: str, cpu: int = 1000, memory: int = GIB, failed_on: Mapping[str, FailedPlacements] | None = None
@@ -239,3 +248,55 @@ async def test_a_wall_clock_that_jumped_back_does_not_exclude_an_agent_for_longe
         assert world.placed == []
         await world.clock.advance(0.2)
         assert world.placed == [("a", "w")]
+
+
+async def test_a_retry_goes_elsewhere_while_the_lost_agent_is_out_of_reach() -> None:
+    world = World()
+    async with world.running():
+        world.agent("lost", offline=True)
+        world.agent("other")
+        world.retry("a", {1: "lost"})
+        await world.settle()
+        assert world.placed == [("a", "other")]
+
+
+async def test_a_retry_waits_for_the_end_of_the_lost_attempt_once_its_agent_is_back() -> None:
+    world = World()
+    async with world.running():
+        world.agent("lost", offline=True)
+        world.retry("a", {1: "lost"})
+        await world.settle()
+        assert world.placed == []
+        world.agent("lost")
+        world.agent("other")
+        await world.settle()
+        assert world.placed == []
+        assert "attempt 1 of this run, which was lost, is being stopped there first" in world.why("a")
+        world.scheduler.released(AttemptKey("a", 1, "token"))
+        await world.settle()
+        assert [run for run, _ in world.placed] == ["a"]
+
+
+async def test_a_retry_is_placed_when_the_agent_of_the_lost_attempt_goes_away_again() -> None:
+    world = World()
+    async with world.running():
+        world.agent("lost")
+        world.retry("a", {1: "lost"})
+        world.agent("other")
+        await world.settle()
+        assert world.placed == []
+        world.agent("lost", offline=True)
+        await world.settle()
+        assert world.placed == [("a", "other")]
+
+
+async def test_a_retry_that_was_cancelled_is_not_placed_when_its_lost_attempt_ends() -> None:
+    world = World()
+    async with world.running():
+        world.agent("lost")
+        world.retry("a", {1: "lost"})
+        world.scheduler.remove("a")
+        world.scheduler.released(AttemptKey("a", 1, "token"))
+        await world.settle()
+        assert world.placed == []
+        assert world.scheduler.explain("a") == ()

@@ -26,6 +26,16 @@ MAX_CPU_CORES = 1_000_000
 MAX_TIMEOUT_SECONDS = 315_576_000_000
 """Longest time limit: what google.protobuf.Duration can hold."""
 
+MAX_RETRY_ATTEMPTS = 100
+"""Most retries a pipeline may ask for: what fails more often needs a person."""
+
+DEFAULT_RETRY_ATTEMPTS = 3
+"""Retries of a pipeline that names what is retried and not how often: worker hosts that are lost one after another have
+a common cause."""
+
+RETRIED_ENDINGS = ("lost",)
+"""What `retry_on` may name."""
+
 MAX_METADATA_BYTES = 256 * 1024
 """Largest metadata file; a larger *.json is somebody's data."""
 
@@ -37,6 +47,8 @@ FIELDS = (
     "timeout",
     "python_version",
     "default_env",
+    "retry_on",
+    "retry_attempts",
     "enabled",
     "description",
     "tags",
@@ -74,6 +86,7 @@ class Metadata:
     """What is known of a pipeline besides its code. `limits` are those in force, defaults applied.
 
     `timeout_seconds` counts from release, 0 = none; `python_version` is "3.11" or "3.11.4", "" = the image's own.
+    A run that ended as one of `retry_on` says, in small letters, is started again, `retry_attempts` times at most.
     `enabled` = false refuses triggers, not runs by hand.
     """
 
@@ -81,6 +94,8 @@ class Metadata:
     timeout_seconds: float = 0.0
     python_version: str = ""
     default_environment: Mapping[str, str] = field(default_factory=dict)
+    retry_on: tuple[str, ...] = ()
+    retry_attempts: int = 0
     enabled: bool = True
     description: str = ""
     tags: tuple[str, ...] = ()
@@ -126,11 +141,14 @@ class _Reader:
     def read(self, defaults: Limits, defaults_known: bool) -> Metadata:
         self._check_keys()
         limits = self._limits(defaults, defaults_known)
+        retry_on = self._retry_on()
         return Metadata(
             limits=limits,
             timeout_seconds=self._timeout(),
             python_version=self._python_version(),
             default_environment=self._default_environment(),
+            retry_on=retry_on,
+            retry_attempts=self._retry_attempts(retry_on),
             enabled=self._enabled(),
             description=self._text("description") or "",
             tags=self._tags(),
@@ -238,6 +256,36 @@ class _Reader:
         for fault in environment.faults(texts):
             self._refuse(f"{name}.{fault.variable}", str(fault))
         return texts
+
+    def _retry_on(self) -> tuple[str, ...]:
+        value = self._document.get("retry_on", [])
+        allowed = f"a list of {', '.join(map(json.dumps, RETRIED_ENDINGS))}"
+        if not isinstance(value, list):
+            self._refuse("retry_on", f"{self._shown('retry_on')} is {_kind(value)}; allowed is {allowed}")
+            return ()
+        for ending in value:
+            if ending not in RETRIED_ENDINGS:
+                self._refuse("retry_on", f"{_excerpt(ending)} is nothing that can be retried; allowed is {allowed}")
+                return ()
+        return tuple(dict.fromkeys(value))
+
+    def _retry_attempts(self, retry_on: tuple[str, ...]) -> int:
+        """How often at most, 0 = never; it counts for nothing where no ending is retried."""
+        name = "retry_attempts"
+        allowed = f"a whole number from 0 to {MAX_RETRY_ATTEMPTS}"
+        value = self._number(name, allowed)
+        if value is None:
+            return DEFAULT_RETRY_ATTEMPTS if retry_on else 0
+        if value != int(value) or not 0 <= value <= MAX_RETRY_ATTEMPTS:
+            self._refuse(name, f"{self._shown(name)} is out of range; allowed is {allowed}")
+            return 0
+        if value and "retry_on" not in self._document:
+            message = (
+                'has no effect without `"retry_on": ["lost"]`, which starts a run again whose worker host was lost; '
+                "a failed run stays FAILED: start it again with `ffctl run`"
+            )
+            self.problems.append(warning(self._file, message, name))
+        return int(value) if retry_on else 0
 
     def _enabled(self) -> bool:
         value = self._document.get("enabled", True)

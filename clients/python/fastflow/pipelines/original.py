@@ -16,7 +16,6 @@ NOTEBOOK_REMEDY = "turn a notebook into a main.py with `jupyter nbconvert --to s
 _MAIN_ONLY = f"only main.py is run: {NOTEBOOK_REMEDY}"
 
 REMEDIES: Mapping[str, str] = {
-    "retry_attempts": "a failed run stays FAILED: start it again with `ffctl run`",
     "retry_strategy": "a failed run stays FAILED: start it again with `ffctl run`",
     "schedule_cron": _BY_HAND,
     "schedule_interval_seconds": _BY_HAND,

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, func, insert, select, update
 
 from fastflow_controlplane.errors import Aborted
 from fastflow_controlplane.runs.model import AttemptKey, Held, OutOfMemory, Provenance, Usage
+from fastflow_controlplane.runs.retry import RetryPolicy, explanation, is_retried
 from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, Reason, RunState
 from fastflow_controlplane.store.models import attempts, runs
 from fastflow_controlplane.store.queries.agents import raise_revision
@@ -22,6 +23,7 @@ from fastflow_controlplane.store.queries.transitions import (
     naming,
     note,
 )
+from fastflow_controlplane.store.queries.views import retry_policy_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,15 @@ _SETTLED = (
 )
 _SETTLING = select(attempts.c.agent_id).where(*_SETTLED)
 _FORGET = update(attempts).where(*_SETTLED).values(desired="FORGET", revision=bindparam("new_revision"))
+_RETRIED = (
+    select(func.count())
+    .select_from(attempts)
+    .where(
+        attempts.c.run_id == bindparam("is_run"),
+        attempts.c.number < bindparam("is_number"),
+        attempts.c.state.in_(bindparam("endings", expanding=True)),
+    )
+)
 _TOUCH = update(runs).where(runs.c.id == bindparam("run")).values(version=runs.c.version + 1)
 
 
@@ -238,19 +249,59 @@ def give_back_untold(
     return True
 
 
-def lose_all(connection: Connection, agent_id: str, message: str, epochs: Epochs, now: int) -> list[AttemptKey]:
-    """Declares all live attempts of an agent LOST, and makes their stop desired in case they still live."""
-    query = select(attempts.c.run_id, attempts.c.number, attempts.c.claim_token).where(
-        attempts.c.agent_id == agent_id, attempts.c.desired != "FORGET", attempts.c.state.in_(LIVE)
+@dataclass(frozen=True, slots=True)
+class LostAttempt:
+    """An attempt that was declared LOST; `retried` = its run waits again."""
+
+    key: AttemptKey
+    retried: bool
+
+
+def lose_all(connection: Connection, agent_id: str, message: str, epochs: Epochs, now: int) -> list[LostAttempt]:
+    """Declares all live attempts of an agent LOST, and makes their stop desired in case they still live.
+
+    A run whose policy says so waits again with the same commit.
+    """
+    query: Select[Any] = (
+        select(
+            attempts.c.run_id,
+            attempts.c.number,
+            attempts.c.claim_token,
+            runs.c.retry_on,
+            runs.c.retry_attempts,
+            runs.c.cancel_time,
+        )
+        .join(runs, runs.c.id == attempts.c.run_id)
+        .where(attempts.c.agent_id == agent_id, attempts.c.desired != "FORGET", attempts.c.state.in_(LIVE))
     )
-    keys = [AttemptKey(row.run_id, row.number, row.claim_token) for row in connection.execute(query)]
     ending = Ending(RunState.LOST, Reason.AGENT_LOST, message, now)
     lost = []
-    for key in keys:
+    for row in connection.execute(query).all():
+        key = AttemptKey(row.run_id, row.number, row.claim_token)
         stop = {"desired": "STOP", "stop_cause": "SUPERSEDED", "revision": raise_revision(connection, agent_id)}
         if end(connection, key, Actor.REAPER, ending, epochs, stop):
-            lost.append(key)
+            policy, cancelled = retry_policy_of(row), row.cancel_time is not None
+            lost.append(LostAttempt(key, _retry(connection, key, policy, ending, cancelled=cancelled)))
     return lost
+
+
+def _retry(connection: Connection, key: AttemptKey, policy: RetryPolicy, ended: Ending, *, cancelled: bool) -> bool:
+    """Lets the run of an attempt that just ended wait again, if its policy says so."""
+    if ended.state not in policy.on:
+        return False
+    before = connection.execute(_RETRIED, naming(key) | {"endings": policy.on}).scalar_one()
+    if not is_retried(policy, ended.state, before, cancelled=cancelled):
+        return False
+    waits = {
+        "state": RunState.QUEUED,
+        "reason": ended.reason,
+        "message": explanation(key.attempt, ended.message, before + 1, policy),
+        "queue_time": ended.time,
+        "exit_code": None,
+        "start_time": None,
+        "end_time": None,
+    }
+    return move_run(connection, key.run_id, key.attempt, Actor.RETRY, RunState.QUEUED, waits)
 
 
 def provenance_column(provenance: Provenance) -> dict[str, Any]:

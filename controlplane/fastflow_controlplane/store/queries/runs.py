@@ -11,10 +11,11 @@ from sqlalchemy import Connection, Select, func, insert, or_, select, update
 
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFound
 from fastflow_controlplane.runs.model import FailedPlacements, Rerun, RunView, WaitingRun
+from fastflow_controlplane.runs.retry import NO_RETRY, RetryPolicy
 from fastflow_controlplane.runs.states import LIVE, Actor, Reason, RunState, sources
 from fastflow_controlplane.store.models import attempts, run_parameters, runs
 from fastflow_controlplane.store.queries.agents import raise_revision
-from fastflow_controlplane.store.queries.views import limits_of, read_runs, rerun_of
+from fastflow_controlplane.store.queries.views import limits_of, read_runs, rerun_of, retry_policy_of
 
 SHORTEST_ID = 8
 """Hex digits a short id has at least; it is the end of the id, since the beginning is a clock."""
@@ -47,6 +48,7 @@ class StoredRun:
     commit_subject: str = ""
     ref: str = ""
     rerun: Rerun | None = None
+    retry: RetryPolicy = NO_RETRY
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ def insert_run(connection: Connection, run: StoredRun, now: int) -> None:
             "commit_subject": run.commit_subject,
             "ref": run.ref,
             **_rerun_columns(run.rerun),
+            "retry_on": sorted(run.retry.on) or None,
+            "retry_attempts": run.retry.attempts,
             "version": 1,
         },
     )
@@ -124,6 +128,7 @@ def read_stored(connection: Connection, run_id: str) -> StoredRun:
             "environment_names": tuple(row.environment_names),
             "parameters": read_parameters(connection, run_id),
             "rerun": rerun_of(row),
+            "retry": retry_policy_of(row),
         }
     )
 
@@ -208,6 +213,7 @@ def read_waiting(connection: Connection, run_id: str = "") -> list[WaitingRun]:
             python_version=row.python_version,
             failed_on=_failed_on(connection, row.id) if row.failed_placements else {},
             bundle_digest=row.bundle_digest,
+            lost_on=_lost_on(connection, row.id) if row.attempt else {},
         )
         for row in rows
     ]
@@ -220,6 +226,13 @@ def _failed_on(connection: Connection, run_id: str) -> dict[str, FailedPlacement
         .group_by(attempts.c.agent_id)
     )
     return {row.agent_id: FailedPlacements(row.failures, row.last_time) for row in connection.execute(query)}
+
+
+def _lost_on(connection: Connection, run_id: str) -> dict[int, str]:
+    query = select(attempts.c.number, attempts.c.agent_id).where(
+        attempts.c.run_id == run_id, attempts.c.state == RunState.LOST, ~attempts.c.released
+    )
+    return {row.number: row.agent_id for row in connection.execute(query)}
 
 
 def cancel(connection: Connection, run_id: str, now: int) -> Cancelled:

@@ -9,6 +9,7 @@ from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, select
 
 from fastflow_controlplane.runs.model import (
     AttemptView,
+    LateResult,
     LogLoss,
     OutOfMemory,
     Provenance,
@@ -17,8 +18,9 @@ from fastflow_controlplane.runs.model import (
     SoftLimitWarning,
     Usage,
 )
+from fastflow_controlplane.runs.retry import RetryPolicy
 from fastflow_controlplane.runs.states import Reason, RunState
-from fastflow_controlplane.store.models import agents, attempts, log_losses, runs, warnings
+from fastflow_controlplane.store.models import agents, attempt_events, attempts, log_losses, runs, warnings
 
 # Built once: putting a statement together costs SQLAlchemy more than SQLite needs to answer it.
 _IDS: BindParameter[Any] = bindparam("ids", expanding=True)
@@ -31,6 +33,11 @@ _ATTEMPTS = (
 )
 _WARNINGS = select(warnings).where(warnings.c.run_id.in_(_IDS)).order_by(warnings.c.crossing)
 _LOSSES = select(log_losses).where(log_losses.c.run_id.in_(_IDS)).order_by(log_losses.c.time)
+_LATE_RESULTS = (
+    select(attempt_events)
+    .where(attempt_events.c.run_id.in_(_IDS), attempt_events.c.kind == "ended", attempt_events.c.rejection != "")
+    .order_by(attempt_events.c.sequence)
+)
 
 
 def read_runs(connection: Connection, run_ids: Sequence[str]) -> list[RunView]:
@@ -52,14 +59,22 @@ def rerun_of(row: Row[Any]) -> Rerun | None:
     return Rerun(row.rerun_of, bool(row.rerun_latest), tuple(row.pinned_packages or ()))
 
 
+def retry_policy_of(row: Row[Any]) -> RetryPolicy:
+    """Returns what a row of a run says of retries."""
+    return RetryPolicy(frozenset(map(RunState, row.retry_on or ())), row.retry_attempts)
+
+
 def _attempts(connection: Connection, run_ids: Sequence[str]) -> Mapping[str, list[AttemptView]]:
     found: defaultdict[str, list[AttemptView]] = defaultdict(list)
     if run_ids:
         warnings_of = _per_attempt(connection, _WARNINGS, run_ids)
         losses_of = _per_attempt(connection, _LOSSES, run_ids)
-        for row in connection.execute(_ATTEMPTS, {"ids": run_ids}):
+        rows = connection.execute(_ATTEMPTS, {"ids": run_ids}).all()
+        lost = sorted({row.run_id for row in rows if row.state == RunState.LOST})
+        late_of = _per_attempt(connection, _LATE_RESULTS, lost) if lost else {}
+        for row in rows:
             key = (row.run_id, row.number)
-            found[row.run_id].append(_attempt(row, warnings_of[key], losses_of[key]))
+            found[row.run_id].append(_attempt(row, warnings_of[key], losses_of[key], late_of.get(key, ())))
     return found
 
 
@@ -104,10 +119,13 @@ def _run(row: Row[Any], attempt_views: Sequence[AttemptView]) -> RunView:
         ref=row.ref,
         default_environment=row.default_environment,
         rerun=rerun_of(row),
+        retry=retry_policy_of(row),
     )
 
 
-def _attempt(row: Row[Any], warning_rows: Sequence[Row[Any]], loss_rows: Sequence[Row[Any]]) -> AttemptView:
+def _attempt(
+    row: Row[Any], warning_rows: Sequence[Row[Any]], loss_rows: Sequence[Row[Any]], late_rows: Sequence[Row[Any]]
+) -> AttemptView:
     return AttemptView(
         number=row.number,
         agent_id=row.agent_id,
@@ -144,6 +162,19 @@ def _attempt(row: Row[Any], warning_rows: Sequence[Row[Any]], loss_rows: Sequenc
         released=row.released,
         provenance=_provenance(row.provenance, row.secret_versions),
         slot=row.slot,
+        late_result=_late_result(late_rows[-1]) if late_rows else None,
+    )
+
+
+def _late_result(row: Row[Any]) -> LateResult:
+    fact = row.fact
+    return LateResult(
+        state=RunState(fact["state"]),
+        reason=Reason(fact["reason"]),
+        message=fact["message"],
+        exit_code=fact["exit_code"],
+        signal=fact["signal"],
+        time=row.time,
     )
 
 
