@@ -112,7 +112,7 @@ def _absent(evidence: Evidence) -> Verdict | None:
         return _stop(evidence, evidence.stop)
     message = (
         "The container disappeared and nobody saw its end; something else on the worker host removed it. "
-        "Start the run again, and look there for a clean-up job that prunes containers."
+        "Start the run again, and look there for a `docker rm` or a clean-up job that prunes containers."
     )
     return Verdict(State.FAILED, Reason.CONTAINER_VANISHED, message)
 
@@ -142,7 +142,7 @@ def _stop(evidence: Evidence, cause: StopCause) -> Verdict:
         return Verdict(State.TIMED_OUT, Reason.TIMEOUT, message)
     messages = {
         StopCause.CANCEL: "The run was cancelled.",
-        StopCause.SUPERSEDED: "The attempt was stopped because another one has taken its place.",
+        StopCause.SUPERSEDED: "The attempt was stopped because the control plane had given it up as lost.",
         StopCause.ORPHAN: "The attempt was stopped because the control plane no longer knows it.",
     }
     return Verdict(State.CANCELLED, Reason.CANCEL_REQUESTED, messages[cause])
@@ -189,6 +189,11 @@ def _ended_by_itself(evidence: Evidence) -> Verdict:
         )
         return Verdict(State.FAILED, Reason.SIGNAL, message)
     message = f"The program was ended by signal {number} ({_signal_name(number)}), which Fast-Flow did not send."
+    if number in (signals.SIGKILL, signals.SIGTERM):
+        message += (
+            " Look on the worker host for `docker stop`, `docker kill` or an engine that was restarted without "
+            "live-restore."
+        )
     return Verdict(State.FAILED, Reason.SIGNAL, message)
 
 

@@ -159,6 +159,9 @@ class Containers:
 
 def observation(state: Mapping[str, Any], gate: Gate) -> Observation:
     """The engine's `State` as an observation."""
+    if state["Status"] == "removing" and int(state["ExitCode"]) == KILLED:
+        # `docker rm --force` kills first: the end is part of the removal, and soon nothing tells of it.
+        return Observation(SlotState.ABSENT)
     where = _STATES.get(state["Status"], SlotState.EXITED)
     if where is not SlotState.EXITED:
         return Observation(where)

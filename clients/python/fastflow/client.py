@@ -20,7 +20,12 @@ DEFAULT_SERVER = "127.0.0.1:7233"
 KEEPALIVE_TIME_MS = 10_000
 """A ping after this long without traffic, so that a half-open connection is noticed within seconds."""
 KEEPALIVE_TIMEOUT_MS = 5_000
-"""A connection whose ping is not answered within this time is broken."""
+"""A connection whose ping is not answered within this time is broken; so is one whose bytes no host acknowledges."""
+BULK_TIMEOUT_MS = 30_000
+"""The same for pings on a connection of its own, which carries bulk: they queue behind it on a slow network."""
+CONNECT_MS = 5_000
+"""How long a connection may take to be made. gRPC's own default is too long for a host that returns meanwhile, and the
+back-off alone, which begins far below, is too short for a slow network."""
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 """Pages and log chunks stay well below; the bound keeps one peer from filling the other's memory."""
 RECONNECT_MIN_MS = 200
@@ -31,7 +36,10 @@ RECONNECT_MAX_MS = 5_000
 def channel_options() -> list[tuple[str, Any]]:
     """Returns the channel arguments that client and server share.
 
-    Source: gRPC core, grpc/impl/channel_arg_names.h.
+    grpc.keepalive_timeout_ms becomes the sockets' TCP_USER_TIMEOUT; a ping waits for grpc.http2.ping_timeout_ms, which
+    is a minute unless set. A server leaves it so: the answers to its pings queue behind a slow agent's logs, and of
+    an agent's silence heartbeats tell earlier. Source: gRPC core, grpc/impl/channel_arg_names.h and
+    src/core/ext/transport/chttp2/transport/writing.cc.
     """
     return [
         ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
@@ -52,8 +60,10 @@ def open_channel(target: str, token: str | None = None, *, own_connection: bool 
     options = [
         *channel_options(),
         ("grpc.initial_reconnect_backoff_ms", RECONNECT_MIN_MS),
-        ("grpc.min_reconnect_backoff_ms", RECONNECT_MIN_MS),
+        # Not what its name says: the least time a connection gets to be made.
+        ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
+        ("grpc.http2.ping_timeout_ms", BULK_TIMEOUT_MS if own_connection else KEEPALIVE_TIMEOUT_MS),
     ]
     if own_connection:
         options.append(("grpc.use_local_subchannel_pool", 1))
