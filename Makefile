@@ -31,8 +31,9 @@ bench: $(INSTALLED) engine image ## Measures; writes build/bench.json
 soak: RUNS ?= 10000
 soak: RECONNECTS ?= 1000
 soak: MINUTES ?= 120
-soak: $(INSTALLED) ## Many runs and reconnects, and nothing that grows; RUNS=n RECONNECTS=n MINUTES=n
-	@$(BIN)/python -m tests.soak --runs $(RUNS) --reconnects $(RECONNECTS) --minutes $(MINUTES)
+soak: RUNTIME ?= process
+soak: $(INSTALLED) ## Many runs and reconnects, nothing that grows; RUNS= RECONNECTS= MINUTES= RUNTIME=process|docker
+	@$(BIN)/python -m tests.soak --runs $(RUNS) --reconnects $(RECONNECTS) --minutes $(MINUTES) --runtime $(RUNTIME)
 
 lint: $(INSTALLED) ## Style of code and protocol
 	$(BIN)/ruff check .

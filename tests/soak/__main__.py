@@ -7,6 +7,8 @@ grew, was left behind, or did not end as it should.
 import argparse
 import json
 import random
+import re
+import subprocess
 import sys
 import tempfile
 import threading
@@ -111,6 +113,7 @@ class Soak:
                 time.sleep(0.5)
             if left := [path.name for path in slots.iterdir()]:
                 yield f"{name}: {len(left)} slots are left: {', '.join(left[:3])}"
+            yield from left_on_the_host(self._cluster, name)
             environments = list(Path(self._cluster.agents[name].settings["FASTFLOW_ENV_DIR"]).glob("*"))
             if environments:
                 yield f"{name}: {len(environments)} environments are left"
@@ -127,6 +130,20 @@ class Soak:
             kept |= {run.id for run in page.runs}
             if not (token := page.next_page_token):
                 return kept
+
+
+def left_on_the_host(cluster: Cluster, name: str) -> Iterator[str]:
+    """Says what of an agent's slots is still known to the engine and the kernel."""
+    slots = set(re.findall(r'"slot": "([0-9a-f]{16})"', cluster.agents[name].log.read_text()))
+    groups = [path for path in Path("/sys/fs/cgroup").glob("**/fastflow/*") if path.name in slots]
+    if groups:
+        yield f"{name}: {len(groups)} control groups are left, such as {groups[0]}"
+    if cluster.runtime == "docker":
+        for what in (["ps", "-a"], ["volume", "ls"]):
+            command = ["docker", *what, "--format", '{{.Label "org.fastflow.slot"}}']
+            listed = subprocess.run(command, capture_output=True, text=True, check=True)
+            if left := slots & set(listed.stdout.split()):
+                yield f"{name}: docker {what[0]} shows {len(left)} of its slots, such as {min(left)}"
 
 
 def show(found: list[Trend]) -> None:
@@ -148,13 +165,15 @@ def main() -> int:
     options.add_argument("--agents", type=int, default=3)
     options.add_argument("--at-once", type=int, default=6, help="runs under way at a time")
     options.add_argument("--kept", type=int, default=100, help="runs kept of each of two pipelines")
+    options.add_argument("--runtime", choices=("process", "docker"), default="process")
+    options.add_argument("--folder", type=Path, help="work in this folder, and leave it  [default: a temporary one]")
     wanted = options.parse_args()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastflow-soak-")))
+        folder = wanted.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastflow-soak-")))
         cluster = stack.enter_context(
             Cluster(
                 folder / "cluster",
-                "process",
+                wanted.runtime,
                 FASTFLOW_RUN_MAX_COUNT=str(wanted.kept),
                 FASTFLOW_LOG_MAX_TOTAL=f"{wanted.kept}k",
                 FASTFLOW_RETENTION_INTERVAL="2",
