@@ -366,6 +366,37 @@ async def test_a_log_that_is_removed_while_its_stream_asks_for_it_does_not_begin
     assert not list((tmp_path / "controlplane").rglob("*.log"))
 
 
+@pytest.mark.parametrize("dies", [True, False], ids=["control plane killed", "connection lost"])
+async def test_a_log_counts_as_sealed_only_once_that_is_recorded(
+    world: World, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    key, recording = world.key(), asyncio.Event()
+    record = world.attempts.sealed
+
+    async def never(key: StoredKey, end: int) -> None:
+        recording.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(world.attempts, "sealed", never)
+    world.agent.ship(key)
+    write(world.agent.file(key), b"all of it")
+    sealing = asyncio.create_task(world.agent.seal(key))
+    await recording.wait()
+    # The file says that the log is sealed, the rows do not yet: nobody may be told what only the file says.
+    if dies:
+        await world.controlplane.stop()
+        monkeypatch.setattr(world.attempts, "sealed", record)
+        await world.controlplane.start()
+    else:
+        await world.agent.kill()
+        monkeypatch.setattr(world.attempts, "sealed", record)
+        await world.agent.start()
+        world.agent.ship(key)
+        sealing = asyncio.create_task(world.agent.seal(key))
+    assert await sealing == len(b"all of it")
+    assert world.attempts.ends == {(key.run_id, 1): len(b"all of it")}
+
+
 async def test_output_after_the_seal_is_refused(world: World) -> None:
     key = world.key()
     world.agent.ship(key)

@@ -143,13 +143,15 @@ class LogIngest:
 class _Attempt:
     """One attempt as this stream knows it; closing `held` lets go of its log.
 
-    `final` is why no more of its bytes are taken, told with each answer.
+    `final` is why no more of its bytes are taken, told with each answer. `recorded` = its rows say that the log is
+    sealed: only then the agent may hear so, for it says nothing more of the log then.
     """
 
     key: AttemptKey
     log: Log
     held: AsyncExitStack
     awaits_resend: bool = False
+    recorded: bool = False
     final: Rejection = Rejection.NONE
 
 
@@ -214,6 +216,9 @@ class _Stream:
         attempt = await self._admitted(key)
         if attempt is None:
             return
+        if attempt.log.sealed:
+            # By a stream that broke, or a process that died, perhaps before it was recorded.
+            await self._record(attempt)
         following: list[Chunk] = []
         for upload in uploads:
             if isinstance(upload, Chunk) and upload.data and google_crc32c.value(upload.data) == upload.crc32c:
@@ -231,7 +236,7 @@ class _Stream:
             else:
                 self._tell(attempt, Rejection.CORRUPT if upload.data else Rejection.NONE)
         await self._append(attempt, following)
-        if attempt.log.sealed:
+        if attempt.recorded:
             await self._let_go(attempt)
 
     async def _admitted(self, key: AttemptKey) -> _Attempt | None:
@@ -295,6 +300,7 @@ class _Stream:
             self._tell(attempt)
         except LogIsSealed:
             attempt.final = Rejection.ALREADY_SEALED
+            await self._record(attempt)
             self._tell(attempt)
         else:
             reach(ControlPlanePoint.LOG_WRITTEN)
@@ -311,13 +317,19 @@ class _Stream:
         except LogOutOfOrder:
             self._tell(attempt, Rejection.CORRUPT)
         except LogIsSealed:
+            await self._record(attempt)
             self._tell(attempt, Rejection.ALREADY_SEALED)
         else:
             reach(ControlPlanePoint.LOG_CLOSED)
-            await self._directory.sealed(attempt.key, end)
+            await self._record(attempt)
             reach(ControlPlanePoint.LOG_SEALED)
             self._tell(attempt)
             await self._let_go(attempt)
+
+    async def _record(self, attempt: _Attempt) -> None:
+        if not attempt.recorded:
+            await self._directory.sealed(attempt.key, attempt.log.end)
+            attempt.recorded = True
 
     async def _until_available(self, operation: Callable[[], Awaitable[T]]) -> T:
         while True:
@@ -366,7 +378,7 @@ class _Stream:
             key.attempt,
             durable_offset=stored.durable,
             window_end=stored.durable + self._settings.window,
-            sealed=stored.sealed,
+            sealed=attempt.recorded,
             rejection=rejection,
         )
         self._answered.set()
