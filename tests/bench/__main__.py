@@ -16,6 +16,7 @@ from fastflow.v1 import logs_pb2, logs_pb2_grpc, runs_pb2, runs_pb2_grpc
 from tests.bench.bare import Bare
 from tests.bench.disk import disk
 from tests.bench.figures import Figure, print_table, write_json
+from tests.bench.recovery import recovery
 from tests.bench.sync import sync
 from tests.cluster import Cluster, Program
 from tests.cluster.preheat import wait_for_environment
@@ -243,6 +244,7 @@ def main() -> int:
         "up": lambda bench: [up()],
         "sync": lambda bench: [sync()],
         "disk": lambda bench: [disk()],
+        "recovery": lambda bench: recovery(),
     }
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("measure", nargs="*", choices=[*measures, []], help="what to measure (default: all)")

@@ -14,13 +14,13 @@ class Figure:
     """One measured value.
 
     `goal` is an upper bound where `smaller_is_better`, else a lower bound; it bounds the ratio where there is a
-    yardstick (in the same unit), else the value itself.
+    yardstick (in the same unit), else the value itself. Without a goal the figure is only to be known.
     """
 
     name: str
     value: float
     unit: str
-    goal: float
+    goal: float | None
     yardstick: float | None = None
     yardstick_name: str = ""
     smaller_is_better: bool = True
@@ -31,10 +31,15 @@ class Figure:
         return None if self.yardstick is None else self.value / self.yardstick
 
     @property
-    def met(self) -> bool:
-        """Whether the goal is reached."""
+    def met(self) -> bool | None:
+        """Whether the goal is reached; None where there is none."""
+        if self.goal is None:
+            return None
         measured = self.value if self.ratio is None else self.ratio
         return measured <= self.goal if self.smaller_is_better else measured >= self.goal
+
+
+_VERDICTS = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}
 
 
 def print_table(figures: Iterable[Figure]) -> None:
@@ -48,8 +53,8 @@ def print_table(figures: Iterable[Figure]) -> None:
             f"{figure.value:.3g} {figure.unit}",
             f"{figure.yardstick:.3g} {figure.unit} ({figure.yardstick_name})" if figure.yardstick is not None else "",
             f"{figure.ratio:.2f}×" if figure.ratio is not None else "",
-            f"{sign} {figure.goal:g}{unit}",
-            "[green]met[/]" if figure.met else "[red]missed[/]",
+            f"{sign} {figure.goal:g}{unit}" if figure.goal is not None else "",
+            _VERDICTS[figure.met],
         )
     Console().print(table)
 
