@@ -1,6 +1,8 @@
 """Two worker hosts of one control plane: rolling upgrade, wrong clocks, reboots, and runs that move to the other."""
 
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -8,8 +10,19 @@ from tests.cluster.scenarios import TICKER, terminal_facts, ticker_log
 from tests.hosts.lab.cluster import AGENT_READY_TIMEOUT, HostAgent, HostCluster
 from tests.hosts.lab.lab import Lab
 
+TICKS = 1000
+"""More than a run writes until it is lost: nearly a minute."""
+
 SECONDS = 120.0
 """For one run in a guest: five to fifteen on a quiet machine."""
+
+HEARTBEAT = 1
+MISSED = 4
+LOST_AFTER = 30
+UNTIL_LOST = HEARTBEAT * MISSED + LOST_AFTER
+"""Seconds from a host's last sign of life until its runs are LOST; an agent that is restarted is back sooner."""
+OVERHEAD = 2.0
+"""Seconds that LOST may come later than that."""
 
 NEXT_VERSION = """
 cd /opt/fastflow/lib/python3*/site-packages/fast_flow-*.dist-info
@@ -20,8 +33,14 @@ sed -i 's/^Version: .*/Version: 9.8.7/' METADATA
 
 @pytest.fixture(scope="module")
 def cluster(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCluster]:
-    """A control plane for these hosts alone."""
-    with HostCluster(lab, tmp_path_factory.mktemp("fleet")) as cluster:
+    """A control plane for these hosts alone, which gives up a silent host soon."""
+    settings = {
+        "FASTFLOW_HEARTBEAT_INTERVAL": str(HEARTBEAT),
+        "FASTFLOW_SILENT_AFTER": str(MISSED),
+        "FASTFLOW_LOST_AFTER": str(LOST_AFTER),
+        "FASTFLOW_RECOVERY_WINDOW": "0",
+    }
+    with HostCluster(lab, tmp_path_factory.mktemp("fleet"), **settings) as cluster:
         cluster.controlplane.start()
         yield cluster
 
@@ -104,3 +123,73 @@ def test_a_host_that_is_rebooted_in_order_ends_its_run_with_host_reboot(
     assert ticker_log(1000).startswith(cluster.log(runs[rebooted.name]))
     assert terminal_facts(cluster, shown["id"]) == 1
     assert_whole(cluster, runs[other.name], 1000)
+
+
+def test_a_run_whose_host_lost_its_power_is_lost_in_time_and_runs_on_the_other_host(
+    cluster: HostCluster, hosts: list[HostAgent]
+) -> None:
+    first, run, victim, other = moving(cluster, hosts)
+    begun = time.monotonic()
+    victim.power_cut()
+    shown = attempt_state(cluster, run, 1, "LOST")
+    assert time.monotonic() - begun <= UNTIL_LOST + OVERHEAD
+    shown = attempt_state(cluster, run, 2, "RUNNING")
+    assert [attempt["agent"] for attempt in shown["attempts"]] == [victim.name, other.name]
+    # As long as its host is away, nothing more of the first attempt's log can come.
+    shown = cluster.wait_for_state(run, "FAILED", SECONDS)
+    assert (shown["exit_code"], shown["attempt"]) == (7, 2)
+    assert cluster.log(run) == ticker_log(TICKS)
+    victim.boot()
+    shown = cluster.until(lambda: late(cluster, run), SECONDS, "what became of the first attempt")
+    assert shown["attempts"][0]["state"] == "RUN_STATE_LOST"
+    assert shown["attempts"][0]["late_result"]["reason"] == "REASON_HOST_REBOOT"
+    assert ticker_log(TICKS).startswith(first)
+    assert cluster.ffctl("logs", run, "--attempt", "1").stdout.startswith(first)
+    assert (shown["state"], shown["attempt"]) == ("RUN_STATE_FAILED", 2)
+
+
+def test_a_run_on_a_host_cut_off_for_too_long_moves_and_what_still_ran_there_is_stopped(
+    cluster: HostCluster, hosts: list[HostAgent]
+) -> None:
+    first, run, victim, _ = moving(cluster, hosts)
+    victim.partition()
+    attempt_state(cluster, run, 2, "RUNNING")
+    assert victim.run("docker ps --quiet").stdout, "nobody can stop what runs on a host out of reach"
+    victim.heal()
+    shown = cluster.finish(run, SECONDS)
+    assert (shown["state"], shown["exit_code"], shown["attempt"]) == ("RUN_STATE_FAILED", 7, 2)
+    assert cluster.log(run) == ticker_log(TICKS)
+    lost = cluster.until(lambda: late(cluster, run), SECONDS, "what became of the first attempt")["attempts"][0]
+    assert (lost["agent"], lost["state"]) == (victim.name, "RUN_STATE_LOST")
+    assert lost["late_result"]["state"] in ("RUN_STATE_CANCELLED", "RUN_STATE_FAILED")
+    stored = cluster.ffctl("logs", run, "--attempt", "1").stdout
+    assert len(first) < len(stored)
+    assert ticker_log(TICKS).startswith(stored)
+    cluster.until(lambda: not victim.run("docker ps --all --quiet").stdout, 30, "the container to be removed")
+
+
+def moving(cluster: HostCluster, hosts: list[HostAgent]) -> tuple[bytes, str, HostAgent, HostAgent]:
+    """Starts a run that is to move when lost; returns its log so far, its id, its host, and the other."""
+    cluster.add_pipeline("moving", TICKER, pipeline={"retry_on": ["lost"]})
+    run = cluster.run("moving", "--env", f"TICKS={TICKS}")
+    cluster.wait_for_log(run, b"tick 20 ", SECONDS)
+    first = cluster.log(run)
+    victim = next(host for host in hosts if host.name == cluster.show(run)["attempts"][0]["agent"])
+    return first, run, victim, next(host for host in hosts if host is not victim)
+
+
+def attempt_state(cluster: HostCluster, run: str, number: int, state: str) -> dict[str, Any]:
+    """Waits until an attempt of the run is in `state`, and returns the run."""
+
+    def seen() -> dict[str, Any] | None:
+        shown = cluster.show(run)
+        states = [attempt["state"] for attempt in shown["attempts"]]
+        return shown if states[number - 1 : number] == [f"RUN_STATE_{state}"] else None
+
+    return cluster.until(seen, UNTIL_LOST + SECONDS, f"attempt {number} to be {state}")
+
+
+def late(cluster: HostCluster, run: str) -> dict[str, Any] | None:
+    """The run, once its first attempt has told how it ended and has its whole log here."""
+    shown = cluster.show(run)
+    return shown if "late_result" in shown["attempts"][0] and shown["attempts"][0].get("log_sealed") else None
