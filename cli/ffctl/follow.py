@@ -64,7 +64,9 @@ class Notes:
                 self._warning(attempt.number, warning)
             for loss in attempt.log_losses:
                 self.loss(attempt.number, loss)
-        if run.state in wording.LIVE and run.message != self._trouble:
+        if run.state not in wording.LIVE:
+            self._trouble = ""
+        elif run.message != self._trouble:
             self._trouble = run.message
             self._say(f"warning: {run.message}" if run.message else f'agent "{run.attempts[-1].agent}" is back')
 

@@ -71,12 +71,16 @@ class Placing(Protocol):
 
 @dataclass
 class LiveAgent:
-    """One agent in memory. Moments are monotonic seconds; `silent_since` = when it became OFFLINE."""
+    """One agent in memory. Moments are monotonic seconds; `offline_since` = when it became OFFLINE.
+
+    `restored` = it is known from the database alone, and has not dialled in yet.
+    """
 
     row: AgentRow
     stream: AgentStream | None = None
     heard: float = 0.0
     broke: float = 0.0
+    restored: bool = False
     last_seen_time: int = 0
     state: AgentState = AgentState.OFFLINE
     offline_since: float | None = None
@@ -111,6 +115,7 @@ class AgentRegistry:
             agent = LiveAgent(
                 row,
                 broke=started,
+                restored=True,
                 last_seen_time=row.last_seen_time,
                 offline_since=started,
                 conditions=row.conditions,
@@ -268,17 +273,19 @@ class AgentRegistry:
         return agent.stream is not None and agent.applied_revision >= revision
 
     def absence(self, agent_id: str) -> str:
-        """Returns in one sentence what it means for runs of an agent that it is not heard of; "" = it is."""
+        """Returns in one sentence what it means for runs of an agent that it is OFFLINE; "" = it is not.
+
+        Nor is anything told of a restart: of the agent's, or within the time after our own in which agents dial in.
+        """
         agent = self._agents.get(agent_id)
-        if agent is None or agent.state is AgentState.ACTIVE:
+        if agent is None or agent.state is not AgentState.OFFLINE:
             return ""
-        name, lost_after = agent.facts.name, self._settings.lost_after
-        if agent.state is AgentState.OFFLINE:
-            return (
-                f'agent "{name}" is out of reach: the program may well go on there, and its output follows; '
-                f"an agent that stays away for {lost_after:g} s loses its runs"
-            )
-        return f'agent "{name}" {self._why(agent)}: the program may well go on there, and its output follows'
+        if agent.restored and self._clock.monotonic() - agent.broke < self._settings.offline_after:
+            return ""
+        return (
+            f'agent "{agent.facts.name}" is out of reach: the program may well go on there, and its output follows; '
+            f"an agent that stays away for {self._settings.lost_after:g} s loses its runs"
+        )
 
     def lost(self) -> list[AgentRow]:
         """Returns agents that are OFFLINE for so long that their runs are LOST."""

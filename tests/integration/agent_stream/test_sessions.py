@@ -11,7 +11,7 @@ from fastflow.v1 import (
     runs_pb2,
 )
 
-from tests.integration.agent_stream.plane import ORPHAN, RUN, STOP, Agent, ControlPlane, Start
+from tests.integration.agent_stream.plane import ORPHAN, RUN, STOP, Agent, ControlPlane, Start, until
 from tests.integration.agent_stream.scripted_agent import Journal, ScriptedAgent, state_of
 
 
@@ -31,6 +31,20 @@ async def test_a_reconnect_needs_no_replay(plane: ControlPlane, agent: ScriptedA
     assert (attempt.known_seq, attempt.durable_log_offset) == (2, len(b"some output\n"))
     await again.report([journal.ended()])
     assert state_of(await plane.run(run.id)) == "SUCCEEDED"
+
+
+async def test_an_agent_that_flaps_leaves_no_task_behind(plane: ControlPlane, agent: ScriptedAgent) -> None:
+    await (await agent.connect()).close()
+    for _ in range(30):
+        await (await agent.connect()).close()
+    for _ in range(10):
+        await (await agent.open()).close()
+
+    async def none_is_left() -> bool:
+        return not any(task.get_name().startswith("agent stream") for task in asyncio.all_tasks())
+
+    await until(none_is_left)
+    assert (await plane.agent()).session_epoch >= 31
 
 
 async def test_a_restart_of_the_control_plane_loses_nothing(plane: ControlPlane, agent: ScriptedAgent) -> None:

@@ -252,8 +252,17 @@ async def test_what_it_means_for_runs_that_their_agent_is_away_is_told(world: Wo
     agent_id, stream = await world.connect()
     assert world.registry.absence(agent_id) == ""
     world.registry.detach(agent_id, stream)
-    assert 'agent "w" lost its connection a moment ago' in world.registry.absence(agent_id)
+    assert world.registry.absence(agent_id) == ""
     await world.pass_by(10)
     assert 'agent "w" is out of reach' in world.registry.absence(agent_id)
     assert "stays away for 60 s loses its runs" in world.registry.absence(agent_id)
     assert "look whether its host is up" in (await world.registry.get("w")).message
+
+
+async def test_agents_have_a_moment_after_a_restart_before_they_are_called_out_of_reach(world: World) -> None:
+    agent_id, _ = await world.connect()
+    restarted = AgentRegistry(world.store, world.clock, world.settings, world.offers)
+    await restarted.restore()
+    assert restarted.absence(agent_id) == ""
+    await world.clock.advance(10)
+    assert "out of reach" in restarted.absence(agent_id)
