@@ -94,10 +94,12 @@ def make_runtime(settings: AgentSettings, identity: Identity, data_dir: Path, en
 
 async def open_uvcache(settings: AgentSettings, runtime: Runtime, data_dir: Path) -> UvCache:
     """The uv cache in `data_dir`, as the settings ask for it. Raises OSError."""
+    in_containers = settings.runtime == "docker"
     return await UvCache.open(
-        data_dir / "uv",
+        # Their files have other owners, and runs in containers can not use those of the agent's own user.
+        data_dir / ("uv" if in_containers else "uv-process"),
         runtime,
-        owner=settings.container_uid if settings.runtime == "docker" else None,
+        owner=settings.container_uid if in_containers else None,
         index_url=Indexes.of(settings.egress).names,
         size_limit=settings.uv_cache_bytes,
         max_idle=settings.env_max_idle,

@@ -17,11 +17,12 @@ def left_behind(agent: Program, slots: Collection[str]) -> Iterator[str]:
     Caches may stay (bundles, generations), and what belongs to the agent itself. What is quick to see comes first.
     """
     data, environments = (Path(agent.settings[name]) for name in ("FASTFLOW_DATA_DIR", "FASTFLOW_ENV_DIR"))
-    for folder in (data / "slots", data / "preparers", data / "uv" / "staging", environments):
+    cache = data / ("uv" if agent.settings["FASTFLOW_RUNTIME"] == "docker" else "uv-process")
+    for folder in (data / "slots", data / "preparers", cache / "staging", environments):
         with suppress(FileNotFoundError):
             yield from (f"path {path}" for path in folder.iterdir())
     yield from (f"path {path}" for path in (data / "bundles").glob(".*"))
-    yield from _generations_without_a_name(data / "uv")
+    yield from _generations_without_a_name(cache)
     for folder, names, _ in os.walk(CONTROL_GROUPS):
         yield from (f"control group {folder}/{name}" for name in names if any(slot in name for slot in slots))
     yield from (f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines() if str(data) in line)

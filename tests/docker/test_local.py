@@ -108,6 +108,13 @@ def test_requirements_are_installed_once_and_are_there_for_the_next_run(local: L
     assert local.left_behind == []
 
 
+def test_a_run_as_a_plain_process_leaves_no_cache_that_containers_can_not_use(local: LocalRuns) -> None:
+    folder = local.pipeline("either", "print('ran')")
+    for runtime in ("docker", "process", "docker"):
+        ended = local.run(folder, "--runtime", runtime)
+        assert (ended.exit_code, ended.stdout) == (0, b"ran\n"), ended.stderr
+
+
 def test_requirements_that_can_not_be_installed_fail_the_run_in_uvs_own_words(local: LocalRuns) -> None:
     ended = local.run(local.pipeline("refused", "print('ran')", requirements="./not-there.whl\n"))
     assert ended.exit_code == 1

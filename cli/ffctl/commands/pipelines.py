@@ -180,9 +180,10 @@ def _problem_lines(pipelines: list[pipelines_pb2.Pipeline]) -> list[RenderableTy
     for pipeline in pipelines:
         for problem in pipeline.problems:
             warning = problem.severity == pipelines_pb2.PROBLEM_SEVERITY_WARNING
+            place = f"{pipeline.path or pipeline.name}{'/' if problem.file else ': '}"
             lines.append(
                 cell("warning: " if warning else "error: ", "yellow" if warning else "red").append(
-                    output.clean(f"{pipeline.path or pipeline.name}/{problem_line(problem)}"), style="default"
+                    output.clean(f"{place}{problem_line(problem)}"), style="default"
                 )
             )
     return ["", *lines] if lines else []

@@ -120,3 +120,11 @@ def test_a_repository_with_a_main_py_at_its_top_is_told_how_it_is_read(ffctl: Ff
     ended = ffctl("pipelines", "validate", str(tmp_path / "repository"))
     assert ended.code == 0
     assert "(pipelines/etl) are its own code" in ended.err
+
+
+def test_what_is_wrong_with_a_folder_itself_is_told_by_its_path(ffctl: Ffctl, tmp_path: Path) -> None:
+    for group in ("one", "other"):
+        (tmp_path / group / "x").mkdir(parents=True)
+        (tmp_path / group / "x" / "main.py").touch()
+    said = ffctl("pipelines", "validate", str(tmp_path)).out.decode()
+    assert 'error: one/x: the name "x" stands for 2 folders: one/x, other/x; rename all but one' in said
