@@ -155,7 +155,7 @@ class SourceReader:
         threading.Thread(target=_fulfil, args=arguments, name="pipelines-read", daemon=True).start()
         await self._wait_for_job()
         try:
-            result = job.result()
+            return job.result()
         except NotSyncedYet as fault:
             raise self._unavailable(str(fault), expected=True) from None
         except FolderFault as fault:
@@ -168,8 +168,6 @@ class SourceReader:
             raise self._unavailable(f"its copy is damaged and is fetched anew at the next sync: {fault}") from None
         except (OSError, StorageFault) as fault:
             raise self._not_stored(fault) from fault
-        self._note("")
-        return result
 
     async def _wait_for_job(self) -> None:
         if self._job is None or self._job.done():
@@ -204,6 +202,8 @@ class SourceReader:
         self.condition = condition
 
     def _take(self, contents: Contents) -> Changes:
+        # Whatever else succeeds says nothing of whether the source can be read.
+        self._note("")
         if contents is self.contents:
             return Changes()
         before, self.contents = self.contents, contents

@@ -167,6 +167,16 @@ async def test_an_empty_repository_is_told(followed: Followed) -> None:
     assert (await followed.sync()).added == ("a",)
 
 
+async def test_what_was_not_synced_yet_is_not_taken_for_empty_while_its_copy_is_cleared_up(followed: Followed) -> None:
+    with pytest.raises(Unavailable, match="was not synced yet"):
+        await followed.catalog.refresh()
+    await followed.catalog.readers["git"].prune((), 0.0)
+    assert "was not synced yet" in followed.catalog.condition
+    followed.origin.push({"a/main.py": ""})
+    await followed.sync()
+    assert followed.catalog.condition == ""
+
+
 async def test_a_repository_that_is_gone_is_told_and_forgets_nothing(followed: Followed, tmp_path: Path) -> None:
     followed.origin.push({"a/main.py": ""})
     await followed.sync()
