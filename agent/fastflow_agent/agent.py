@@ -19,7 +19,7 @@ from fastflow_agent.clock import Clock
 from fastflow_agent.conditions import BLOCKING, Conditions
 from fastflow_agent.health import Health
 from fastflow_agent.host import AgentHost
-from fastflow_agent.identity import DataFolderLock, Identity, load_membership
+from fastflow_agent.identity import DataFolderLock, Identity, IdentityGiven, load_membership, save_agent_id
 from fastflow_agent.logs.shipper import Shipper, ShipSettings
 from fastflow_agent.model import AttemptKey, SlotId
 from fastflow_agent.runtime.base import Runtime, SlotPaths
@@ -66,13 +66,18 @@ async def run_agent(settings: AgentSettings, stopping: asyncio.Event) -> None:
     with ExitStack() as holds:
         lock = await asyncio.to_thread(DataFolderLock, data_dir)
         holds.callback(lock.release)
-        identity = await asyncio.to_thread(Identity.load, data_dir)
         env_dir = await asyncio.to_thread(environments_folder, settings.env_dir or ENV_DIR)
-        runtime = make_runtime(settings, identity, data_dir, env_dir)
-        try:
-            await Agent(settings, identity, runtime, data_dir, env_dir).run(stopping)
-        finally:
-            await runtime.aclose()
+        while True:
+            identity = await asyncio.to_thread(Identity.load, data_dir)
+            runtime = make_runtime(settings, identity, data_dir, env_dir)
+            try:
+                await Agent(settings, identity, runtime, data_dir, env_dir).run(stopping)
+                return
+            except IdentityGiven as given:
+                log.warning("the data folder was lost; starting anew as the agent of before", agent_id=given.agent_id)
+                await asyncio.to_thread(save_agent_id, data_dir, given.agent_id)
+            finally:
+                await runtime.aclose()
 
 
 def make_runtime(settings: AgentSettings, identity: Identity, data_dir: Path, env_dir: Path) -> Runtime:
@@ -133,18 +138,26 @@ class Agent:
         self._env_dir = env_dir
         self._clock = Clock()
         self._worker: Worker
+        self._strays_gone = asyncio.Event()
         self._outbox = Outbox(lambda attempt: self._worker.unacknowledged(attempt))
         self._conditions = Conditions(self._clock, changed=self._outbox.ask_heartbeat)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Take up what is here, connect, and live until `stopping` is set."""
+        """Take up what is here, connect, and live until `stopping` is set. Raises IdentityGiven."""
+        given: IdentityGiven | None = None
         async with AsyncExitStack() as open_parts:
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    await self._live(tasks, open_parts, stopping)
+                    try:
+                        await self._live(tasks, open_parts, stopping)
+                    except IdentityGiven as error:
+                        given = error
                     raise _Stopped
             except* _Stopped:
-                log.info("stopped; containers go on")
+                pass
+        if given is not None:
+            raise given
+        log.info("stopped; containers go on")
 
     async def _live(self, tasks: asyncio.TaskGroup, open_parts: AsyncExitStack, stopping: asyncio.Event) -> None:
         settings, clock = self._settings, self._clock
@@ -202,6 +215,7 @@ class Agent:
             spool_quota=settings.spool_quota_bytes,
             cluster=lambda: host.cluster_id,
             environment_ready=preheat.note,
+            until_strays_gone=self._strays_gone.wait,
         )
         self._worker = Worker(services, self._conditions, tasks, self._data_dir / "slots", self._sampled)
         membership = await asyncio.to_thread(load_membership, self._data_dir)
@@ -210,6 +224,7 @@ class Agent:
             self._identity,
             membership,
             worker=self._worker,
+            shipper=shipper,
             outbox=self._outbox,
             health=health,
             uvcache=uvcache,
@@ -239,6 +254,7 @@ class Agent:
         """Remove strays, and after them what nobody uses; say what a power cut or a person damaged."""
         await uvcache.verify()
         await strays.clear(orphan_grace)
+        self._strays_gone.set()
         bundles.removal_allowed = True
         while True:
             await bundles.prune()

@@ -13,7 +13,8 @@ from fastflow.agent.v1 import attempts_pb2, gateway_pb2
 from fastflow_agent.conditions import Conditions, ConditionType
 from fastflow_agent.desired import Desired
 from fastflow_agent.health import Health
-from fastflow_agent.identity import CLUSTER_FILE, Identity, Membership, save_membership
+from fastflow_agent.identity import CLUSTER_FILE, Identity, IdentityGiven, Membership, save_membership
+from fastflow_agent.logs.shipper import Shipper
 from fastflow_agent.reconcile import AttemptNumber
 from fastflow_agent.runtime.base import Facts
 from fastflow_agent.settings import AgentSettings
@@ -39,6 +40,7 @@ class AgentHost:
         membership: Membership,
         *,
         worker: Worker,
+        shipper: Shipper,
         outbox: Outbox,
         health: Health,
         uvcache: UvCache,
@@ -51,6 +53,7 @@ class AgentHost:
         self._identity = identity
         self._membership = self._saved = membership
         self._worker = worker
+        self._shipper = shipper
         self._outbox = outbox
         self._health = health
         self._uvcache = uvcache
@@ -71,6 +74,7 @@ class AgentHost:
     def opening(self) -> tuple[gateway_pb2.Hello, list[gateway_pb2.InventoryPage]]:
         """The first messages of a stream."""
         self._worker.pause()
+        self._shipper.hold()
         hello = wire.hello(self._settings, self._identity, self._membership, self._health.facts)
         return hello, list(wire.inventory(self._worker.reports))
 
@@ -84,10 +88,14 @@ class AgentHost:
         )
         if welcome.HasField("orphan_grace"):
             self._orphan_grace = wire.seconds(welcome.orphan_grace)
+        if welcome.agent_id and welcome.agent_id != self._identity.agent_id and not self._worker.keys:
+            raise IdentityGiven(welcome.agent_id)
         ours = self._membership.cluster_id
         if welcome.quarantine_reason:
             return self._quarantine(welcome.quarantine_reason)
-        if ours and welcome.cluster_id != ours:
+        if welcome.accepted and welcome.cluster_id != ours:
+            self._membership = Membership(welcome.cluster_id)
+        elif ours and welcome.cluster_id != ours:
             return self._quarantine(
                 f"the control plane belongs to cluster {welcome.cluster_id}, this agent to {ours}: connect it to its "
                 f"own cluster, or stop it, delete {self._data_dir / CLUSTER_FILE} and start it to change over"
@@ -108,6 +116,7 @@ class AgentHost:
         self._worker.take_full(words, self._orphan_grace)
         self._membership = replace(self._membership, last_revision=revision)
         self._outbox.open_events(self._worker.keys)
+        self._shipper.go_on()
         if not self.orphan_grace.done():
             self.orphan_grace.set_result(self._orphan_grace)
         return True
@@ -165,6 +174,8 @@ class AgentHost:
             log.error("the control plane misses events that it had acknowledged", attempt=attempt, sequence=sequence)
 
     def _quarantine(self, reason: str) -> bool:
+        # A control plane that does not know an attempt would have its log forgotten.
+        self._shipper.hold(cut=True)
         self._conditions.hold(ConditionType.QUARANTINED, reason)
         return False
 

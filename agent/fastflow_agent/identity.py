@@ -25,6 +25,14 @@ class DataFolderInUse(Exception):
     """Another agent works in this data folder; the message names it."""
 
 
+class IdentityGiven(Exception):
+    """The control plane knows this agent under another id, from before its data folder was lost."""
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(f"this agent is known as {agent_id}")
+        self.agent_id = agent_id
+
+
 class DataFolderLock:
     """Exclusive hold of a data folder, given back when the process ends, however it ends."""
 
@@ -81,6 +89,11 @@ class Identity:
         )
 
 
+def save_agent_id(data_dir: Path, agent_id: str) -> None:
+    """Make `agent_id` the agent's id from its next start on; blocks. Raises OSError."""
+    _replace(data_dir / AGENT_ID_FILE, agent_id + "\n")
+
+
 def load_membership(data_dir: Path) -> Membership:
     """The membership as `save_membership` left it; an unreadable file is no membership."""
     try:
@@ -104,7 +117,7 @@ def _agent_id(path: Path) -> str:
         raise ValueError(f"{path} does not hold an agent id; restore it, or delete it to become a new agent")
     # Random from its first digit on, unlike run ids: the first digits of those are a clock.
     fresh = str(uuid.uuid4())
-    _replace(path, fresh + "\n")
+    save_agent_id(path.parent, fresh)
     return fresh
 
 

@@ -131,7 +131,7 @@ def converge(
 def _unknown_here(word: Desired) -> Begin | Refuse:
     if word.known_seq > 0:
         message = "the agent's record of this attempt is lost; it is not started a second time"
-        return Refuse(word, (Ended(State.FAILED, Reason.STATE_LOST, message), ContainerGone()))
+        return Refuse(word, (Ended(State.FAILED, Reason.STATE_LOST, message),))
     if word.action is Action.RUN:
         return Begin(word)
     return Refuse(word, (cancelled(word.stop_cause), ContainerGone()))

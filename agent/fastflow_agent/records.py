@@ -8,6 +8,7 @@ or the value of an environment variable.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -222,7 +223,8 @@ class History:
     state: State = State.ASSIGNED
     last_event: int = 0
     acked: int = 0
-    unacked: dict[int, Event] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    """All of them, ascending: a control plane whose database was restored may ask for settled ones again."""
     crossings: dict[int, SoftLimitCrossed] = field(default_factory=dict)
     losses: set[tuple[str, int]] = field(default_factory=set)
     """Kind and offset of each: the same one may be found again after a restart."""
@@ -244,6 +246,16 @@ class History:
         """Whether nothing can change the attempt's result any more."""
         return self.ended is not None or self.given_up is not None
 
+    @property
+    def unacked(self) -> dict[int, Event]:
+        """Events the control plane has not settled, by number, ascending."""
+        first = bisect_right(self.events, self.acked, key=lambda event: event.sequence)
+        return {event.sequence: event for event in self.events[first:]}
+
+    def rewind(self, sequence: int) -> None:
+        """The control plane knows events up to `sequence` only, whatever it had settled before."""
+        self.acked = min(self.acked, sequence)
+
     def apply(self, record: Step | Noted) -> None:
         """Take over one more record."""
         match record:
@@ -264,10 +276,10 @@ class History:
             case Signalled():
                 self.signalled = record
             case Acked(sequence=sequence):
-                self._settle(sequence)
+                self.acked = max(self.acked, sequence)
             case SequenceRaised(sequence=sequence):
                 self.last_event = max(self.last_event, sequence)
-                self._settle(sequence)
+                self.acked = max(self.acked, sequence)
             case Sealed(end_offset=end_offset):
                 self.sealed, self.end_offset = True, end_offset
             case Forget():
@@ -277,14 +289,9 @@ class History:
             case Intent() | Exited():
                 pass
 
-    def _settle(self, sequence: int) -> None:
-        for settled in range(self.acked + 1, sequence + 1):
-            self.unacked.pop(settled, None)
-        self.acked = max(self.acked, sequence)
-
     def _note(self, event: Event) -> None:
         self.last_event = event.sequence
-        self.unacked[event.sequence] = event
+        self.events.append(event)
         match event.fact:
             case StateChanged(state=state) as change:
                 self.state = state

@@ -61,6 +61,9 @@ class Worker:
         self._desired = {number(word.key): word for word in words}
         self._orphan_grace = orphan_grace
         self._connected = True
+        for key, word in self._desired.items():
+            if (known := self._attempts.get(key)) and known.key == word.key:
+                known.take_up_again(word)
         self.converge()
 
     def pause(self) -> None:

@@ -7,7 +7,9 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from fastflow_controlplane.agents.acceptance import Acceptance
 from fastflow_controlplane.agents.assignments import Assignments
+from fastflow_controlplane.agents.duplicates import Duplicates
 from fastflow_controlplane.agents.preheat import Preheat
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions, SessionParts
@@ -103,6 +105,7 @@ async def _compose(
             settings=settings,
             leadership=leadership,
             registry=registry,
+            duplicates=Duplicates(registry, clock, settings),
             assignments=assignments,
             preheat=preheat,
             scheduler=scheduler,
@@ -123,6 +126,7 @@ async def _compose(
             preheat=preheat,
             syncs=syncs,
             registry=registry,
+            acceptance=Acceptance(store, clock, registry, leadership.cluster_id),
             secrets=secrets,
             sessions=sessions,
             ingest=LogIngest(logs, AttemptLogRecords(store, changes, registry)),

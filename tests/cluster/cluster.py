@@ -92,9 +92,10 @@ class Cluster:
         self.wait_for_agent("worker-1")
         return self
 
-    def add_agent(self, name: str, **settings: str) -> Program:
-        """Starts one more agent."""
-        agent = Program(["fastflow-agent", "run"], self.folder / f"{name}.log", self._agent_settings(name, settings))
+    def add_agent(self, name: str, *, entrance: Sequence[str] = (), **settings: str) -> Program:
+        """Starts one more agent; `entrance` is a command line that runs the command after it elsewhere."""
+        chosen = self._agent_settings(name, settings)
+        agent = Program(["fastflow-agent", "run"], self.folder / f"{name}.log", chosen, entrance)
         self.agents[name] = agent
         agent.start()
         return agent

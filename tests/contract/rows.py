@@ -20,9 +20,10 @@ from fastflow_controlplane.runs.model import AttemptKey, AttemptView, RunView
 from fastflow_controlplane.runs.retry import NO_RETRY, RetryPolicy
 from fastflow_controlplane.runs.states import Reason, RunState
 from fastflow_controlplane.store.engine import Store
-from fastflow_controlplane.store.queries import agents, attempts, runs
+from fastflow_controlplane.store.queries import attempts, runs
 from fastflow_controlplane.store.queries.agents import AgentRow
 from fastflow_controlplane.store.queries.attempts import LostAttempt
+from fastflow_controlplane.store.queries.registration import Belonging, register
 from fastflow_controlplane.store.queries.runs import Cancelled, StoredRun
 from fastflow_controlplane.store.queries.transitions import Epochs, note
 from sqlalchemy import Connection
@@ -80,7 +81,7 @@ class Rows:
     async def agent(self, name: str = "w", *, agent_id: str = "", connected: Sequence[str] = ()) -> AgentRow:
         """Registers an agent as a Hello does: its session epoch rises."""
         facts = AgentFacts(agent_id or f"id of {name}", name, new_id(), capacity=Capacity(4000, 8 * GIB, 0))
-        return await self.store.write(lambda connection: agents.register(connection, facts, connected, 0, NOW))
+        return await self.store.write(lambda connection: register(connection, facts, connected, Belonging(), "c", NOW))
 
     async def assign(self, run_id: str, agent: AgentRow, token: str = "token") -> AttemptKey | None:
         """Places a run on an agent."""

@@ -12,6 +12,7 @@ from fastflow_controlplane.runs.model import AttemptKey, RunView
 from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, RunState, allowed
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents, attempts, runs
+from fastflow_controlplane.store.queries.registration import Belonging, register
 from fastflow_controlplane.store.queries.transitions import Epochs, note
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,7 +61,7 @@ class Life:
         return runs.read_run(self.connection, self.run_id)
 
     def hello(self, name: str) -> None:
-        agents.register(self.connection, _facts(name), [], 0, NOW)
+        register(self.connection, _facts(name), [], Belonging(), "c", NOW)
 
     def assign(self, name: str) -> None:
         key = attempts.assign(self.connection, self.run_id, name, f"token {name}", {}, Epochs(0, 1), NOW)

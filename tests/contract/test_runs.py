@@ -107,16 +107,6 @@ async def test_a_name_is_taken_only_while_its_agent_is_connected(rows: Rows) -> 
     assert names == ["w", "w~00-first"]
 
 
-async def test_a_restored_database_goes_on_above_what_the_agent_has_seen(rows: Rows) -> None:
-    agent = await rows.agent()
-    seen = await rows.store.write(
-        lambda connection: agents.register(connection, agent.facts, [], seen_revision=41, now=NOW)
-    )
-    assert seen.revision == 41
-    await rows.assign(await rows.run(), agent)
-    assert (await rows.agent()).revision == 42
-
-
 async def test_a_control_plane_that_takes_over_keeps_the_cluster_and_raises_the_epoch(store: Store) -> None:
     first = await store.write(lambda connection: take_over(connection, NOW))
     second = await store.write(lambda connection: take_over(connection, NOW))

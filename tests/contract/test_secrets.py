@@ -15,7 +15,8 @@ from fastflow_controlplane.secrets.service import PRUNE_SECONDS, SecretService
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.models import attempts as attempts_table
 from fastflow_controlplane.store.models import metadata
-from fastflow_controlplane.store.queries import agents, attempts, runs
+from fastflow_controlplane.store.queries import attempts, runs
+from fastflow_controlplane.store.queries.registration import Belonging, register
 from fastflow_controlplane.store.queries.transitions import Epochs
 from sqlalchemy import Connection, select, update
 
@@ -47,7 +48,7 @@ async def assign(store: Store, versions: dict[str, int]) -> Callable[[], Awaitab
     run_id = new_id()
 
     def make(connection: Connection) -> None:
-        agents.register(connection, AgentFacts(agent_id="agent", name="agent", instance_id="i"), (), 0, 1)
+        register(connection, AgentFacts(agent_id="agent", name="agent", instance_id="i"), (), Belonging(), "c", 1)
         runs.insert_run(connection, new_run(run_id, "etl"), 1)
         assert attempts.assign(connection, run_id, "agent", "token", versions, Epochs(session=0, leader=1), 2)
 

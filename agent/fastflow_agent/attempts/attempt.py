@@ -81,6 +81,11 @@ class Attempt:
         self.acknowledge(word.known_seq)
         self._dossier.wishes.tell(word)
 
+    def take_up_again(self, word: Desired) -> None:
+        """The first word of a new stream: this is what the control plane knows now, perhaps less than before."""
+        self._dossier.history.rewind(word.known_seq)
+        self._dossier.wishes.renew(word)
+
     def abandon(self) -> None:
         """Nobody wants it any more: stop it and delete it."""
         self._dossier.wishes.abandon()
@@ -92,8 +97,7 @@ class Attempt:
     @property
     def unacknowledged(self) -> list[Event]:
         """Events the control plane has not settled yet, in order."""
-        unacked = self._dossier.history.unacked
-        return [unacked[number] for number in sorted(unacked)]
+        return list(self._dossier.history.unacked.values())
 
     def note_oom(self, kills: int) -> None:
         """The sampler saw the kernel kill a process of the container over its limit."""
@@ -130,10 +134,17 @@ class Attempt:
             if not history.container_gone:
                 await closing.remove_container(self._dossier)
             await closing.seal_log(self._dossier, self._output)
-            await self._dossier.wishes.until(lambda: self._dossier.wishes.forget)
+            await self._until_forgotten()
             # A loss of output may be found as late as the log's end, when the control plane lacks nothing it knows of.
             await self._dossier.until_told()
         await closing.delete_all(self._dossier, self._output)
+
+    async def _until_forgotten(self) -> None:
+        wishes = self._dossier.wishes
+        while not wishes.forget:
+            if wishes.doubted:
+                await closing.seal_log_again(self._dossier, self._output)
+            await wishes.until(lambda: wishes.forget or wishes.doubted)
 
     async def _until_settled(self) -> None:
         resumption = await self._resumption()

@@ -26,6 +26,11 @@ REMOVE_AGAIN_SECONDS = 5.0
 async def remove_container(dossier: Dossier) -> None:
     """Remove the container and tell that its resources are free; returns only when they are."""
     services, slot = dossier.services, dossier.slot
+    if not slot:
+        # Its container is one of those that no journal is bound to any more, if it had one.
+        await services.until_strays_gone()
+        await dossier.record(facts=(ContainerGone(),))
+        return
     while True:
         try:
             await dossier.patiently(lambda: services.runtime.remove(slot))
@@ -49,8 +54,18 @@ async def remove_container(dossier: Dossier) -> None:
 
 async def seal_log(dossier: Dossier, output: Output) -> None:
     """Deliver the log to its last byte; returns when the control plane has it, or wants to forget it."""
-    if dossier.history.sealed:
-        return
+    if not dossier.history.sealed:
+        await _seal(dossier, output)
+
+
+async def seal_log_again(dossier: Dossier, output: Output) -> None:
+    """See that the log is whole at a control plane that wants the attempt still: what it had, it may have lost."""
+    dossier.wishes.doubted = False
+    await output.close()
+    await _seal(dossier, output)
+
+
+async def _seal(dossier: Dossier, output: Output) -> None:
     sealing = asyncio.ensure_future(output.seal())
     forgotten = asyncio.ensure_future(dossier.wishes.until(lambda: dossier.wishes.forget))
     try:

@@ -73,6 +73,7 @@ class Services:
     `disk` are the threads of short writes that must not wait (journals), `cleanup` those of deletions, however large.
     `paths` gives the paths of a slot, `changed` is called with an attempt that has new events, `environment_ready` with
     bundle digest, Python version and environment of a run that got its own, `checkpoint` at every AgentPoint.
+    `until_strays_gone` returns once no container is left that a lost journal may have been about.
     """
 
     runtime: Runtime
@@ -90,6 +91,7 @@ class Services:
     start_patience: float
     spool_quota: int
     cluster: Callable[[], str] = field(default=lambda: "")
+    until_strays_gone: Callable[[], Awaitable[object]] = field(default=lambda: asyncio.sleep(0))
     environment_ready: Callable[[str, str, Generation], None] = field(default=lambda *_: None)
     reach: Callable[[AgentPoint], None] = field(default=failpoints.reach)
 

@@ -17,12 +17,21 @@ class Wishes:
         self._word: Desired | None = None
         self._log_word: Desired | None = None
         self._abandoned = False
+        self.doubted = False
+        """Whether a new stream still wants something of the attempt: perhaps its log is not whole there any more."""
 
     def tell(self, word: Desired) -> None:
         """Take the control plane's word."""
         self._word = word
         if word.action in (Action.RUN, Action.STOP) and self._log_word is None:
             self._log_word = word
+        self._wake()
+
+    def renew(self, word: Desired) -> None:
+        """Take the first word of a new stream: what it tells of the log holds from now on."""
+        if word.action in (Action.RUN, Action.STOP):
+            self._log_word = word
+            self.doubted = True
         self._wake()
 
     def abandon(self) -> None:

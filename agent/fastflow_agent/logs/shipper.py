@@ -102,6 +102,9 @@ class Shipper:
         self._backoff = backoff or Backoff(0.2, 5.0)
         self._settings = settings or ShipSettings()
         self._shipments: dict[tuple[str, int], _Shipment] = {}
+        self._allowed = asyncio.Event()
+        self._allowed.set()
+        self._call: Call | None = None
         self._wake = asyncio.Event()
         self._look_now = asyncio.Event()
         self._threads = ThreadPoolExecutor(self._settings.threads, "spool")
@@ -114,6 +117,19 @@ class Shipper:
                 tasks.create_task(self._stay_connected(), name="ship logs")
         finally:
             self._threads.shutdown(wait=False)
+
+    def hold(self, *, cut: bool = False) -> None:
+        """Opens no stream until `go_on`: it is not known yet whether this control plane may judge logs.
+
+        A stream that lives goes on, unless it is to be `cut`. Spools are kept within their bounds meanwhile.
+        """
+        self._allowed.clear()
+        if cut and self._call is not None:
+            self._call.cancel()
+
+    def go_on(self) -> None:
+        """Ships again."""
+        self._allowed.set()
 
     def add(self, key: AttemptKey, spool: Spool, durable_offset: int, on_loss: Callable[[LogLoss], None]) -> None:
         """Ships `spool` from `durable_offset` on. `on_loss` is called on the event loop for each loss found."""
@@ -241,6 +257,7 @@ class Shipper:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
+            await self._allowed.wait()
             failure = await self._connection()
             delay = self._backoff.next()
             # Said once: a control plane may be away for days.
@@ -251,6 +268,7 @@ class Shipper:
     async def _connection(self) -> str:
         """Ships over one stream until it breaks; returns why it did."""
         call: Call = self._stub.UploadLogs(metadata=self._metadata)  # type: ignore[call-arg]  # no iterator: written to
+        self._call = call
         for shipment in self._shipments.values():
             shipment.start_over()
         tasks = [

@@ -36,7 +36,7 @@ from fastflow_agent.runtime.base import (
 from fastflow_agent.runtime.container_spec import egress_environment
 from fastflow_agent.runtime.indexes import Indexes
 from fastflow_agent.runtime.interpreters import Interpreters, look_script, parse
-from fastflow_agent.runtime.process_box import BOX, Box
+from fastflow_agent.runtime.process_box import BOX, Box, lost_processes
 from fastflow_agent.runtime.release import OFFLINE, render
 
 T = TypeVar("T")
@@ -151,7 +151,10 @@ class ProcessRuntime(Runtime):
         """See `Runtime.slots`."""
 
         def find() -> list[SlotId]:
-            commands = (self._options.data_dir / "slots").glob(f"*/{BOX}/command")
+            slots_dir = (self._options.data_dir / "slots").absolute()
+            for name, (shim, program) in lost_processes(slots_dir).items():
+                self._box(parse_slot_id(name)).recover(shim, program)
+            commands = slots_dir.glob(f"*/{BOX}/command")
             return [parse_slot_id(command.parent.parent.name) for command in commands]
 
         return {slot: await self.observe(slot) for slot in await self._run(find)}

@@ -31,6 +31,9 @@ INHERITED = (
 )
 """What a program gets of the agent's environment: how this host reaches the world, and nothing else."""
 
+_PARENT, _START = 1, 19
+"""Fields 4 and 22 of /proc/PID/stat, counted behind the name of the program (proc(5))."""
+
 BOX = "process"
 """Name of the folder, under `SlotPaths.root`."""
 
@@ -149,6 +152,13 @@ class Box:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.gate.remove()
 
+    def recover(self, shim: int, program: int) -> None:
+        """Lay out again what is needed to signal and remove processes whose folder was lost."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        identity = " ".join(f"{pid}:{_stat(pid)[_START]}" for pid in (shim, program))
+        (self.folder / "identity").write_text(identity)
+        (self.folder / "command").write_text("{}")
+
     def _open(self, which: int) -> tuple[int, int] | None:
         """Pid and descriptor of the shim (0) or the program (1), if it lives and its pid went to no other process."""
         try:
@@ -161,10 +171,37 @@ class Box:
         except ProcessLookupError:
             return None
         try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = _stat(int(pid))
         except OSError:
             fields = ["X"]
-        if fields[0] in "ZX" or fields[19] != start:
+        if fields[0] in "ZX" or fields[_START] != start:
             os.close(descriptor)
             return None
         return int(pid), descriptor
+
+
+def lost_processes(slots_dir: Path) -> dict[str, tuple[int, int]]:
+    """Shim and program by slot name of processes that run for slots under `slots_dir` whose folder is gone.
+
+    Their command line names the folder.
+    """
+    shims: dict[int, Path] = {}
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            parents[int(entry.name)] = int(_stat(int(entry.name))[_PARENT])
+        except OSError:
+            continue  # it ended meanwhile
+        folder = Path(os.fsdecode(words[4])) if len(words) > 4 and words[3].endswith(b"/shim.py") else None
+        if folder and folder.name == BOX and folder.parent.parent == slots_dir and not folder.exists():
+            shims[int(entry.name)] = folder
+    return {
+        shims[parent].parent.name: (parent, pid)
+        for pid, parent in parents.items()
+        if parent in shims and pid not in shims
+    }
+
+
+def _stat(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -50,7 +50,10 @@ class SessionHost(Protocol):
     """What a session needs of the agent behind it."""
 
     def welcomed(self, welcome: gateway_pb2.Welcome) -> bool:
-        """Take Welcome; false if the agent is to keep still (quarantine): desired state is not applied."""
+        """Take Welcome; false if the agent is to keep still (quarantine): desired state is not applied.
+
+        Raises IdentityGiven where the agent is to start anew under the id it had before.
+        """
 
     def full(self, words: list[Desired], revision: int) -> bool:
         """Take the whole desired state; false as for `welcomed`."""
@@ -213,6 +216,8 @@ class Session:
             case "events_ack":
                 for ack in response.events_ack.acks:
                     self._host.acknowledged(ack)
+            case "probe":
+                self._outbox.ask_heartbeat()
             case "preheat":
                 self._take_preheat(response.preheat)
             case "rejection":

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import click
-from fastflow.ids import short
+from fastflow.ids import new_id, short
 from fastflow.v1 import agents_pb2
 from rich.console import RenderableType
 from rich.table import Table
@@ -17,7 +17,7 @@ from ffctl.session import ask, connected, pages
 
 @click.group("agents")
 def group() -> None:
-    """Lists and shows agents, the worker hosts."""
+    """Lists, shows and accepts agents, the worker hosts."""
 
 
 @group.command("list")
@@ -114,6 +114,29 @@ def _show(agent: agents_pb2.Agent, *, as_json: bool) -> None:
             grid.add_row(short(attempt.run_id), str(attempt.attempt), cell(attempt.pipeline))
         shown += ["", grid]
     output.show(*shown)
+
+
+@group.command("accept")
+@click.argument("name", shell_complete=complete_agent)
+@output_option
+@server_option
+@click.pass_context
+def accept_agent(context: click.Context, name: str, as_json: bool) -> None:
+    """Ends an agent's quarantine: the control plane's database holds from now on.
+
+    For a database that was restored from an older copy, and for an agent of another cluster. What the database does
+    not know is stopped after a grace; runs that had begun since the copy was made and are queued in it begin again,
+    so cancel those first that must not. An agent that is away may come back from another machine.
+
+    
+    Example: ffctl agents accept worker-1
+    """
+    request = agents_pb2.AcceptAgentRequest(name=name, request_id=new_id())
+    agent = ask(context, "agents", "AcceptAgent", request).agent
+    if as_json:
+        output.show_json(agent)
+    else:
+        output.say(f"agent {agent.name} is accepted; see what becomes of it: ffctl agents show {agent.name}")
 
 
 def _rows(agent: agents_pb2.Agent, now: float) -> list[tuple[str, RenderableType]]:

@@ -124,7 +124,10 @@ class Assignments:
             sealed = runs.read_parameters(connection, run.run_id)
             if sealed is not None:
                 self._secrets.open(sealed)  # what can not be opened could not be delivered
-            return attempts.assign(connection, run.run_id, agent_id, token, versions, epochs, self._clock.now())
+            key = attempts.assign(connection, run.run_id, agent_id, token, versions, epochs, self._clock.now())
+            if key is not None and self._logs.set_aside(LogKey(key.run_id, key.attempt)):
+                log.warning("a log of a forgotten attempt is set aside", run=key.run_id, attempt=key.attempt)
+            return key
 
         def assigned(key: AttemptKey | None) -> None:
             if key is not None:
@@ -137,6 +140,7 @@ class Assignments:
     async def all(self, agent_id: str, reported: Collection[AttemptKey]) -> Deliveries:
         """Returns the full set for a new session, with an answer to each attempt the agent `reported`."""
         await self._close_abandoned(agent_id, reported)
+        await self._mark_doubtful(agent_id, reported)
         await self._give_back_unreadable(agent_id, reported)
         state = await self._store.read(lambda connection: desired.read_all(connection, agent_id, reported))
         known = {row.key for row in state.rows}
@@ -231,6 +235,21 @@ class Assignments:
             self._changes.notify(key.run_id)
 
         await self._store.write(close, closed)
+
+    async def _mark_doubtful(self, agent_id: str, reported: Collection[AttemptKey]) -> None:
+        """Attempts of a restored database that may have begun, and are not on the agent, do not begin again."""
+        keys = await self._store.read(
+            lambda connection: desired.read_doubtful(connection, agent_id, frozenset(reported))
+        )
+        if not keys:
+            return
+
+        def mark(connection: Connection) -> None:
+            for key in keys:
+                # Above zero it tells the agent that it may have begun.
+                note(connection, key, {"known_seq": 1})
+
+        await self._store.write(mark)
 
     async def _give_back_unreadable(self, agent_id: str, reported: Collection[AttemptKey]) -> None:
         """Attempts whose values can no longer be opened, and that the agent knows nothing of: their runs wait again.

@@ -64,6 +64,7 @@ def welcome(
         leader_epoch=leadership.leader_epoch,
         controlplane_version=version,
         quarantine_reason=row.quarantine_reason,
+        accepted=bool(row.accepted_cluster_id) and row.accepted_cluster_id == row.hello_cluster_id,
     )
     message.heartbeat_interval.FromMicroseconds(round(settings.heartbeat_interval * MICROSECONDS))
     message.orphan_grace.FromMicroseconds(round(settings.orphan_grace * MICROSECONDS))

@@ -40,6 +40,10 @@ STALL_SECONDS = 5.0
 """A look that comes this much too late means that the control plane itself stood still, for example under SIGSTOP."""
 MAX_RESULTS = 10_000
 """Environments of one agent that are kept in mind; far more than pipelines make, and no agent fills the memory."""
+REFUSAL_SECONDS = 60.0
+"""How long a refused newcomer is shown with the agent whose place it wanted; it comes again more often than that."""
+DUPLICATE = "DuplicateAgent"
+"""Condition of an agent under whose id or name another process dials in."""
 SEEN_SECONDS = 60.0
 """How often the moment an agent was last heard of is stored: a label for people, so seldom."""
 
@@ -60,6 +64,9 @@ class AgentStream(Protocol):
 
     def preheat_changed(self) -> None:
         """Perhaps the agent shall prepare other environments."""
+
+    def probe(self) -> None:
+        """Ask the agent for a sign of life."""
 
 
 class Placing(Protocol):
@@ -84,6 +91,8 @@ class LiveAgent:
     last_seen_time: int = 0
     state: AgentState = AgentState.OFFLINE
     offline_since: float | None = None
+    duplicate: Condition | None = None
+    duplicate_seen: float = 0.0
     conditions: tuple[Condition, ...] = ()
     environments: tuple[str, ...] = ()
     results: dict[EnvironmentKey, EnvironmentResult] = field(default_factory=dict)
@@ -155,6 +164,38 @@ class AgentRegistry:
         if agent is not None and agent.stream is None and agent.refusal != why:
             agent.refusal = why
             self._offer(agent)
+
+    def rivals(self, newcomer: AgentFacts) -> list[LiveAgent]:
+        """Returns connected agents whose place another process wants: same id, or same name."""
+        return [
+            agent
+            for agent in self._agents.values()
+            if agent.stream is not None
+            and (
+                agent.facts.instance_id != newcomer.instance_id
+                if agent.facts.agent_id == newcomer.agent_id
+                else agent.facts.name == newcomer.name
+            )
+        ]
+
+    def give_up(self, agent: LiveAgent) -> None:
+        """Lets go of an agent that answers no more: its stream is cut and counts no longer."""
+        if agent.stream is not None:
+            agent.stream.cut()
+            self.detach(agent.facts.agent_id, agent.stream)
+
+    def note_refusal(self, newcomer: AgentFacts, message: str) -> None:
+        """Shows for a while, with the agent that stays, that a newcomer under its id or name was refused."""
+        for agent in self._agents.values():
+            if agent.facts.agent_id == newcomer.agent_id or agent.facts.name == newcomer.name:
+                text = f'a process on host "{newcomer.host_name}" was refused: {message}'
+                since = next((shown.since for shown in self._duplicates(agent)), self._clock.now())
+                agent.duplicate = Condition(DUPLICATE, text, blocks_placement=False, since=since)
+                agent.duplicate_seen = self._clock.monotonic()
+
+    def _duplicates(self, agent: LiveAgent) -> tuple[Condition, ...]:
+        fresh = self._clock.monotonic() - agent.duplicate_seen < REFUSAL_SECONDS
+        return (agent.duplicate,) if agent.duplicate is not None and fresh else ()
 
     def detach(self, agent_id: str, stream: AgentStream) -> None:
         """A session ended; nothing if a newer one took over."""
@@ -237,6 +278,14 @@ class AgentRegistry:
         for agent in self._agents.values():
             if agent.stream is not None:
                 yield agent.facts, agent.results.get(key)
+
+    def accepted(self, row: AgentRow) -> None:
+        """An operator accepted an agent: what was stored of it changed, and it shall dial in anew."""
+        agent = self._agents[row.facts.agent_id]
+        agent.row = row
+        agent.duplicate = None
+        if agent.stream is not None:
+            agent.stream.cut()
 
     def facts(self, agent_id: str) -> AgentFacts:
         """Returns what an agent that ever dialled in said of itself last."""
@@ -365,7 +414,10 @@ class AgentRegistry:
                     facts=row.facts,
                     state=_shown_state(agent),
                     reserved=hold.reserved,
-                    conditions=agent.conditions,
+                    conditions=(
+                        *agent.conditions,
+                        *self._duplicates(agent),
+                    ),
                     attempts=hold.attempts,
                     last_seen_time=max(agent.last_seen_time, row.last_seen_time),
                     connect_time=row.connect_time,

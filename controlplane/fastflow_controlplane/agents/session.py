@@ -15,6 +15,7 @@ from fastflow.service.failpoints import ControlPlanePoint, reach
 from fastflow_controlplane.agents import greeting, wire
 from fastflow_controlplane.agents.assignments import Assignments
 from fastflow_controlplane.agents.desired_pages import delta_pages, full_pages
+from fastflow_controlplane.agents.duplicates import Duplicates
 from fastflow_controlplane.agents.events import AttemptEvent, Effects, Ended, SessionSuperseded, apply_events
 from fastflow_controlplane.agents.model import AgentFacts
 from fastflow_controlplane.agents.outgoing import Outgoing
@@ -29,9 +30,9 @@ from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
-from fastflow_controlplane.store.queries import agents
 from fastflow_controlplane.store.queries.agents import AgentRow
 from fastflow_controlplane.store.queries.cluster import Leadership
+from fastflow_controlplane.store.queries.registration import Belonging, register
 from fastflow_controlplane.store.queries.transitions import Epochs
 
 log = structlog.get_logger(__name__)
@@ -66,6 +67,7 @@ class SessionParts:
     settings: ControlPlaneSettings
     leadership: Leadership
     registry: AgentRegistry
+    duplicates: Duplicates
     assignments: Assignments
     preheat: Preheat
     scheduler: Scheduler
@@ -101,7 +103,9 @@ class AgentSession:
         self._desired_sent = asyncio.Event()
         self._preheat_changed = asyncio.Event()
         self._report_changed = asyncio.Event()
+        self._probe = asyncio.Event()
         self._cut = asyncio.Event()
+        self._hello_came = False
         self._ended = False
         self._protocol = 0
         self.epoch = 0
@@ -118,6 +122,7 @@ class AgentSession:
                     self._push_desired,
                     self._push_preheat,
                     self._store_reports,
+                    self._pass_on_probes,
                     self._await_hello,
                     self._await_farewell,
                     self._await_cut,
@@ -150,6 +155,10 @@ class AgentSession:
         """See `AgentStream.preheat_changed`."""
         self._preheat_changed.set()
 
+    def probe(self) -> None:
+        """See `AgentStream.probe`."""
+        self._probe.set()
+
     async def _read(self) -> None:
         async for request in self._requests:
             kind = request.WhichOneof("message")
@@ -177,7 +186,7 @@ class AgentSession:
                         self._preheat_changed.set()  # for other Pythons
                 case "telemetry":
                     self._parts.registry.telemetry(agent_id, self, wire.read_telemetry(request.telemetry))
-                case "events":
+                case "events" if not self._row.quarantine_reason:
                     self._take_in(wire.read_events(request.events))
                 case "preheat":
                     report = request.preheat
@@ -199,7 +208,7 @@ class AgentSession:
 
     async def _await_hello(self) -> None:
         await self._parts.clock.sleep(HELLO_SECONDS)
-        if self._row is None:
+        if not self._hello_came:
             self._refuse("BAD_REQUEST", f"the stream brought no Hello within {HELLO_SECONDS:g} s")
 
     async def _await_farewell(self) -> None:
@@ -223,37 +232,39 @@ class AgentSession:
         elif fault := greeting.fault(facts := wire.read_hello(hello)):
             self._refuse("BAD_REQUEST", fault)
         else:
-            try:
-                row = await self._register(facts, self._seen_revision(hello))
-            except AlreadyExists as error:
-                self._refuse("BAD_REQUEST", error.message)
-            else:
-                parts = self._parts
-                welcome = greeting.welcome(row, parts.settings, parts.leadership, parts.version, self._protocol)
-                await self._outgoing.put(welcome)
+            self._hello_came = True
+            await self._admit(facts, wire.read_belonging(hello))
 
-    def _seen_revision(self, hello: gateway_pb2.Hello) -> int:
-        """The highest revision the agent knows of this cluster."""
-        cluster = self._parts.leadership.cluster_id
-        if hello.cluster_id in ("", cluster):
-            return hello.last_revision
-        log.warning("agent comes from another cluster", agent=hello.agent_name, cluster=hello.cluster_id)
-        return 0
+    async def _admit(self, facts: AgentFacts, belonging: Belonging) -> None:
+        parts = self._parts
+        if refusal := await parts.duplicates.refusal(facts):
+            self._refuse("DUPLICATE_AGENT", refusal)
+            return
+        try:
+            row = await self._register(facts, belonging)
+        except AlreadyExists as error:
+            parts.registry.note_refusal(facts, error.message)
+            self._refuse("DUPLICATE_AGENT", error.message)
+        else:
+            welcome = greeting.welcome(row, parts.settings, parts.leadership, parts.version, self._protocol)
+            await self._outgoing.put(welcome)
 
-    async def _register(self, facts: AgentFacts, seen_revision: int) -> AgentRow:
+    async def _register(self, facts: AgentFacts, belonging: Belonging) -> AgentRow:
         connected = self._parts.registry.connected()
-        now = self._parts.clock.now()
+        cluster_id, now = self._parts.leadership.cluster_id, self._parts.clock.now()
 
-        def register(connection: Connection) -> AgentRow:
-            return agents.register(connection, facts, connected, seen_revision, now)
+        def write(connection: Connection) -> AgentRow:
+            return register(connection, facts, connected, belonging, cluster_id, now)
 
-        return await self._parts.store.write(register, self._registered)
+        return await self._parts.store.write(write, self._registered)
 
     def _registered(self, row: AgentRow) -> None:
         """The session is in the database, so the registry must know it, even if the stream ended meanwhile."""
         self._row, self.epoch = row, row.session_epoch
         self._parts.registry.attach(row, self)
         log.info("agent connected", agent=row.facts.name, session_epoch=self.epoch)
+        if row.quarantine_reason:
+            log.warning("agent is in quarantine", agent=row.facts.name, why=row.quarantine_reason)
         if self._ended:
             self._leave(row)
 
@@ -321,6 +332,8 @@ class AgentSession:
 
     async def _push_desired(self) -> None:
         await self._inventory_complete.wait()
+        if self._greeted.quarantine_reason:
+            return
         agent_id = self._greeted.facts.agent_id
         deliveries = await self._parts.assignments.all(agent_id, frozenset(self._inventory))
         self._inventory.clear()
@@ -361,6 +374,12 @@ class AgentSession:
             except Unavailable:
                 self._report_changed.set()
                 await self._parts.clock.sleep(RETRY_SECONDS)
+
+    async def _pass_on_probes(self) -> None:
+        while True:
+            await self._probe.wait()
+            self._probe.clear()
+            await self._outgoing.put(wire.PROBE)
 
     @property
     def _greeted(self) -> AgentRow:

@@ -29,6 +29,7 @@ from fastflow_controlplane.runs.model import (
     Usage,
 )
 from fastflow_controlplane.runs.states import Reason, RunState
+from fastflow_controlplane.store.queries.registration import Belonging
 
 _STOP_CAUSES = {
     "CANCEL": desired_pb2.STOP_CAUSE_CANCEL,
@@ -52,6 +53,11 @@ def read_hello(hello: gateway_pb2.Hello) -> AgentFacts:
         labels=dict(hello.labels),
         runtime=_runtime(hello.runtime),
     )
+
+
+def read_belonging(hello: gateway_pb2.Hello) -> Belonging:
+    """Translates where an agent says it belongs."""
+    return Belonging(hello.cluster_id, hello.last_revision)
 
 
 def read_key(key: attempts_pb2.AttemptKey) -> AttemptKey:
@@ -100,6 +106,10 @@ def acknowledgements(acks: Iterable[Acknowledgement]) -> gateway_pb2.ConnectResp
             ]
         )
     )
+
+
+PROBE = gateway_pb2.ConnectResponse(probe=gateway_pb2.Probe())
+"""Asks for a heartbeat."""
 
 
 def rejection(code: str, message: str) -> gateway_pb2.ConnectResponse:

@@ -19,6 +19,7 @@ from fastflow.v1 import (
     sources_pb2_grpc,
 )
 
+from fastflow_controlplane.agents.acceptance import Acceptance
 from fastflow_controlplane.agents.preheat import Preheat
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions
@@ -48,6 +49,7 @@ class Parts:
     preheat: Preheat
     syncs: SyncService
     registry: AgentRegistry
+    acceptance: Acceptance
     secrets: SecretService
     sessions: AgentSessions
     ingest: LogIngest
@@ -59,7 +61,9 @@ def add_services(server: grpc.aio.Server, parts: Parts) -> tuple[str, ...]:
     runs_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(parts.runs), server)
     logs_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(parts.runs, parts.follower), server)
     pipelines_pb2_grpc.add_PipelineServiceServicer_to_server(PipelineServicer(parts.catalog, parts.preheat), server)
-    agents_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(parts.registry, parts.conditions), server)
+    agents_pb2_grpc.add_AgentServiceServicer_to_server(
+        AgentServicer(parts.registry, parts.acceptance, parts.conditions), server
+    )
     secrets_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(parts.secrets), server)
     sources_pb2_grpc.add_SourceServiceServicer_to_server(SourceServicer(parts.syncs), server)
     gateway_pb2_grpc.add_AgentGatewayServiceServicer_to_server(

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import structlog
 from fastflow.durable import sync_folder
+from fastflow.ids import new_id
 
 from fastflow_controlplane.conditions import Problem
 from fastflow_controlplane.disk import DISK_FULL, full_message, has_room, is_full
@@ -83,13 +84,24 @@ class FileLogStore(LogStore):
             async with self.open(LogKey(run_id, number)) as opened:
                 assert isinstance(opened, FileLog)
                 await opened.remove()
-        await self._in_thread(lambda: _remove_if_empty(folder), folder)
+        await self._in_thread(lambda: _remove_rest(folder, aside=not attempt), folder)
 
     async def _in_thread(self, operation: Callable[[], T], path: Path) -> T:
         try:
             return await _finish(asyncio.get_running_loop().run_in_executor(self._writing, operation))
         except OSError as error:
             raise self._refuse(error, path) from error
+
+    def set_aside(self, key: LogKey) -> bool:
+        """See `LogStore.set_aside`."""
+        path = self._path(key)
+        try:
+            found = [part for part in (path, path.with_suffix(".marks")) if part.exists()]
+            for part in found:
+                part.rename(part.with_name(f"{part.name}.{new_id()}"))  # a name that `_numbers` passes over
+        except OSError as error:
+            raise self._refuse(error, path) from error
+        return bool(found)
 
     def _path(self, key: LogKey) -> Path:
         return self._run_folder(key.run_id) / f"{key.attempt}.log"
@@ -368,7 +380,10 @@ def _numbers(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def _remove_if_empty(folder: Path) -> None:
+def _remove_rest(folder: Path, *, aside: bool) -> None:
+    """Removes an empty folder; with `aside` also what was set aside in it."""
+    for file in folder.iterdir() if aside and folder.is_dir() else ():
+        file.unlink()
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         sync_folder(folder.parent)

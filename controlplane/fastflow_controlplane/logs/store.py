@@ -128,6 +128,14 @@ class LogStore(ABC):
         Who has it open reads it to its end all the same. Where there is none nothing happens. Raises StoreUnavailable.
         """
 
+    @abstractmethod
+    def set_aside(self, key: LogKey) -> bool:
+        """Makes way for the log of a new attempt; returns whether another's was stored under its name.
+
+        So it is where the database was restored from an older copy, and the logs were not. Blocks. Raises
+        StoreUnavailable.
+        """
+
     @property
     @abstractmethod
     def problem(self) -> Problem | None:

@@ -73,6 +73,13 @@ agents = Table(
     Column("draining", Boolean, nullable=False, default=False),
     Column("drain_deadline_time", BigInteger),
     Column("quarantine_reason", Text, nullable=False, default=""),
+    # What the last Hello said: the cluster the agent belonged to, and the highest revision of it that it had seen.
+    Column("hello_cluster_id", Name, nullable=False, server_default=text("''")),
+    Column("hello_revision", BigInteger, nullable=False, server_default=text("0")),
+    # A foreign cluster that an operator lets the agent leave for this one; "" = none.
+    Column("accepted_cluster_id", Name, nullable=False, server_default=text("''")),
+    # Attempts of this revision or an older one may have begun, whatever is known of them: a restored database.
+    Column("doubtful_revision", BigInteger, nullable=False, server_default=text("0")),
     Column("create_time", BigInteger, nullable=False),
     Column("connect_time", BigInteger, nullable=False),
     Column("last_seen_time", BigInteger, nullable=False),

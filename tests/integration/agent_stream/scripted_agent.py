@@ -29,6 +29,7 @@ class ScriptedAgent:
         self.revision = 0
         self.cpu = cpu
         self.memory = memory
+        self.answers_probes = True
         self.channel = open_channel(address)
         self.stub = gateway_pb2_grpc.AgentGatewayServiceStub(self.channel)
 
@@ -106,7 +107,10 @@ class Stream:
     async def _read(self) -> None:
         try:
             async for answer in self._call:
-                self._came.put_nowait(answer)
+                if not answer.HasField("probe"):
+                    self._came.put_nowait(answer)
+                elif self._agent.answers_probes:
+                    await self.heartbeat()
         except (grpc.aio.AioRpcError, asyncio.CancelledError):
             pass
         finally:

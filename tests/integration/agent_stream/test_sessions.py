@@ -79,9 +79,10 @@ async def test_runs_wait_over_a_restart_and_are_placed_after_it(plane: ControlPl
     assert (assignment.action, assignment.key.run_id) == (RUN, run.id)
 
 
-async def test_a_newer_stream_takes_over_and_the_older_one_writes_nothing_any_more(
+async def test_a_restarted_agent_takes_over_from_a_stream_that_is_silent_and_writes_nothing_any_more(
     plane: ControlPlane, agent: ScriptedAgent
 ) -> None:
+    agent.answers_probes = False
     old = await agent.connect()
     run = await plane.create()
     journal = Journal((await old.assignment()).key)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from fastflow.ids import new_id
 from fastflow_controlplane.agents.assignments import Assignments
+from fastflow_controlplane.agents.duplicates import Duplicates
 from fastflow_controlplane.agents.preheat import Preheat
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions, SessionParts
@@ -36,6 +37,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         settings=settings,
         leadership=Leadership(new_id(), 1),
         registry=registry,
+        duplicates=Duplicates(registry, clock, settings),
         assignments=assignments,
         preheat=Preheat(False, list, registry),
         scheduler=scheduler,

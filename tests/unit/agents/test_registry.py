@@ -22,7 +22,7 @@ from fastflow_controlplane.errors import NotFound
 from fastflow_controlplane.scheduler.placement import Offer
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store.engine import Store
-from fastflow_controlplane.store.queries import agents
+from fastflow_controlplane.store.queries.registration import Belonging, register
 
 
 class Stream:
@@ -68,7 +68,9 @@ class World:
     async def connect(self, name: str = "w", agent_id: str = "") -> tuple[str, Stream]:
         facts = AgentFacts(agent_id or f"id of {name}", name, new_id(), capacity=Capacity(4000, 2**33))
         row = await self.store.write(
-            lambda connection: agents.register(connection, facts, self.registry.connected(), 0, self.clock.now())
+            lambda connection: register(
+                connection, facts, self.registry.connected(), Belonging(), "c", self.clock.now()
+            )
         )
         stream = Stream(row.session_epoch)
         self.registry.attach(row, stream)

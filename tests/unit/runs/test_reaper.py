@@ -4,7 +4,8 @@ from fastflow.ids import new_id
 from fastflow_controlplane.agents.model import AgentFacts, Capacity
 from fastflow_controlplane.runs.model import NewRun, RunView
 from fastflow_controlplane.runs.states import Reason, RunState
-from fastflow_controlplane.store.queries import agents, attempts
+from fastflow_controlplane.store.queries import attempts
+from fastflow_controlplane.store.queries.registration import Belonging, register
 from fastflow_controlplane.store.queries.transitions import Epochs
 
 from tests.unit.runs.conftest import World
@@ -13,7 +14,7 @@ from tests.unit.runs.conftest import World
 async def live_run(world: World) -> tuple[AgentFacts, RunView]:
     """A run that is placed on an agent which is away; the registry is told of it as after a restart."""
     facts = AgentFacts(new_id(), "w", new_id(), capacity=Capacity(4000, 2**33))
-    await world.store.write(lambda connection: agents.register(connection, facts, [], 0, world.clock.now()))
+    await world.store.write(lambda connection: register(connection, facts, [], Belonging(), "c", world.clock.now()))
     run = await world.service.create(NewRun("hello"))
     await world.store.write(
         lambda connection: attempts.assign(
@@ -55,7 +56,7 @@ async def test_an_agent_that_returns_in_the_last_moment_loses_nothing(world: Wor
     facts, run = await live_run(world)
     await world.clock.advance(61)
     assert world.registry.lost() != []
-    await world.store.write(lambda connection: agents.register(connection, facts, [], 0, world.clock.now()))
+    await world.store.write(lambda connection: register(connection, facts, [], Belonging(), "c", world.clock.now()))
     await world.reaper.tick()
     assert (await world.service.get(run.id)).state is RunState.ASSIGNED
 

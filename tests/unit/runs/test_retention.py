@@ -16,8 +16,9 @@ from fastflow_controlplane.runs.retention import REQUESTS_KEPT_SECONDS, Bounds, 
 from fastflow_controlplane.runs.states import Actor, Reason, RunState
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.models import metadata
-from fastflow_controlplane.store.queries import agents, attempts
+from fastflow_controlplane.store.queries import attempts
 from fastflow_controlplane.store.queries.attempts import Ending
+from fastflow_controlplane.store.queries.registration import Belonging, register
 from fastflow_controlplane.store.queries.retention import KeptAttempt, KeptRun
 from fastflow_controlplane.store.queries.transitions import Epochs, note
 from sqlalchemy import func, select
@@ -45,7 +46,7 @@ async def ended_run(world: World, pipeline: str = "hello", log: bytes = OUTPUT, 
     ending = Ending(RunState.SUCCEEDED, Reason.NONE, "", now, 0)
 
     def end(connection: Connection) -> AttemptKey:
-        agents.register(connection, facts, [], 0, now)
+        register(connection, facts, [], Belonging(), "c", now)
         key = attempts.assign(connection, run.id, facts.agent_id, "token", {}, epochs, now)
         assert key is not None
         assert attempts.advance(connection, key, RunState.RUNNING, Reason.NONE, "", "slot", 1, Epochs(1, 1), now)

@@ -1,14 +1,13 @@
-"""Agents: registered at each Hello, fenced by their session epoch, listed with what they hold."""
+"""Agents: fenced by their session epoch, listed with what they hold; `registration` has their coming."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastflow.ids import short
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from fastflow_controlplane.agents.model import AgentAttempt, AgentFacts, Capacity, Condition, RuntimeFacts
-from fastflow_controlplane.errors import AlreadyExists
 from fastflow_controlplane.store.models import agents, attempts, runs
 
 
@@ -23,6 +22,9 @@ class AgentRow:
     draining: bool
     drain_deadline_time: int | None
     quarantine_reason: str
+    hello_cluster_id: str
+    accepted_cluster_id: str
+    doubtful_revision: int
     connect_time: int
     last_seen_time: int
 
@@ -45,67 +47,6 @@ _HEARD = (
 )
 _RAISE = update(agents).where(agents.c.agent_id == bindparam("agent")).values(revision=agents.c.revision + 1)
 _REVISION = select(agents.c.revision).where(agents.c.agent_id == bindparam("agent"))
-
-
-def register(
-    connection: Connection, facts: AgentFacts, connected: Collection[str], seen_revision: int, now: int
-) -> AgentRow:
-    """Stores what an agent says of itself and raises its session epoch.
-
-    `connected` are the agents that have a stream: only their names are taken. An agent whose data folder was lost
-    comes back under a new id; its former self, if silent, leaves it the name. `seen_revision` is the highest revision
-    the agent knows of this cluster, which a restored database may have forgotten: numbers go on above it.
-    Raises AlreadyExists where another connected agent has the name.
-    """
-    _claim_name(connection, facts, connected)
-    known = connection.execute(
-        select(agents.c.session_epoch, agents.c.revision).where(agents.c.agent_id == facts.agent_id)
-    ).one_or_none()
-    values = {
-        "name": facts.name,
-        "instance_id": facts.instance_id,
-        "boot_id": facts.boot_id,
-        "machine_id": facts.machine_id,
-        "host_name": facts.host_name,
-        "kernel": facts.kernel,
-        "version": facts.version,
-        "labels": dict(facts.labels),
-        "cpu_milli_cores": facts.capacity.cpu_milli_cores,
-        "memory_bytes": facts.capacity.memory_bytes,
-        "slots": facts.capacity.slots,
-        "runtime": asdict(facts.runtime),
-        "conditions": [],
-        "connect_time": now,
-        "last_seen_time": now,
-        "message": "",
-    }
-    if known is None:
-        connection.execute(
-            insert(agents).values(
-                agent_id=facts.agent_id, session_epoch=1, revision=seen_revision, create_time=now, **values
-            )
-        )
-    else:
-        connection.execute(
-            update(agents)
-            .where(agents.c.agent_id == facts.agent_id, agents.c.session_epoch == known.session_epoch)
-            .values(session_epoch=known.session_epoch + 1, revision=max(known.revision, seen_revision), **values)
-        )
-    return read_agents(connection, agent_id=facts.agent_id)[0]
-
-
-def _claim_name(connection: Connection, facts: AgentFacts, connected: Collection[str]) -> None:
-    owner = connection.execute(
-        select(agents.c.agent_id).where(agents.c.name == facts.name, agents.c.agent_id != facts.agent_id)
-    ).scalar_one_or_none()
-    if owner is None:
-        return
-    if owner in connected:
-        raise AlreadyExists(
-            f'another agent is connected under the name "{facts.name}": set agent_name to another one',
-            reason="AGENT_NAME_TAKEN",
-        )
-    connection.execute(update(agents).where(agents.c.agent_id == owner).values(name=former_name(facts.name, owner)))
 
 
 def former_name(name: str, agent_id: str) -> str:
@@ -230,6 +171,9 @@ def _agent(row: Row[Any]) -> AgentRow:
         draining=row.draining,
         drain_deadline_time=row.drain_deadline_time,
         quarantine_reason=row.quarantine_reason,
+        hello_cluster_id=row.hello_cluster_id,
+        accepted_cluster_id=row.accepted_cluster_id,
+        doubtful_revision=row.doubtful_revision,
         connect_time=row.connect_time,
         last_seen_time=row.last_seen_time,
     )

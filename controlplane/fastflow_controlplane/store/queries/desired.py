@@ -124,6 +124,16 @@ def read_unbegun(connection: Connection, agent_id: str, reported: Collection[Att
     return [row for row in map(_row, unbegun) if row.key not in reported]
 
 
+def read_doubtful(connection: Connection, agent_id: str, reported: Collection[AttemptKey]) -> list[AttemptKey]:
+    """Returns those of `read_unbegun` that were assigned before an operator accepted the agent with this database."""
+    doubtful = connection.execute(
+        select(agents.c.doubtful_revision).where(agents.c.agent_id == agent_id)
+    ).scalar_one_or_none()
+    if not doubtful:
+        return []
+    return [row.key for row in read_unbegun(connection, agent_id, reported) if row.revision <= doubtful]
+
+
 def _state(connection: Connection, agent_id: str, rows: Iterable[DesiredRow]) -> DesiredState:
     agent = connection.execute(_AGENT, {"agent": agent_id}).one()
     return DesiredState(agent.revision, agent.session_epoch, agent.draining, agent.drain_deadline_time, tuple(rows))
