@@ -123,9 +123,9 @@ class Exited:
     """What the engine said of the container's end, in the same write as the verdict drawn from it."""
 
     state: str
-    exit_code: int | None
     oom_flag: bool
     error: str
+    exit_code: int | None = None
     step: Literal["EXITED"] = "EXITED"
 
 

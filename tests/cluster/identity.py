@@ -21,8 +21,11 @@ SETTINGS = {
 }
 """Short heartbeats and graces, and none that makes a busy machine's agent look silent."""
 
+PATIENCE = 60.0
+"""Seconds until a started program has dialled in, on a machine that others use as well."""
+
 LEDGER = """
-    import os, sys, time
+    import os, time
     print("begun", flush=True)
     for number in range(int(os.environ.get("SECONDS", "300")) * 10):
         print("tick", number, flush=True)
@@ -66,6 +69,11 @@ def living(cluster: Cluster) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def state_of(cluster: Cluster) -> str:
+    """State of the agent "worker-1", whichever process it is."""
+    return str(cluster.show_agent("worker-1")["state"])
 
 
 def attempt_of(run: dict[str, Any]) -> tuple[Any, Any, int]:
@@ -122,8 +130,8 @@ class Copied:
         cluster.wait_for_log(run, b"begun")
         shutil.copytree(data_dir(cluster), cluster.folder / "copy")
         copy = cluster.add_agent("worker-2", FASTFLOW_DATA_DIR=str(cluster.folder / "copy"))
-        copy.wait_for_log("DUPLICATE_AGENT")
-        copy.wait_for_log("delete the folder")
+        copy.wait_for_log("DUPLICATE_AGENT", PATIENCE)
+        assert "delete the folder" in copy.tail()
         assert "refused" in conditions(cluster)["DuplicateAgent"]
         shown = cluster.finish(run)
         assert attempt_of(shown) == ("SUCCEEDED", "", 1)
@@ -140,7 +148,7 @@ class Copied:
         machine.write_text("0123456789abcdef0123456789abcdef\n")
         elsewhere = ("unshare", "-m", "sh", "-c", f'mount --bind {machine} /etc/machine-id && exec "$@"', "sh")
         copy = cluster.add_agent("worker-1b", entrance=elsewhere, FASTFLOW_DATA_DIR=str(cluster.folder / "copy"))
-        copy.wait_for_log("belongs to another machine")
+        copy.wait_for_log("belongs to another machine", PATIENCE)
         cluster.agents["worker-1"].start()
         assert attempt_of(cluster.finish(run)) == ("SUCCEEDED", "", 1)
         # Moved for good: the old machine is gone, and an operator says so.
@@ -149,13 +157,13 @@ class Copied:
         assert cluster.ffctl("agents", "accept", "worker-1").exit_code == 0
         copy.settings["FASTFLOW_AGENT_NAME"] = "worker-1"
         copy.start()
-        cluster.wait_for_agent("worker-1")
+        cluster.until(lambda: state_of(cluster) == "AGENT_STATE_ACTIVE", PATIENCE, "the moved agent to be accepted")
 
     def test_a_second_agent_of_one_name_is_refused_and_told_what_to_do(self, cluster: Cluster) -> None:
         cluster.start()
         first = cluster.show_agent("worker-1")
         second = cluster.add_agent("worker-2", FASTFLOW_AGENT_NAME="worker-1")
-        second.wait_for_log("FASTFLOW_AGENT_NAME")
+        second.wait_for_log("FASTFLOW_AGENT_NAME", PATIENCE)
         assert "DUPLICATE_AGENT" in second.tail()
         assert cluster.show_agent("worker-1")["session_epoch"] == first["session_epoch"]
 

@@ -8,6 +8,8 @@ import pytest
 from tests.cluster import Cluster
 from tests.cluster.identity import SETTINGS, Copied, Restored, Wiped
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:

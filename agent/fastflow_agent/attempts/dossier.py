@@ -72,7 +72,7 @@ class Services:
 
     `disk` are the threads of short writes that must not wait (journals), `cleanup` those of deletions, however large.
     `paths` gives the paths of a slot, `changed` is called with an attempt that has new events, `environment_ready` with
-    bundle digest, Python version and environment of a run that got its own, `checkpoint` at every AgentPoint.
+    bundle digest, Python version and environment of a run that got its own, `reach` at every AgentPoint.
     `until_strays_gone` returns once no container is left that a lost journal may have been about.
     """
 

@@ -188,7 +188,7 @@ async def conclude(dossier: Dossier, seen: Observation, *, released: bool) -> No
         usage=reading.usage if reading else None,
         out_of_memory=verdict.out_of_memory,
     )
-    exited = Exited(seen.state.value, seen.exit_code, seen.oom_flag, seen.error)
+    exited = Exited(seen.state.value, seen.oom_flag, seen.error, seen.exit_code)
     # The end itself, which may have been long before: a run may end while no agent is there.
     await dossier.record(exited, facts=(ended,), time=seen.finished_at)
     dossier.reach(AgentPoint.EXITED)

@@ -59,7 +59,7 @@ async def _whole_life(path: Path, disk: Executor) -> Journal:
     await journal.append(OomSeen(3), Stopping(StopCause.TIMEOUT, NOW, 10.0), facts=[StateChanged(State.STOPPING)])
     await journal.append(Signalled(8.5))
     await journal.append(
-        Exited("exited", 143, False, ""), facts=[Ended(State.TIMED_OUT, Reason.TIMEOUT, exit_code=143)]
+        Exited("exited", False, "", 143), facts=[Ended(State.TIMED_OUT, Reason.TIMEOUT, exit_code=143)]
     )
     await journal.append(facts=[ContainerGone()])
     await journal.append(Sealed(77))
@@ -194,3 +194,25 @@ async def test_a_volatile_journal_keeps_events_without_a_file(path: Path, disk: 
 async def test_a_journal_is_readable_by_the_agent_alone(path: Path, disk: Executor) -> None:
     await Journal.create(path, INTENT, disk, Clock())
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_end_of_a_container_that_is_gone_is_read_back(path: Path, disk: Executor) -> None:
+    journal = await Journal.create(path, INTENT, disk, Clock())
+    await journal.append(Exited("absent", False, ""), facts=[Ended(State.FAILED, Reason.CONTAINER_VANISHED)])
+    journal.close()
+    after = await Journal.open(path, disk, Clock())
+    assert after is not None
+    assert after.history.ended == Ended(State.FAILED, Reason.CONTAINER_VANISHED)
+
+
+async def test_events_that_were_settled_come_again_for_a_control_plane_that_lost_them(
+    path: Path, disk: Executor
+) -> None:
+    journal = await Journal.create(path, INTENT, disk, Clock(), facts=[PREPARING])
+    await journal.append(facts=[StateChanged(State.RUNNING), Ended(State.SUCCEEDED)])
+    journal.acknowledge(3)
+    assert list(journal.history.unacked) == []
+    journal.history.rewind(1)
+    assert list(journal.history.unacked) == [2, 3]
+    journal.acknowledge(3)
+    assert list(journal.history.unacked) == []
