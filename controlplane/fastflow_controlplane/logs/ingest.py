@@ -254,9 +254,6 @@ class _Stream:
             await held.aclose()
             return None
         attempt = self._attempts[name] = _Attempt(key, opened, held)
-        if opened.sealed:
-            # The record of it may be older than the log: the answer got lost, or the database was restored.
-            await self._directory.sealed(key, opened.end)
         return attempt
 
     async def _refused(self, key: AttemptKey) -> bool:
