@@ -26,10 +26,13 @@ def serve(settings: ControlPlaneSettings) -> None:
     Stopping the control plane stops no run: agents go on, and report when it is back.
     """
     # Here, since gRPC and SQLAlchemy take longer to import than --help may take.
-    from fastflow_controlplane.errors import FastFlowError
+    from fastflow_controlplane.errors import Deposed, FastFlowError
 
     try:
         asyncio.run(_serve(settings))
+    except Deposed as error:
+        log.error("the control plane ends", why=error.message)
+        sys.exit(EXIT_CANNOT_START)
     except (FastFlowError, OSError) as error:
         log.error("the control plane can not start", why=str(error))
         sys.exit(EXIT_CANNOT_START)

@@ -36,7 +36,6 @@ from fastflow_controlplane.sources.retention import CodeRetention
 from fastflow_controlplane.sources.syncing import Fetching, SyncService
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts, runs
-from fastflow_controlplane.store.queries.cluster import take_over
 
 Task = Callable[[], Coroutine[Any, Any, None]]
 
@@ -89,7 +88,7 @@ async def _compose(
     catalog: Catalog,
     secrets: SecretService,
 ) -> ControlPlane:
-    leadership = await store.write(lambda connection: take_over(connection, clock.now()))
+    leadership = await store.lead(clock.now())
     registry = AgentRegistry(store, clock, settings, scheduler)
     assignments = Assignments(
         store, clock, secrets, logs, changes, scheduler, registry, leadership.leader_epoch, settings.stop_grace
@@ -117,7 +116,7 @@ async def _compose(
     await registry.restore()
     syncs = SyncService(store, clock, catalog, _fetching(settings, secrets), settings.sync_interval)
     retention = Retention(store, clock, settings, logs, registry.is_told)
-    conditions = Conditions({Part.DATABASE: store.writer, Part.LOGS: logs}, clock)
+    conditions = Conditions({Part.DATABASE: store, Part.LOGS: logs}, clock)
     return ControlPlane(
         services=Parts(
             runs=run_service,
@@ -143,6 +142,7 @@ async def _compose(
             "sources": syncs.run,
             "secrets": secrets.watch,
             "conditions": conditions.watch,
+            "ownership": store.until_deposed,
         },
     )
 

@@ -11,9 +11,19 @@ from enum import StrEnum
 from typing import Protocol
 
 from fastflow_controlplane.clock import Clock
+from fastflow_controlplane.disk import DISK_FULL
+from fastflow_controlplane.errors import FastFlowError
 
 CHECK_SECONDS = 1.0
 """How often a part that fails is tried again; costs nothing while all parts work."""
+
+DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
+"""`ErrorInfo.reason` of what fails because the database does."""
+
+
+def is_told(error: FastFlowError) -> bool:
+    """Whether a condition tells of it: then whoever is refused for it, again and again, needs no entry in our log."""
+    return error.reason in (DISK_FULL, DATABASE_UNAVAILABLE)
 
 
 class Part(StrEnum):

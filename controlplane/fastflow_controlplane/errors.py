@@ -75,6 +75,10 @@ class FailedPrecondition(FastFlowError):
     default_reason = "FAILED_PRECONDITION"
 
 
+class Deposed(FailedPrecondition):
+    """The database belongs to another control plane now: what this one knows is out of date, and it must end."""
+
+
 class Aborted(FastFlowError):
     """Somebody else changed it in between: read again and repeat."""
 

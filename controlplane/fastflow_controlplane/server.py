@@ -21,7 +21,7 @@ from fastflow_controlplane.api.services import Parts, add_services
 from fastflow_controlplane.clock import SystemClock
 from fastflow_controlplane.composition import Task, compose
 from fastflow_controlplane.disk import DISK_FULL, full_message, is_full
-from fastflow_controlplane.errors import FailedPrecondition, Unavailable
+from fastflow_controlplane.errors import Deposed, FailedPrecondition, Unavailable
 from fastflow_controlplane.identity.tokens import SharedToken
 from fastflow_controlplane.settings import ControlPlaneSettings
 
@@ -39,7 +39,7 @@ async def serve(
     """Serves until `stopping` is set; `ready` is called with the address once calls are answered.
 
     Stopping ends streams and writes what is waiting; it stops no run. Raises FastFlowError or OSError where it can not
-    start.
+    start, Deposed also later.
     """
     with _full_disk_explained(settings.data_dir), _locked_data_folder(settings):
         async with compose(settings, SystemClock()) as controlplane:
@@ -92,11 +92,14 @@ async def _listen(server: grpc.aio.Server, settings: ControlPlaneSettings) -> st
 
 async def _work(tasks: Mapping[str, Task], stopping: asyncio.Event) -> None:
     """Runs every task of the control plane; one that fails ends all, since half a control plane misleads."""
-    async with asyncio.TaskGroup() as group:
-        working = [group.create_task(task(), name=name) for name, task in tasks.items()]
-        await stopping.wait()
-        for task in working:
-            task.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            working = [group.create_task(task(), name=name) for name, task in tasks.items()]
+            await stopping.wait()
+            for task in working:
+                task.cancel()
+    except* Deposed as deposed:
+        raise deposed.exceptions[0] from None
 
 
 @contextmanager

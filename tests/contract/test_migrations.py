@@ -2,7 +2,8 @@
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from fastflow_controlplane.store.engine import Store, parse_url
+from fastflow_controlplane.store.connections import parse_url
+from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.migrations import HEAD, migrate, upgrade
 from fastflow_controlplane.store.models import metadata
 from fastflow_controlplane.store.queries.runs import read_run

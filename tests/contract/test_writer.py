@@ -83,8 +83,8 @@ async def test_listeners_hear_of_commits_in_order_even_when_the_caller_has_gone(
 
 async def test_writing_that_works_again_is_noticed_without_a_caller_and_leaves_no_trace(store: Store) -> None:
     store.writer.problem = Problem("DISK_FULL", "the disk is full")
-    await store.writer.recheck()
-    assert store.writer.problem is None
+    await store.recheck()
+    assert store.problem is None
     assert await store.read(count) == 0
 
 

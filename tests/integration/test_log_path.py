@@ -21,6 +21,7 @@ from fastflow_agent.logs.shipper import Shipper, ShipSettings
 from fastflow_agent.logs.spool import Spool
 from fastflow_agent.model import AttemptKey
 from fastflow_controlplane.api.agent_gateway import AgentGatewayServicer
+from fastflow_controlplane.errors import Unavailable
 from fastflow_controlplane.logs.files import FileLogStore
 from fastflow_controlplane.logs.ingest import IngestSettings, LogIngest, Rejection
 from fastflow_controlplane.logs.store import LogKey
@@ -407,6 +408,36 @@ async def test_output_after_the_seal_is_refused(world: World) -> None:
     world.agent.ship(key, 3)
     assert await world.agent.seal(key) == 3
     assert await world.controlplane.log(key) == b"all"
+
+
+async def test_while_the_database_is_away_no_log_is_told_sealed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, taken = world.key(), world.attempts.sealed
+    calls = 0
+
+    async def sealed(key: StoredKey, end: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls < 4:
+            raise Unavailable("the database is away")
+        await taken(key, end)
+
+    monkeypatch.setattr(world.attempts, "sealed", sealed)
+    world.agent.ship(key)
+    write(world.agent.file(key), b"all")
+    assert await world.agent.seal(key) == 3
+    assert world.attempts.ends == {(key.run_id, 1): 3}
+
+
+async def test_a_log_that_a_dead_control_plane_sealed_is_recorded_before_the_agent_is_told(world: World) -> None:
+    key = world.key()
+    world.agent.ship(key)
+    write(world.agent.file(key), b"all")
+    await world.agent.seal(key)
+    await world.agent.shipper.remove(key)
+    world.attempts.ends.clear()  # as a kill between the two leaves it
+    world.agent.ship(key)
+    assert await world.agent.seal(key) == 3
+    assert world.attempts.ends == {(key.run_id, 1): 3}
 
 
 async def test_bytes_that_changed_on_the_worker_end_the_log_with_a_recorded_loss(world: World) -> None:

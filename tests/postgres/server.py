@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import psutil
 import psycopg
-from fastflow_controlplane.store.engine import parse_url
+from fastflow_controlplane.store.connections import parse_url
 from fastflow_controlplane.store.migrations import migrate
 from fastflow_controlplane.store.models import metadata
 from sqlalchemy import Connection, NullPool, create_engine, text
@@ -34,8 +34,6 @@ OPTIONS = {
     # What a power cut would take is not under test, and a killed process leaves the page cache to the system.
     "fsync": "off",
     "full_page_writes": "off",
-    "wal_level": "minimal",
-    "max_wal_senders": "0",
 }
 
 

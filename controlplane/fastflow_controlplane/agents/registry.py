@@ -21,7 +21,7 @@ from fastflow_controlplane.agents.model import (
     RuntimeFacts,
 )
 from fastflow_controlplane.clock import Clock
-from fastflow_controlplane.disk import DISK_FULL
+from fastflow_controlplane.conditions import is_told
 from fastflow_controlplane.errors import Unavailable, not_found
 from fastflow_controlplane.runs.model import AttemptKey, Usage
 from fastflow_controlplane.scheduler.placement import Offer
@@ -363,13 +363,13 @@ class AgentRegistry:
         try:
             await self._store.write(lambda connection: agents.note_seen(connection, seen))
         except Unavailable as error:
-            if error.reason != DISK_FULL:  # which is a condition, told once
+            if not is_told(error):
                 log.warning("agents' times could not be stored", why=error.message)
 
     def check(self) -> None:
         """Judges who lives; a silent agent's stream is cut."""
         now = self._clock.monotonic()
-        if now - self._checked > STALL_SECONDS or self._store.writer.problem:
+        if now - self._checked > STALL_SECONDS or self._store.problem:
             # We were stopped, or can not register anybody: no fault of agents that are away.
             self._recovering_since = now
         self._checked = now

@@ -13,7 +13,7 @@ import grpc.aio
 import structlog
 
 from fastflow_controlplane.api import status
-from fastflow_controlplane.disk import DISK_FULL
+from fastflow_controlplane.conditions import is_told
 from fastflow_controlplane.errors import FastFlowError
 from fastflow_controlplane.identity.tokens import SharedToken
 
@@ -100,8 +100,7 @@ class _Guard:
         except FastFlowError as error:
             outcome = error.code
             answer = status.status_of(error)
-            # A full disk is a condition, told once; agents call again and again meanwhile.
-            tell = log.debug if error.reason == DISK_FULL else log.info
+            tell = log.debug if is_told(error) else log.info
             tell("call refused", method=self._method, code=error.code, reason=error.reason, why=answer.message)
             await _abort(context, answer)
         except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):

@@ -16,6 +16,7 @@ import google_crc32c
 import structlog
 from fastflow.service.failpoints import ControlPlanePoint, reach
 
+from fastflow_controlplane.errors import Unavailable
 from fastflow_controlplane.logs.store import (
     Log,
     LogIsSealed,
@@ -39,7 +40,8 @@ class IngestSettings:
     `window` is what an agent may send beyond what is durable: enough to keep a fast network busy while a slow disk
     syncs, little enough to be sent again after a broken connection. `sync_interval` bounds how long a byte waits for
     its acknowledgement, and with it how often a quiet log costs a disk flush; `sync_bytes` is when a busy one need
-    not wait. `inbox_bytes` is the memory one stream may hold. `retry_interval` is how often a full disk is tried.
+    not wait. `inbox_bytes` is the memory one stream may hold. `retry_interval` is how often a full disk, or a
+    database that is away, is tried.
     """
 
     window: int = 32 * 1024 * 1024
@@ -257,7 +259,7 @@ class _Stream:
         return attempt
 
     async def _refused(self, key: AttemptKey) -> bool:
-        rejection = await self._directory.admit(key)
+        rejection = await self._until_available(lambda: self._directory.admit(key))
         if rejection is Rejection.NONE:
             return False
         log.info("log refused", run=key.run_id, attempt=key.attempt, reason=rejection)
@@ -328,15 +330,20 @@ class _Stream:
 
     async def _record(self, attempt: _Attempt) -> None:
         if not attempt.recorded:
-            await self._directory.sealed(attempt.key, attempt.log.end)
+            end = attempt.log.end
+            await self._until_available(lambda: self._directory.sealed(attempt.key, end))
             attempt.recorded = True
 
     async def _until_available(self, operation: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
                 return await operation()
-            except StoreUnavailable as error:
-                log.debug("log waits for the store", detail=str(error), retry_seconds=self._settings.retry_interval)
+            except Unavailable as error:
+                log.debug(
+                    "log waits for its disk or the database",
+                    detail=str(error),
+                    retry_seconds=self._settings.retry_interval,
+                )
             await asyncio.sleep(self._settings.retry_interval)
 
     async def _sync(self, writing: asyncio.Task[None]) -> None:

@@ -7,7 +7,7 @@ import structlog
 
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
-from fastflow_controlplane.disk import DISK_FULL
+from fastflow_controlplane.conditions import is_told
 from fastflow_controlplane.errors import NotFound, Unavailable
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import WaitingRun
@@ -77,7 +77,7 @@ class Reaper:
             try:
                 await self.tick()
             except Unavailable as error:
-                if error.reason != DISK_FULL:  # which is a condition, told once
+                if not is_told(error):
                     log.warning("runs could not be looked after", why=error.message)
 
     async def tick(self) -> None:

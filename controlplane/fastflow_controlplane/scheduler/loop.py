@@ -15,7 +15,7 @@ import structlog
 
 from fastflow_controlplane.agents.model import Capacity
 from fastflow_controlplane.clock import MICROSECONDS, Clock
-from fastflow_controlplane.disk import DISK_FULL
+from fastflow_controlplane.conditions import is_told
 from fastflow_controlplane.errors import FastFlowError
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptKey, FailedPlacements, Held, Placement, WaitingRun
@@ -172,7 +172,7 @@ class Scheduler:
             key = await assign(run, offer.agent_id)
         except FastFlowError as error:
             trouble = error.message
-            if error.reason != DISK_FULL:  # which is a condition, told once
+            if not is_told(error):
                 log.warning("placement could not be written", run=run.run_id, agent=offer.name, why=trouble)
         finally:
             _, shape = self._writing.pop(run.run_id)

@@ -1,4 +1,4 @@
-"""Connections to the database, and the one object that other packages hold: `Store`.
+"""The one object that other packages hold of the database: `Store`.
 
 Plain (synchronous) SQLAlchemy in threads of our own, not its asyncio layer: one hop per transaction instead of one per
 statement, which measured three times as many operations per second and a third of the latency on SQLite.
@@ -7,54 +7,81 @@ statement, which measured three times as many operations per second and a third 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from sqlite3 import Connection as SqliteConnection
-from typing import Any, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+import structlog
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
-from fastflow_controlplane.errors import FailedPrecondition, InvalidArgument
+from fastflow_controlplane.conditions import Problem
+from fastflow_controlplane.errors import Unavailable
+from fastflow_controlplane.store.connections import check_server, make_engine, parse_url
+from fastflow_controlplane.store.link import cut
 from fastflow_controlplane.store.migrations import migrate
+from fastflow_controlplane.store.ownership import ownership_of
 from fastflow_controlplane.store.place import Place
-from fastflow_controlplane.store.writer import Writer
+from fastflow_controlplane.store.queries.cluster import Leadership, take_over
+from fastflow_controlplane.store.queries.requests import try_out
+from fastflow_controlplane.store.writer import Writer, is_failure_of_the_database
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
 READERS = 4
 """Reading connections, each with a thread; queries are short and bounded by page size."""
-BUSY_TIMEOUT_MS = 5_000
-"""How long SQLite waits for a lock, which only a second process on the same file can hold."""
+READ_SECONDS = 10.0
+"""A query that takes longer will not end: a connection can be open though the server is gone."""
 
 
 class Store:
     """The database: `read` for queries on connections of their own, `write` for the one group-committing writer.
 
     A query or operation is a plain function of a `Connection`. It runs in a thread, so it touches nothing but the
-    connection and its arguments, and returns plain values.
+    connection and its arguments, and returns plain values; it may be called twice.
     """
 
     def __init__(self, url: str) -> None:
         self.url = parse_url(url)
         self._place = Place(self.url)
-        self._write_engine = _engine(self.url, immediate=True, size=1)
-        self._read_engine = _engine(self.url, immediate=False, size=READERS)
+        self._ownership = ownership_of(self.url, self._place.name)
+        self._write_engine = make_engine(self.url, self._ownership.name, writing=True, size=1)
+        self._read_engine = make_engine(self.url, self._ownership.name, writing=False, size=READERS)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
-        self.writer = Writer(self._write_engine, self._place)
+        self._read_problem: Problem | None = None
+        self.writer = Writer(self._write_engine, self._place, self._ownership)
 
     def open(self) -> None:
-        """Creates the database where there is none and brings it to the newest schema. Blocks; call it at start."""
+        """Takes the database over, creates it where there is none and brings it to the newest schema.
+
+        Blocks; call it at start. Raises FailedPrecondition where another control plane has it.
+        """
         if self._place.folder is not None:
             self._place.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self._ownership.prepare()
             with self._write_engine.connect() as connection:
+                check_server(connection)
+                self._ownership.hold(connection)
                 migrate(connection)
-        except DBAPIError as error:
-            raise self._place.failure(error, "opened") from error
+        except BaseException as error:
+            self._write_engine.dispose()
+            self._ownership.release()
+            if isinstance(error, DBAPIError):
+                raise self._place.failure(error, "opened") from error
+            raise
 
     async def start(self) -> None:
         """Starts the writer task. `open` comes first."""
         await self.writer.start()
+
+    async def lead(self, now: int) -> Leadership:
+        """Raises the leader epoch. From then on, nothing is written to a database that names another one."""
+        leadership = await self.write(lambda connection: take_over(connection, now))
+        self.writer.link.leader_epoch = leadership.leader_epoch
+        return leadership
 
     async def write(self, operation: Callable[[Connection], T], committed: Callable[[T], None] | None = None) -> T:
         """See `Writer.write`."""
@@ -62,14 +89,61 @@ class Store:
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Returns what `query` finds in one snapshot. Raises Unavailable when the database does not answer."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, query)
-
-    def _read(self, query: Callable[[Connection], T]) -> T:
+        reading = _Reading(query)
+        running: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(self._readers, self._read, reading)
         try:
-            with self._read_engine.connect() as connection:
-                return query(connection)
+            if not (await asyncio.wait({running}, timeout=READ_SECONDS))[0]:
+                reading.cut()
+                raise self._place.silence()
+            return running.result()
+        except Unavailable as error:
+            self._note_reading(Problem(error.reason, error.message))
+            raise
+        finally:
+            running.cancel()
+
+    def _read(self, reading: "_Reading[T]") -> T:
+        try:
+            try:
+                return self._query(reading)
+            except DBAPIError as error:
+                if not error.connection_invalidated or reading.over:
+                    raise
+                # Nothing was read for long enough that the server was started anew.
+                return self._query(reading)
         except DBAPIError as error:
+            if not is_failure_of_the_database(error):
+                raise
             raise self._place.failure(error, "read") from error
+
+    def _query(self, reading: "_Reading[T]") -> T:
+        with self._read_engine.connect() as connection:
+            reading.connection = connection
+            return reading.query(connection)
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why the database can not be used at the moment; None = it can."""
+        return self.writer.problem or self._read_problem
+
+    async def recheck(self) -> None:
+        """Where it can not be used, tries it, so that its return is noticed though nobody asks for anything."""
+        if self.problem is not None:
+            with suppress(Unavailable):
+                await self.write(try_out)
+                await self.read(lambda connection: connection.execute(text("SELECT 1")).scalar())
+                self._note_reading(None)
+
+    def _note_reading(self, problem: Problem | None) -> None:
+        told, self._read_problem = self._read_problem, problem
+        if problem and told is None:
+            log.error("reading fails", why=problem.message)
+        elif told and problem is None:
+            log.info("reading works again")
+
+    async def until_deposed(self) -> None:
+        """See `Writer.until_deposed`."""
+        await self.writer.until_deposed()
 
     async def close(self) -> None:
         """Writes what is waiting, then closes all connections."""
@@ -77,58 +151,19 @@ class Store:
         self._readers.shutdown(wait=True)
         self._read_engine.dispose()
         self._write_engine.dispose()
+        self._ownership.release()
 
 
-def parse_url(url: str) -> URL:
-    """Returns `url` with the driver we use; raises InvalidArgument for databases other than SQLite and PostgreSQL."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise InvalidArgument(
-            "database_url is no database URL; examples: sqlite:////var/lib/fastflow/fastflow.db, "
-            "postgresql://user@host/fastflow"
-        ) from error
-    backend = parsed.get_backend_name()
-    if backend == "sqlite":
-        if parsed.database in (None, "", ":memory:"):
-            raise InvalidArgument("database_url names no file: runs would be gone with the process")
-        return parsed.set(drivername="sqlite+pysqlite")
-    if backend == "postgresql":
-        return parsed.set(drivername="postgresql+psycopg")
-    raise InvalidArgument(f'database_url names "{backend}"; supported are sqlite and postgresql')
+@dataclass
+class _Reading(Generic[T]):
+    """One query under way, and what it reads from."""
 
+    query: Callable[[Connection], T]
+    connection: Connection | None = None
+    over: bool = False
 
-def _engine(url: URL, *, immediate: bool, size: int) -> Engine:
-    if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, pool_size=size, max_overflow=0)
-        _tune_sqlite(engine, immediate=immediate)
-        return engine
-    # Each read sees one snapshot, as it does on SQLite.
-    level = "READ COMMITTED" if immediate else "REPEATABLE READ"
-    try:
-        return create_engine(url, pool_size=size, max_overflow=0, isolation_level=level)
-    except ModuleNotFoundError as error:
-        raise FailedPrecondition(
-            f"database_url names PostgreSQL, which needs the Python package {error.name}: install it first"
-        ) from None
-
-
-def _tune_sqlite(engine: Engine, *, immediate: bool) -> None:
-    def connected(connection: SqliteConnection, _record: Any) -> None:
-        # The driver must not begin transactions by itself: it would do so late, and never IMMEDIATE.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        # Acknowledged means on disk: FULL syncs the log at each commit, NORMAL only at checkpoints.
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        if not immediate:
-            cursor.execute("PRAGMA query_only = ON")
-        cursor.close()
-
-    def begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-    event.listen(engine, "connect", connected)
-    event.listen(engine, "begin", begun)
+    def cut(self) -> None:
+        """Ends it, from another thread."""
+        self.over = True
+        if self.connection is not None:
+            cut(self.connection)

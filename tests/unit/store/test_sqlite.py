@@ -3,13 +3,15 @@
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fastflow_controlplane.conditions import Problem
 from fastflow_controlplane.errors import FailedPrecondition, FastFlowError, InvalidArgument, Unavailable
-from fastflow_controlplane.store import migrations
-from fastflow_controlplane.store.engine import Store, parse_url
+from fastflow_controlplane.store import connections, migrations
+from fastflow_controlplane.store.connections import parse_url
+from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.models import requests
 from sqlalchemy import Connection, insert, text
 
@@ -32,6 +34,10 @@ def add(connection: Connection, name: str) -> None:
     connection.execute(
         insert(requests).values(kind="test", request_id=name, fingerprint="", answer_id="x" * 200, create_time=0)
     )
+
+
+def count(connection: Connection) -> int:
+    return int(connection.execute(text("SELECT count(*) FROM requests")).scalar_one())
 
 
 async def test_what_is_acknowledged_is_synced_to_disk(store: Store) -> None:
@@ -65,8 +71,29 @@ async def test_a_full_disk_is_named_acknowledges_nothing_and_heals_by_itself(sto
     await store.write(fill)  # on a connection without the bound
 
     assert store.writer.problem is None
-    names = await store.read(lambda connection: connection.execute(text("SELECT count(*) FROM requests")).scalar())
-    assert names == 1001
+    assert await store.read(count) == 1001
+
+
+async def test_a_database_that_another_program_holds_locked_is_named_and_used_again_once_it_is_free(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "LOCK_SECONDS", 0)
+    store = Store(f"sqlite:///{file}")
+    store.open()
+    await store.start()
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(Unavailable, match=f"{file} is locked by another program: end what has it open"):
+            await store.write(lambda connection: add(connection, "refused"))
+        await store.recheck()
+        assert store.problem is not None
+        assert await store.read(count) == 0
+        other.execute("COMMIT")
+    await store.recheck()
+    assert store.problem is None
+    await store.write(lambda connection: add(connection, "taken"))
+    assert await store.read(count) == 1
+    await store.close()
 
 
 def test_the_newest_revision_is_known_without_alembic() -> None:

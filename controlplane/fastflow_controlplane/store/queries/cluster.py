@@ -27,3 +27,8 @@ def take_over(connection: Connection, now: int) -> Leadership:
         connection.execute(insert(cluster).values(id=_ROW, cluster_id=new_id(), leader_epoch=1, create_time=now))
     row = connection.execute(select(cluster.c.cluster_id, cluster.c.leader_epoch)).one()
     return Leadership(row.cluster_id, row.leader_epoch)
+
+
+def read_leader_epoch(connection: Connection) -> int | None:
+    """Returns the epoch of the control plane that took the database over last; None = it is new."""
+    return connection.execute(select(cluster.c.leader_epoch).where(cluster.c.id == _ROW)).scalar_one_or_none()

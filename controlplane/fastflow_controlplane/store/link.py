@@ -1,0 +1,117 @@
+"""The one connection that writes: it owns the database, and knows what became of a commit that was not answered."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from sqlalchemy import Connection, Engine, RootTransaction, text
+from sqlalchemy.exc import DBAPIError
+
+from fastflow_controlplane.errors import Deposed, FailedPrecondition
+from fastflow_controlplane.store.ownership import Ownership
+from fastflow_controlplane.store.queries.cluster import read_leader_epoch
+
+_TRANSACTION = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
+_FATE = text("SELECT pg_xact_status(CAST(:id AS xid8))")
+
+
+class WriteLink:
+    """Connects and connects anew. All but `cut` is for the writing thread alone."""
+
+    def __init__(self, engine: Engine, ownership: Ownership) -> None:
+        self._engine = engine
+        self._ownership = ownership
+        self._tells_fate = engine.dialect.name == "postgresql"
+        self._connection: Connection | None = None
+        self.leader_epoch = 0
+        """What the database must name as its leader when connected to anew; 0 = whatever it does."""
+        self.doubt = ""
+        """Transaction whose commit was not answered; "" = none."""
+        self.was_cut = False
+        """Whether the connection was given up on."""
+        self.deposed: Deposed | None = None
+        """Why nothing is written any more, ever."""
+
+    def connect(self) -> None:
+        """Makes sure of a connection that owns the database. Raises DBAPIError, Deposed."""
+        if self.deposed is not None:
+            raise self.deposed
+        if self._connection is not None:
+            return
+        self.was_cut = False
+        self._connection = self._engine.connect()
+        try:
+            self._ownership.hold(self._connection)
+            self._check_epoch(self._connection)
+        except FailedPrecondition as error:
+            self.drop()
+            self.deposed = Deposed(error.message, reason=error.reason)
+            raise self.deposed from None
+        except BaseException:
+            self.drop()
+            raise
+
+    def _check_epoch(self, connection: Connection) -> None:
+        if not self.leader_epoch:
+            return
+        found = read_leader_epoch(connection)
+        connection.rollback()
+        if found != self.leader_epoch:
+            raise FailedPrecondition(
+                "another control plane has used the database meanwhile, or another copy of it was put in place: "
+                "what this one knows is out of date; start it anew",
+                reason="DATABASE_TAKEN_OVER",
+            )
+
+    @contextmanager
+    def begin(self) -> Iterator[RootTransaction]:
+        """A transaction, undone unless `commit` is called."""
+        assert self._connection is not None, "connect() comes first"
+        with self._connection.begin() as transaction:
+            yield transaction
+            if transaction.is_active:
+                transaction.rollback()
+
+    def commit(self, transaction: RootTransaction) -> None:
+        """Commits. Raises DBAPIError; where `doubt` is set then, it is unknown whether all is stored or nothing."""
+        name = transaction.connection.execute(_TRANSACTION).scalar_one() if self._tells_fate else None
+        try:
+            transaction.commit()
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                self.doubt = name or ""
+            raise
+
+    def decide(self) -> bool:
+        """Tells, on a new connection, whether the doubtful transaction was committed.
+
+        The session that brought it has ended, since this one has its lock: it is not under way any more.
+        """
+        assert self._connection is not None, "connect() comes first"
+        with self._connection.begin():
+            fate = self._connection.execute(_FATE, {"id": self.doubt}).scalar_one()
+        self.doubt = ""
+        return bool(fate == "committed")
+
+    def drop(self) -> None:
+        """Closes the connection: after a failure its state is unknown, SQLite rolls back by itself on some errors."""
+        if self._connection is not None:
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = None
+
+    def cut(self) -> None:
+        """See `cut`."""
+        self.was_cut = True
+        if self._connection is not None:
+            cut(self._connection)
+
+
+def cut(connection: Connection) -> None:
+    """Breaks a connection to a server, from whichever thread: who waits for an answer on it fails at once."""
+    driver = None if connection.closed or connection.invalidated else connection.connection.driver_connection
+    if driver is None or not hasattr(driver, "fileno"):
+        return  # SQLite waits for its disk, and nothing can end that
+    with suppress(OSError), socket.socket(fileno=os.dup(driver.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,139 @@
+"""A PostgreSQL server that is restarted, freezes, or goes away in the middle of a commit."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+from fastflow_controlplane.errors import Unavailable
+from fastflow_controlplane.store import engine, writer
+from fastflow_controlplane.store.engine import Store
+
+from tests.contract.test_ownership import end_sessions, note, noted, opened
+from tests.postgres import PostgresServer
+
+
+@pytest.fixture
+def url(postgres: PostgresServer) -> Iterator[str]:
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    async with opened(url) as store:
+        yield store
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for the server to be in a state that only asking it tells."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("waited in vain")
+
+
+async def until_well(store: Store) -> None:
+    """Looks after the store as the control plane does, until it can be used."""
+    for _ in range(100):
+        await store.recheck()
+        if store.problem is None:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"still {store.problem}")
+
+
+async def test_a_restart_while_nobody_asks_is_not_noticed(postgres: PostgresServer, store: Store) -> None:
+    await store.write(note("before"))
+    assert await noted(store, "before")
+    postgres.kill()
+    postgres.start()
+    assert await noted(store, "before")
+    await store.write(note("after"))
+    assert await noted(store, "after")
+    assert store.problem is None
+
+
+async def test_while_it_is_away_nothing_is_acknowledged_and_its_return_is_noticed(
+    postgres: PostgresServer, store: Store
+) -> None:
+    postgres.kill()
+    for use in (store.write(note("a")), noted(store, "a")):
+        with pytest.raises(Unavailable, match="see that the server runs") as away:
+            await use
+        assert "never-to-be-shown" not in away.value.message
+        assert away.value.reason == "DATABASE_UNAVAILABLE"
+    await store.recheck()
+    assert store.problem is not None
+    postgres.start()
+    await until_well(store)
+    assert not await noted(store, "a")
+
+
+async def test_one_that_gives_no_answer_is_given_up_on(
+    postgres: PostgresServer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(writer, "STALLED_SECONDS", 0.1)
+    monkeypatch.setattr(engine, "READ_SECONDS", 0.3)
+    await store.write(note("before"))
+    await noted(store, "before")
+    postgres.freeze()
+    try:
+        uses = [store.write(note("a")), noted(store, "a"), store.write(note("b"))]
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*uses, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [Unavailable] * 3
+        assert store.problem is not None
+        assert "gives no answer" in store.problem.message
+    finally:
+        postgres.resume()
+    await until_well(store)
+    assert [await noted(store, name) for name in ("before", "a", "b")] == [True, False, False]
+
+
+async def test_what_was_committed_though_the_answer_was_lost_is_acknowledged_once_that_is_known(
+    postgres: PostgresServer, store: Store, url: str
+) -> None:
+    heard: list[None] = []
+    # A commit waits for a standby that never comes: it is done, but is not answered.
+    postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    postgres.execute("SELECT pg_reload_conf()")
+    try:
+        committing = asyncio.create_task(store.write(note("committed"), heard.append))
+        name = url.rpartition("/")[2]
+        waits = f"SELECT 1 FROM pg_stat_activity WHERE datname = '{name}' AND wait_event = 'SyncRep'"
+        await until(lambda: bool(postgres.execute(waits)))
+        end_sessions(postgres, url)
+        await until(lambda: store.problem is not None)
+        assert not committing.done()
+        assert heard == []
+    finally:
+        postgres.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        postgres.execute("SELECT pg_reload_conf()")
+    await until_well(store)
+    await asyncio.wait_for(committing, 10)
+    assert heard == [None]
+    assert await noted(store, "committed")
+
+
+async def test_what_went_down_with_its_commit_is_refused_once_that_is_known(
+    postgres: PostgresServer, store: Store, url: str
+) -> None:
+    heard: list[None] = []
+    ends = "BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END"
+    postgres.execute(f"CREATE FUNCTION end_session() RETURNS trigger LANGUAGE plpgsql AS '{ends}'", url)
+    trigger = "CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON requests DEFERRABLE INITIALLY DEFERRED"
+    postgres.execute(f"{trigger} FOR EACH ROW EXECUTE FUNCTION end_session()", url)
+    try:
+        committing = asyncio.create_task(store.write(note("lost"), heard.append))
+        await until(lambda: store.problem is not None)
+        assert not committing.done()
+    finally:
+        postgres.execute("DROP FUNCTION end_session CASCADE", url)
+    await until_well(store)
+    with pytest.raises(Unavailable, match="went away before this was stored: try again"):
+        await committing
+    assert heard == []
+    assert not await noted(store, "lost")
+    assert store.writer.link.doubt == ""
