@@ -8,6 +8,7 @@ import click
 import structlog
 from fastflow.service.command import EXIT_CANNOT_START, SettingsCommand
 
+from fastflow_controlplane.database import db
 from fastflow_controlplane.settings import ControlPlaneSettings
 
 log = structlog.get_logger(__name__)
@@ -17,6 +18,9 @@ log = structlog.get_logger(__name__)
 @click.version_option(package_name="fast-flow", prog_name="fastflow-controlplane")
 def main() -> None:
     """Fast-Flow's control plane: knows pipelines, queues runs, places them on agents."""
+
+
+main.add_command(db)
 
 
 @main.command(cls=SettingsCommand, settings=ControlPlaneSettings)

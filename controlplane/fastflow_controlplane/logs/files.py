@@ -47,6 +47,14 @@ MAX_PIECES_PER_WRITE = 512
 """Buffers in one system call; the kernel's bound (IOV_MAX) is 1024."""
 
 
+def log_file(folder: Path, run_id: str, attempt: int) -> Path:
+    """Returns where the log of an attempt is, or would be."""
+    # The id becomes part of a path: nothing but a run id may pass.
+    if not RUN_ID.fullmatch(run_id):
+        raise ValueError(f"{run_id!r} is not a run id")
+    return folder / run_id[-2:] / run_id / f"{attempt}.log"
+
+
 class FileLogStore(LogStore):
     """All logs under one folder. Use from one event loop, and by one process at a time."""
 
@@ -104,13 +112,10 @@ class FileLogStore(LogStore):
         return bool(found)
 
     def _path(self, key: LogKey) -> Path:
-        return self._run_folder(key.run_id) / f"{key.attempt}.log"
+        return log_file(self._folder, key.run_id, key.attempt)
 
     def _run_folder(self, run_id: str) -> Path:
-        # The id becomes part of a path: nothing but a run id may pass.
-        if not RUN_ID.fullmatch(run_id):
-            raise ValueError(f"{run_id!r} is not a run id")
-        return self._folder / run_id[-2:] / run_id
+        return log_file(self._folder, run_id, 0).parent
 
     @property
     def problem(self) -> Problem | None:

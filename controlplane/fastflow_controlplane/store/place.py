@@ -8,15 +8,17 @@ from sqlalchemy.exc import DBAPIError
 
 from fastflow_controlplane.conditions import DATABASE_UNAVAILABLE
 from fastflow_controlplane.disk import DISK_FULL, full_message, has_room, says_full
-from fastflow_controlplane.errors import Unavailable
+from fastflow_controlplane.errors import FailedPrecondition, Unavailable
 
 AMBIGUOUS = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 """What SQLite says of a full disk where it is not SQLITE_FULL: a quota, no room for its shared memory, no inode."""
 LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 LOCK_TIMEOUT = "55P03"
 """PostgreSQL's lock_not_available: a lock was waited for in vain."""
 PRIMARY_CODE = 0xFF
 """Extended result codes of SQLite carry the primary one in their lowest byte (sqlite.org/rescode.html)."""
+RESTORE = "stop the control plane and put a copy back with `fastflow-controlplane db restore`"
 WAITS = "nothing is acknowledged meanwhile, agents keep what they have, and all goes on by itself"
 
 
@@ -46,6 +48,9 @@ class Place:
             return Unavailable(message, reason=DISK_FULL, metadata={"database": self.name})
         if code in LOCKED or getattr(error.orig, "sqlstate", None) == LOCK_TIMEOUT:
             return self._unavailable("is locked by another program", "end what has it open")
+        if code in DAMAGED:
+            message = f"the database at {self.name} is damaged ({text}): {RESTORE}"
+            return Unavailable(message, reason=DATABASE_UNAVAILABLE, metadata={"database": self.name})
         return self._unavailable(f"can not be {what}: {text}", self._remedy)
 
     def silence(self) -> Unavailable:
@@ -63,6 +68,10 @@ class Place:
         return Unavailable(
             f"the database at {self.name} went away while this was stored: see whether it was", reason="OUTCOME_UNKNOWN"
         )
+
+    def occupied(self) -> FailedPrecondition:
+        """Returns the error where a database is in the way of a copy."""
+        return FailedPrecondition(f"there is a database at {self.name}: --force replaces it, and keeps it aside")
 
     @property
     def _remedy(self) -> str:

@@ -17,14 +17,15 @@ def migrate(connection: Connection) -> None:
     Raises FailedPrecondition for a database written by a newer control plane.
     """
     with connection.begin():
-        current = _current(connection)
+        current = current_revision(connection)
         if current is None:
             _create(connection)
         elif current != HEAD:
             upgrade(connection, current)
 
 
-def _current(connection: Connection) -> str | None:
+def current_revision(connection: Connection) -> str | None:
+    """Returns the schema's revision; None = there is no database yet."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
@@ -45,15 +46,22 @@ def upgrade(connection: Connection, current: str | None, target: str = HEAD) -> 
     """
     from alembic import command
     from alembic.config import Config
-    from alembic.script import ScriptDirectory
 
+    if current is not None:
+        check_known(current)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if current is not None and current not in known:
+    command.upgrade(config, target)
+
+
+def check_known(revision: str) -> None:
+    """Raises FailedPrecondition for the revision of a newer control plane."""
+    from alembic.script import ScriptDirectory
+
+    known = {script.revision for script in ScriptDirectory(str(Path(__file__).parent)).walk_revisions()}
+    if revision not in known:
         raise FailedPrecondition(
-            f"the database has schema {current}, this control plane knows up to {HEAD}: "
+            f"the database has schema {revision}, this control plane knows up to {HEAD}: "
             "it was written by a newer version; install that version or newer"
         )
-    command.upgrade(config, target)

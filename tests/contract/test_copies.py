@@ -1,0 +1,177 @@
+"""Databases are looked at, copied while they are used, and put back."""
+
+from pathlib import Path
+
+import pytest
+from fastflow_controlplane.errors import AlreadyExists, FailedPrecondition
+from fastflow_controlplane.runs.states import RunState
+from fastflow_controlplane.store.checks import check
+from fastflow_controlplane.store.connections import make_engine, parse_url
+from fastflow_controlplane.store.copies import back_up, restore
+from fastflow_controlplane.store.migrations import HEAD
+from sqlalchemy import text
+
+from tests.contract.rows import NOW, Journal, Rows
+from tests.contract.test_ownership import opened
+
+
+def no_log(run_id: str, attempt: int) -> int:
+    return 0
+
+
+def execute(url: str, *statements: str) -> list[object]:
+    """Writes to a database behind the back of everybody, and returns what the last statement gives."""
+    engine = make_engine(parse_url(url), "test", writing=True, size=1)
+    with engine.begin() as connection:
+        for statement in statements:
+            result = connection.execute(text(statement))
+        found = [row[0] for row in result] if result.returns_rows else []
+    engine.dispose()
+    return found
+
+
+async def finished_run(rows: Rows) -> str:
+    agent, key = await rows.assigned()
+    journal = Journal(key)
+    await rows.apply(agent, [journal.moved(RunState.PREPARING), journal.moved(RunState.RUNNING)])
+    await rows.apply(agent, [journal.ended(RunState.SUCCEEDED), journal.gone()])
+    await rows.seal(key)
+    return key.run_id
+
+
+async def test_a_copy_made_under_writes_is_put_back_and_the_former_database_kept(
+    empty_url: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    async with opened(empty_url) as store:
+        kept = await finished_run(Rows(store))
+        back_up(empty_url, copy)
+        later = await Rows(store).run()
+        with pytest.raises(FailedPrecondition, match="another control plane"):
+            restore(empty_url, copy, replace=True)
+    assert copy.stat().st_mode & 0o777 == 0o600
+
+    with pytest.raises(FailedPrecondition, match="--force replaces it"):
+        restore(empty_url, copy, replace=False)
+    aside = restore(empty_url, copy, replace=True)
+
+    assert execute(empty_url, "SELECT id FROM runs") == [kept]
+    if empty_url.startswith("sqlite"):
+        assert sorted(execute(f"sqlite:///{aside}", "SELECT id FROM runs")) == [kept, later]
+    else:
+        schema = aside.split('"')[1]
+        assert sorted(execute(empty_url, f"SELECT id FROM {schema}.runs")) == [kept, later]
+    async with opened(empty_url) as restored:
+        assert (await Rows(restored).view(kept)).state is RunState.SUCCEEDED
+
+
+async def test_a_copy_is_put_where_there_was_no_database(empty_url: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    async with opened(empty_url):
+        back_up(empty_url, copy)
+    restore(empty_url, copy, replace=True)
+    if empty_url.startswith("sqlite"):
+        url = f"sqlite:///{tmp_path}/elsewhere/fastflow.db"
+        assert restore(url, copy, replace=False) == ""
+        assert check(url, no_log)[1] == []
+
+
+def test_what_is_no_copy_of_ours_replaces_nothing(database_url: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("not a database at all")
+    with pytest.raises(FailedPrecondition):
+        restore(database_url, tmp_path / "text", replace=True)
+    with pytest.raises(FailedPrecondition, match="is no file"):
+        restore(database_url, tmp_path / "nothing", replace=True)
+
+
+async def test_a_copy_of_a_newer_version_replaces_nothing(empty_url: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    async with opened(empty_url):
+        pass
+    execute(empty_url, "UPDATE alembic_version SET version_num = '9999'")
+    back_up(empty_url, copy)
+    execute(empty_url, f"UPDATE alembic_version SET version_num = '{HEAD}'")
+    with pytest.raises(FailedPrecondition, match="written by a newer version"):
+        restore(empty_url, copy, replace=True)
+    assert execute(empty_url, "SELECT version_num FROM alembic_version") == [HEAD]
+
+
+async def test_a_backup_overwrites_nothing_and_leaves_no_half_copy(empty_url: str, tmp_path: Path) -> None:
+    (tmp_path / "copy").write_text("precious")
+    async with opened(empty_url):
+        with pytest.raises(AlreadyExists):
+            back_up(empty_url, tmp_path / "copy")
+        with pytest.raises(FailedPrecondition, match="No such file"):
+            back_up(empty_url, tmp_path / "no folder" / "copy")
+    assert (tmp_path / "copy").read_text() == "precious"
+    assert not list(tmp_path.glob("**/*.partial"))
+
+
+async def test_a_whole_database_has_no_fault_also_while_it_is_used(empty_url: str) -> None:
+    async with opened(empty_url) as store:
+        await finished_run(Rows(store))
+        await Rows(store).assigned()
+        what, faults = check(empty_url, lambda run_id, attempt: 7)
+    assert faults == []
+    assert what == f"schema {HEAD}, 2 runs, 2 attempts"
+
+
+async def test_a_log_that_is_missing_is_named(empty_url: str) -> None:
+    async with opened(empty_url) as store:
+        run = await finished_run(Rows(store))
+        _, faults = check(empty_url, no_log)
+    assert faults == [f"the log files of run {run} are not as long as they were: put back the folder logs of data_dir"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ("UPDATE runs SET state = 'RUNNING', end_time = NULL", "do not mirror their newest attempt"),
+        ("UPDATE attempts SET state = 'RUNNING'", "do not live, but an attempt of theirs does"),
+        ("UPDATE runs SET attempt = 0", "have attempts they do not know of"),
+        ("UPDATE runs SET end_time = NULL", "ended at no time"),
+    ],
+)
+async def test_what_contradicts_itself_is_named(empty_url: str, damage: str, named: str) -> None:
+    async with opened(empty_url) as store:
+        run = await finished_run(Rows(store))
+    execute(empty_url, damage)
+    _, faults = check(empty_url, lambda run_id, attempt: 7)
+    assert any(named in fault and run in fault and "db restore" in fault for fault in faults)
+
+
+def test_where_there_is_no_database_none_is_made(empty_url: str, tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="there is no database of Fast-Flow"):
+        check(empty_url, no_log)
+    assert not (tmp_path / "fastflow.db").exists()
+
+
+async def test_an_older_schema_is_told_with_the_remedy(empty_url: str) -> None:
+    async with opened(empty_url):
+        pass
+    execute(empty_url, "UPDATE alembic_version SET version_num = '0003'")
+    what, faults = check(empty_url, no_log)
+    assert what == "schema 0003"
+    assert "db upgrade" in faults[0]
+
+
+async def test_a_damaged_file_is_told_and_not_copied(tmp_path: Path) -> None:
+    file = tmp_path / "fastflow.db"
+    url = f"sqlite:///{file}"
+    async with opened(url) as store:
+        for number in range(200):
+            await store.write(lambda connection, number=number: _fill(connection, number))
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2 // 4096 * 4096
+    content[middle : middle + 4096] = b"\xff" * 4096
+    file.write_bytes(content)
+    _, faults = check(url, no_log)
+    assert any("is damaged" in fault and "db restore" in fault for fault in faults)
+    with pytest.raises(FailedPrecondition, match=r"damaged|malformed"):
+        back_up(url, tmp_path / "copy")
+
+
+def _fill(connection, number: int) -> None:  # type: ignore[no-untyped-def]
+    from fastflow_controlplane.store.queries import requests
+
+    requests.remember(connection, "test", f"{number} {'x' * 200}", "", "", NOW)
