@@ -58,7 +58,8 @@ class Desired:
     """The control plane's word on one attempt.
 
     `known_seq` is the last event it has stored, `durable_offset` the log bytes it has on disk. `spec` comes with RUN;
-    `stop_cause` and `stop_grace` (seconds) with STOP.
+    `stop_cause` and `stop_grace` (seconds) with STOP. Without `masks_known`, no byte of the log may leave this
+    host yet.
     """
 
     key: AttemptKey
@@ -69,6 +70,7 @@ class Desired:
     stop_cause: StopCause = StopCause.CANCEL
     stop_grace: float | None = None
     secrets: tuple[Secret, ...] = ()
+    masks_known: bool = True
 
     @property
     def masks(self) -> tuple[bytes, ...]:

@@ -121,6 +121,10 @@ class AgentHost:
             self.orphan_grace.set_result(self._orphan_grace)
         return True
 
+    def drain(self, draining: bool) -> None:
+        """See `SessionHost.drain`."""
+        self._worker.drain(draining)
+
     def delta(self, words: list[Desired], revision: int) -> None:
         """See `SessionHost.delta`."""
         self._worker.take_delta(words)

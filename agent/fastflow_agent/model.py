@@ -88,6 +88,7 @@ class Reason(StrEnum):
     TIMEOUT = "TIMEOUT"
     RUNTIME = "RUNTIME"
     DISK_FULL = "DISK_FULL"
+    AGENT_DRAINED = "AGENT_DRAINED"
 
 
 class StopCause(StrEnum):
@@ -95,6 +96,15 @@ class StopCause(StrEnum):
 
     CANCEL = "CANCEL"
     SUPERSEDED = "SUPERSEDED"
+    DRAIN = "DRAIN"
+    """The agent is being emptied, and the deadline for it has passed."""
     TIMEOUT = "TIMEOUT"
     ORPHAN = "ORPHAN"
     """The control plane did not know the attempt for longer than its grace."""
+
+    @property
+    def reason(self) -> Reason:
+        """What the stop is called where it is told."""
+        return {StopCause.TIMEOUT: Reason.TIMEOUT, StopCause.DRAIN: Reason.AGENT_DRAINED}.get(
+            self, Reason.CANCEL_REQUESTED
+        )

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fastflow_agent.desired import Action, Desired
-from fastflow_agent.facts import ContainerGone, Ended, Fact
+from fastflow_agent.facts import ContainerGone, Ended, Fact, StateChanged
 from fastflow_agent.model import AttemptKey, Reason, State, StopCause
 from fastflow_agent.records import History
 from fastflow_agent.runtime.base import Observation, SlotState
 
+DRAINED = "it is being drained"
 AttemptNumber = tuple[str, int]
 """Run id and number of the attempt. At most one claim token of it lives here: acknowledgements name no token."""
 
@@ -134,11 +135,13 @@ def _unknown_here(word: Desired) -> Begin | Refuse:
         return Refuse(word, (Ended(State.FAILED, Reason.STATE_LOST, message),))
     if word.action is Action.RUN:
         return Begin(word)
-    return Refuse(word, (cancelled(word.stop_cause), ContainerGone()))
+    return Refuse(word, (unbegun(word.stop_cause), ContainerGone()))
 
 
-def cancelled(cause: StopCause) -> Ended:
-    """The end of an attempt that was stopped before user code ran."""
+def unbegun(cause: StopCause) -> Ended | StateChanged:
+    """What becomes of an attempt that was stopped before user code ran; one that was only in the way goes elsewhere."""
+    if cause is StopCause.DRAIN:
+        return StateChanged(State.QUEUED, Reason.AGENT_DRAINED, DRAINED)
     messages = {
         StopCause.CANCEL: "cancelled before the program began",
         StopCause.SUPERSEDED: "given up as lost before the program began",

@@ -53,6 +53,7 @@ class Worker:
         self._orphaned: dict[AttemptNumber, float] = {}
         self._orphan_grace = 0.0
         self._connected = False
+        self._draining = False
 
     # What the control plane says.
 
@@ -65,6 +66,14 @@ class Worker:
             if (known := self._attempts.get(key)) and known.key == word.key:
                 known.take_up_again(word)
         self.converge()
+
+    def drain(self, draining: bool) -> None:
+        """Begin nothing while this holds: what has not begun goes back to be placed elsewhere."""
+        if draining != self._draining:
+            log.info("agent is drained: it begins no runs" if draining else "agent takes runs again")
+        self._draining = draining
+        for attempt in self._attempts.values():
+            attempt.drain(draining)
 
     def pause(self) -> None:
         """What is desired is not known for certain now: begin and abandon nothing until `take_full`."""
@@ -203,6 +212,7 @@ class Worker:
 
     def _enter(self, attempt: Attempt) -> None:
         self._attempts[number(attempt.key)] = attempt
+        attempt.drain(self._draining)
         if attempt.slot:
             self._slots[attempt.slot] = attempt
         self._tasks.create_task(self._drive(attempt), name=f"attempt {attempt.key}")

@@ -19,12 +19,12 @@ DEBUG_VARIABLE = "FFCTL_DEBUG"
 
 COMMANDS = {
     "run": ("run:command", "Runs a pipeline."),
-    "runs": ("runs:group", "Lists, shows, repeats, compares and cancels runs."),
+    "runs": ("runs:group", "Lists, shows, repeats, compares, cancels and gives up runs."),
     "logs": ("logs:command", "Prints a run's output."),
     "pipelines": ("pipelines:group", "Lists, shows and validates pipelines."),
     "sources": ("sources:group", "Lists and shows sources of pipelines."),
     "sync": ("sources:sync_command", "Brings sources of pipelines up to date."),
-    "agents": ("agents:group", "Lists and shows agents, the worker hosts."),
+    "agents": ("agents:group", "Lists, shows, drains and removes agents, the worker hosts."),
     "secrets": ("secrets:group", "Sets, lists and deletes secrets."),
     "up": ("up:command", "Starts a control plane and an agent on this machine."),
     "completion": ("completion:command", "Prints the completion script of a shell."),

@@ -1,5 +1,7 @@
 """Options and arguments that many commands share, and the completion of names by asking the server."""
 
+import re
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -42,6 +44,37 @@ def server(context: click.Context) -> str:
     """Returns the control plane's address, "host:port"."""
     given = context.meta.get(_META_SERVER)
     return with_port(str(given)) if given else default_server()
+
+
+_SPAN_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def span(text: str) -> float:
+    """Returns a time such as "30s", "10m", "1.5h" or "2d" in seconds, which a bare number is; the type of an option.
+
+    Raises click.BadParameter.
+    """
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?) ?([smhd]?)", text)
+    if matched is None:
+        raise click.BadParameter(f"{text!r} is no time, for example 30s, 10m, 1.5h or 2d")
+    return float(matched[1]) * _SPAN_UNITS[matched[2]]
+
+
+def yes_option(command: Function) -> Function:
+    """Adds `--yes`, passed as `yes`; see `confirm`."""
+    return click.option("-y", "--yes", is_flag=True, help="Do not ask.")(command)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Returns where a person says yes, or said so with --yes; where nobody can be asked, --yes is needed.
+
+    Raises click.Abort after a no, and click.UsageError.
+    """
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise click.UsageError(f"{question} Say so with --yes: there is no terminal to ask on.")
+    click.confirm(question, abort=True, err=True)
 
 
 def run_argument(command: Function) -> Function:

@@ -9,10 +9,10 @@ from ffctl.output import clean, console, say
 
 
 class Progress:
-    """The state of one run, as it is waited for."""
+    """What is waited for: `subject` ("run 1a2b3c4d") and how far it is."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
         self._text = ""
         self._moving: RichProgress | None = None
         self._task = TaskID(0)
@@ -23,7 +23,7 @@ class Progress:
         """Says what is waited for now."""
         if not self._terminal:
             if text != self._text:
-                say(f"run {self._name}: {text}")
+                say(f"{self._subject}: {text}")
         elif self._moving is None:
             self._start(text)
         else:
@@ -73,4 +73,4 @@ class Progress:
         self._moving.start()
 
     def _described(self, text: str) -> str:
-        return clean(f"run {self._name}: {text}")
+        return clean(f"{self._subject}: {text}")

@@ -10,6 +10,7 @@ from typing import Any
 from fastflow_controlplane.agents.acceptance import Acceptance
 from fastflow_controlplane.agents.assignments import Assignments
 from fastflow_controlplane.agents.duplicates import Duplicates
+from fastflow_controlplane.agents.operations import AgentOperations
 from fastflow_controlplane.agents.preheat import Preheat
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions, SessionParts
@@ -97,6 +98,9 @@ async def _compose(
     catalog.on_change = preheat.pipelines_changed
     reaper = Reaper(store, clock, settings, changes, scheduler, registry, leadership.leader_epoch, catalog)
     run_service = RunService(store, clock, settings, changes, catalog, secrets, logs, scheduler, registry)
+    operations = AgentOperations(
+        store, clock, changes, scheduler, registry, leadership.leader_epoch, settings.stop_grace
+    )
     sessions = AgentSessions(
         SessionParts(
             store=store,
@@ -120,12 +124,14 @@ async def _compose(
     return ControlPlane(
         services=Parts(
             runs=run_service,
+            reaper=reaper,
             follower=LogFollower(logs, run_service.get, changes),
             catalog=catalog,
             preheat=preheat,
             syncs=syncs,
             registry=registry,
             acceptance=Acceptance(store, clock, registry, leadership.cluster_id),
+            operations=operations,
             secrets=secrets,
             sessions=sessions,
             ingest=LogIngest(logs, AttemptLogRecords(store, changes, registry)),
@@ -136,6 +142,7 @@ async def _compose(
             "liveness": registry.watch,
             "preheat": preheat.watch,
             "reaper": reaper.run,
+            "drains": operations.watch,
             "retention": retention.run,
             "code": CodeRetention(store, clock, catalog).run,
             "pipelines": partial(catalog.watch, settings.pipelines_interval),

@@ -109,7 +109,7 @@ class Rows:
 
     async def cancel(self, run_id: str) -> Cancelled:
         """Asks a run to stop."""
-        return await self.store.write(lambda connection: runs.cancel(connection, run_id, NOW))
+        return await self.store.write(lambda connection: runs.cancel(connection, run_id, NOW, 10_000_000))
 
     async def lose(self, agent: AgentRow) -> list[LostAttempt]:
         """Declares the agent's attempts lost."""

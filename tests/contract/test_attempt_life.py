@@ -106,7 +106,7 @@ class Life:
         attempts.lose_all(self.connection, name, "away", Epochs(0, 1), NOW)
 
     def cancel(self, _: None) -> None:
-        runs.cancel(self.connection, self.run_id, NOW)
+        runs.cancel(self.connection, self.run_id, NOW, 10_000_000)
 
     def _report(self, event: AttemptEvent, owner: str = "") -> None:
         owner = owner or self.owners[-1]

@@ -228,7 +228,7 @@ async def test_a_lost_attempt_is_to_stop_and_its_late_result_is_history(rows: Ro
     agent, key = await rows.assigned()
     journal = Journal(key)
     await rows.apply(agent, [journal.moved(state)])
-    assert await rows.lose(agent) == [LostAttempt(key, retried=False)]
+    assert await rows.lose(agent) == [LostAttempt(key, agent.facts.agent_id, retried=False)]
     assert await rows.desired(agent) == {key: "STOP"}
     run = await rows.view(key.run_id)
     assert (run.state, run.reason) == (LOST, Reason.AGENT_LOST)

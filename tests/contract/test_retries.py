@@ -36,7 +36,7 @@ async def test_it_waits_again_and_the_lost_attempt_stays_lost(rows: Rows) -> Non
     agent = await rows.agent()
     run_id = await rows.run(retry=TWICE)
     journal = await placed(rows, run_id, agent)
-    assert await rows.lose(agent) == [LostAttempt(journal.key, retried=True)]
+    assert await rows.lose(agent) == [LostAttempt(journal.key, agent.facts.agent_id, retried=True)]
     run = await rows.view(run_id)
     assert (run.state, run.reason, run.end_time, run.start_time) == (RunState.QUEUED, Reason.AGENT_LOST, None, None)
     assert run.message == "attempt 1 is lost, away; this is retry 1 of 2"
@@ -68,7 +68,7 @@ async def test_retries_are_bounded(rows: Rows) -> None:
     run_id = await rows.run(retry=TWICE)
     for retried in (True, True, False):
         journal = await placed(rows, run_id, agent)
-        assert await rows.lose(agent) == [LostAttempt(journal.key, retried)]
+        assert await rows.lose(agent) == [LostAttempt(journal.key, agent.facts.agent_id, retried)]
     run = await rows.view(run_id)
     assert (run.state, run.attempt) == (RunState.LOST, 3)
     assert await waiting(rows) == []
@@ -79,7 +79,7 @@ async def test_a_run_that_is_being_cancelled_is_not_started_again(rows: Rows) ->
     run_id = await rows.run(retry=TWICE)
     journal = await placed(rows, run_id, agent)
     await rows.cancel(run_id)
-    assert await rows.lose(agent) == [LostAttempt(journal.key, retried=False)]
+    assert await rows.lose(agent) == [LostAttempt(journal.key, agent.facts.agent_id, retried=False)]
     assert (await rows.view(run_id)).state is RunState.LOST
 
 

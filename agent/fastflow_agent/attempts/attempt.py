@@ -19,7 +19,7 @@ from fastflow_agent.desired import Desired
 from fastflow_agent.facts import Ended, Event, Fact, StateChanged
 from fastflow_agent.journal import Journal
 from fastflow_agent.model import AttemptKey, Reason, SlotId, State, StopCause
-from fastflow_agent.reconcile import Resumption, cancelled, resume
+from fastflow_agent.reconcile import DRAINED, Resumption, resume, unbegun
 from fastflow_agent.records import Released, Stopping
 from fastflow_agent.runtime.base import Observation, RuntimeFault, RuntimeUnavailable, SlotState
 
@@ -85,6 +85,10 @@ class Attempt:
         """The first word of a new stream: this is what the control plane knows now, perhaps less than before."""
         self._dossier.history.rewind(word.known_seq)
         self._dossier.wishes.renew(word)
+
+    def drain(self, draining: bool) -> None:
+        """Give it back if its program has not begun, where the agent is being drained."""
+        self._dossier.wishes.drain(draining)
 
     def abandon(self) -> None:
         """Nobody wants it any more: stop it and delete it."""
@@ -166,7 +170,7 @@ class Attempt:
         """To the release, or to an end without one."""
         wishes = self._dossier.wishes
         try:
-            await wishes.until(lambda: wishes.run or wishes.stop)
+            await wishes.until(lambda: wishes.run or wishes.unstarted)
             if not self._fresh and await withdraw(self._dossier):
                 return
             self._fresh = False
@@ -189,8 +193,11 @@ class Attempt:
             await Watch(self._dossier).until_end()
 
     async def _end_before_release(self, cause: StopCause) -> None:
+        if cause is StopCause.DRAIN:
+            await self._give_up(NotHere(Reason.AGENT_DRAINED, DRAINED))
+            return
         stopping = Stopping(cause, self._services.clock.now(), 0.0)
-        await self._dossier.record(stopping, facts=(cancelled(cause),))
+        await self._dossier.record(stopping, facts=(unbegun(cause),))
 
     async def _give_up(self, refusal: NotHere) -> None:
         """Send the attempt back to be placed elsewhere.

@@ -42,13 +42,13 @@ class Output:
             return history.end_offset
         return self._dossier.services.shipper.durable(self._dossier.key)
 
-    async def open(self) -> Spool:
-        """Begin to ship, once the masks are known. Raises OSError."""
+    async def open(self, *, empty: bool = False) -> Spool:
+        """Begin to ship, once the masks are known; an `empty` log needs none. Raises OSError."""
         wishes = self._dossier.wishes
-        await wishes.until(lambda: wishes.log)
+        await wishes.until(lambda: wishes.log or (empty and wishes.newest))
         async with self._opening:
             if self._spool is None:
-                word = wishes.log
+                word = wishes.log or wishes.newest
                 assert word is not None
                 self._spool = await self._blocking(lambda: self._open(word))
                 shipper = self._dossier.services.shipper
@@ -77,7 +77,7 @@ class Output:
 
     async def seal(self) -> int:
         """Ship the rest, now that nobody writes any more; the offset at which the log ends."""
-        await self.open()
+        await self.open(empty=await self._blocking(self._is_empty))
         return await self._dossier.services.shipper.seal(self._dossier.key)
 
     async def close(self) -> None:
@@ -102,6 +102,15 @@ class Output:
             inode=history.log_inode,
             host_went_down=rebooted(history, self._dossier.services.boot_id),
         )
+
+    def _is_empty(self) -> bool:
+        """Whether nothing was ever written: no program ran, and nobody explained why."""
+        if not self._dossier.slot:
+            return True
+        try:
+            return self._dossier.history.releasing is None and self._dossier.paths.log.stat().st_size == 0
+        except FileNotFoundError:
+            return not self._dossier.history.created
 
     def _lost(self, loss: LogLoss) -> None:
         if (loss.kind, loss.offset) not in self._dossier.history.losses:

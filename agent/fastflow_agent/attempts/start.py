@@ -21,6 +21,7 @@ from fastflow_agent.desired import RunSpec
 from fastflow_agent.facts import ProvenanceKnown, StateChanged
 from fastflow_agent.health import is_disk_full
 from fastflow_agent.model import Reason, State
+from fastflow_agent.reconcile import DRAINED
 from fastflow_agent.records import Created, Prepared, Released, Releasing, Started
 from fastflow_agent.runtime.base import Facts, ImageMissing, RuntimeFault, RuntimeUnavailable, SlotSpec, SlotState
 from fastflow_agent.uvcache import EnvironmentFault, Generation, constraints
@@ -178,21 +179,26 @@ class Start:
             await self._unless_stopped(self._services.clock.sleep(backoff.next()))
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`; when a stop comes first, `work` is cancelled and Stopped raised."""
+        """The result of `work`; cancelled, with Stopped or NotHere raised, once the attempt is not wanted any more."""
+        wishes = self._dossier.wishes
         working = asyncio.ensure_future(work)
-        stop = asyncio.ensure_future(self._dossier.wishes.until(lambda: self._dossier.wishes.stop))
         try:
-            await asyncio.wait({working, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise Stopped
+            while not working.done():
+                self._check_wanted()
+                unwanted = asyncio.ensure_future(wishes.until(lambda: wishes.unstarted))
+                try:
+                    await asyncio.wait({working, unwanted}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    await _cancel(unwanted)
             return working.result()
         finally:
-            await _cancel(stop)
             await _cancel(working)
 
     def _check_wanted(self) -> None:
         if self._dossier.wishes.stop:
             raise Stopped
+        if self._dossier.wishes.unstarted:
+            raise NotHere(Reason.AGENT_DRAINED, DRAINED)
 
 
 async def withdraw(dossier: Dossier) -> bool:

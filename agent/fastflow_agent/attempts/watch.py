@@ -15,7 +15,7 @@ from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, Dossier
 from fastflow_agent.cgroups.kernellog import oom_victims
 from fastflow_agent.cgroups.verdict import Evidence, judge, rests_on_oom_flag
 from fastflow_agent.facts import Ended, StateChanged
-from fastflow_agent.model import Reason, State, StopCause
+from fastflow_agent.model import State, StopCause
 from fastflow_agent.reconcile import rebooted
 from fastflow_agent.records import Exited, OomSeen, Signalled, Stopping
 from fastflow_agent.runtime.base import Observation, RuntimeUnavailable
@@ -36,6 +36,8 @@ class Watch:
         self._services = dossier.services
         history = dossier.history
         self._kill_at: float | None = None
+        self._killed = False
+        self._grace = history.stopping.grace if history.stopping else 0.0
         if history.oom_kills:
             self._kill_at = self._now()
         elif history.stopping and history.signalled:
@@ -79,6 +81,7 @@ class Watch:
             self._kill_at = self._now()
         if history.stopping is None and (cause := self._cause()):
             await self._begin_stop(cause)
+        self._shorten()
         try:
             await self._signal()
         except RuntimeUnavailable as error:
@@ -96,11 +99,24 @@ class Watch:
         grace = self._dossier.wishes.stop_grace
         if grace is None:
             grace = self._dossier.history.intent.stop_grace
-        reason = Reason.TIMEOUT if cause is StopCause.TIMEOUT else Reason.CANCEL_REQUESTED
         await self._dossier.record(
-            Stopping(cause, self._services.clock.now(), grace), facts=(StateChanged(State.STOPPING, reason),)
+            Stopping(cause, self._services.clock.now(), grace), facts=(StateChanged(State.STOPPING, cause.reason),)
         )
+        self._grace = grace
         self._dossier.reach(AgentPoint.STOPPING)
+
+    def _shorten(self) -> None:
+        """Kill sooner where the control plane has named a shorter grace since. It counts from SIGTERM as well."""
+        if self._has_shorter_grace():
+            grace = self._dossier.wishes.stop_grace or 0.0
+            if self._kill_at is not None:
+                self._kill_at -= self._grace - grace
+            self._grace = grace
+
+    def _has_shorter_grace(self) -> bool:
+        grace = self._dossier.wishes.stop_grace
+        stopping = self._dossier.history.stopping is not None and not self._killed
+        return stopping and grace is not None and grace < self._grace
 
     async def _signal(self) -> None:
         stopping = self._dossier.history.stopping
@@ -109,9 +125,10 @@ class Watch:
                 self._dossier.reach(AgentPoint.SIGNAL_SENT)
                 await self._dossier.record(Signalled(self._now()))
                 self._dossier.reach(AgentPoint.SIGNALLED)
-            self._kill_at = self._now() + stopping.grace
+            self._kill_at = self._now() + self._grace
         if self._kill_at is not None and self._now() >= self._kill_at:
             await self._send(signal.SIGKILL)
+            self._killed = True
             self._kill_at = self._now() + KILL_AGAIN_SECONDS
 
     async def _send(self, number: signal.Signals) -> bool:
@@ -123,6 +140,8 @@ class Watch:
         news: list[asyncio.Future[Any]] = [end]
         if history.stopping is None:
             news.append(asyncio.ensure_future(wishes.until(lambda: wishes.stop)))
+        else:
+            news.append(asyncio.ensure_future(wishes.until(self._has_shorter_grace)))
         if not history.oom_kills:
             news.append(asyncio.ensure_future(self._dossier.oom.wait()))
         if due is not None:

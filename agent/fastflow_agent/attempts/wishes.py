@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from fastflow_agent.desired import Action, Desired
 from fastflow_agent.model import StopCause
@@ -17,20 +18,25 @@ class Wishes:
         self._word: Desired | None = None
         self._log_word: Desired | None = None
         self._abandoned = False
+        self._draining = False
         self.doubted = False
         """Whether a new stream still wants something of the attempt: perhaps its log is not whole there any more."""
 
     def tell(self, word: Desired) -> None:
         """Take the control plane's word."""
         self._word = word
-        if word.action in (Action.RUN, Action.STOP) and self._log_word is None:
+        if word.action in (Action.RUN, Action.STOP) and word.masks_known and self._log_word is None:
             self._log_word = word
         self._wake()
 
     def renew(self, word: Desired) -> None:
         """Take the first word of a new stream: what it tells of the log holds from now on."""
         if word.action in (Action.RUN, Action.STOP):
-            self._log_word = word
+            if word.masks_known:
+                self._log_word = word
+            elif self._log_word is not None:
+                # Where its masks came before they still hold: values are pinned when the attempt is made.
+                self._log_word = replace(self._log_word, durable_offset=word.durable_offset)
             self.doubted = True
         self._wake()
 
@@ -38,6 +44,21 @@ class Wishes:
         """Nobody has wanted the attempt for longer than the grace."""
         self._abandoned = True
         self._wake()
+
+    def drain(self, draining: bool) -> None:
+        """The agent begins nothing, for as long as this holds."""
+        self._draining = draining
+        self._wake()
+
+    @property
+    def newest(self) -> Desired | None:
+        """The newest word; None until one came."""
+        return self._word
+
+    @property
+    def unstarted(self) -> bool:
+        """Whether the attempt is not to be started here: it is to stop, or nothing is begun any more."""
+        return self._draining or self.stop is not None
 
     @property
     def run(self) -> Desired | None:

@@ -139,13 +139,14 @@ def _stop(evidence: Evidence, cause: StopCause) -> Verdict:
             f"The run was stopped because it took longer than its time limit of {evidence.timeout_seconds:g} s; "
             "raise `timeout` in the pipeline's metadata if it needs more."
         )
-        return Verdict(State.TIMED_OUT, Reason.TIMEOUT, message)
+        return Verdict(State.TIMED_OUT, cause.reason, message)
     messages = {
         StopCause.CANCEL: "The run was cancelled.",
+        StopCause.DRAIN: "The run was stopped because its agent was drained and the time for that was over.",
         StopCause.SUPERSEDED: "The attempt was stopped because the control plane had given it up as lost.",
         StopCause.ORPHAN: "The attempt was stopped because the control plane no longer knows it.",
     }
-    return Verdict(State.CANCELLED, Reason.CANCEL_REQUESTED, messages[cause])
+    return Verdict(State.CANCELLED, cause.reason, messages[cause])
 
 
 def _over_memory(evidence: Evidence, found: OutOfMemory | None) -> Verdict | None:

@@ -61,6 +61,9 @@ class SessionHost(Protocol):
     def delta(self, words: list[Desired], revision: int) -> None:
         """Take changes of the desired state."""
 
+    def drain(self, draining: bool) -> None:
+        """Take whether anything may be begun here; comes before the words it was sent with."""
+
     def acknowledged(self, ack: attempts_pb2.AttemptEventAck) -> None:
         """Take one acknowledgement."""
 
@@ -246,6 +249,7 @@ class Session:
         elif self._pages is not None or page.previous_revision != self._revision:
             raise StreamBroken(f"desired state jumped from {self._revision} to {page.previous_revision}")
         else:
+            self._take_agent(page)
             self._host.delta(_words(page.attempts), page.revision)
             self._revision = page.revision
 
@@ -257,8 +261,13 @@ class Session:
             return
         words, self._pages = _words(self._pages), None
         self._revision = page.revision
+        self._take_agent(page)
         self._still = not self._host.full(words, page.revision)
         self.synced = not self._still
+
+    def _take_agent(self, page: desired_pb2.DesiredPage) -> None:
+        if page.HasField("agent"):
+            self._host.drain(page.agent.draining)
 
     def _take_preheat(self, page: preheat_pb2.PreheatPage) -> None:
         if not self.synced:

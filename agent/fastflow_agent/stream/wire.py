@@ -124,6 +124,7 @@ def desired(word: desired_pb2.DesiredAttempt) -> Desired | None:
         stop_cause=_STOP_CAUSES.get(word.stop_cause, StopCause.CANCEL),
         stop_grace=seconds(word.stop_grace) if word.HasField("stop_grace") else None,
         secrets=_secrets(word.secrets),
+        masks_known=not word.masks_unknown,
     )
 
 
@@ -136,6 +137,7 @@ _ACTIONS = {
 _STOP_CAUSES = {
     desired_pb2.STOP_CAUSE_CANCEL: StopCause.CANCEL,
     desired_pb2.STOP_CAUSE_SUPERSEDED: StopCause.SUPERSEDED,
+    desired_pb2.STOP_CAUSE_DRAIN: StopCause.DRAIN,
 }
 
 

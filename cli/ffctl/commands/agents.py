@@ -1,4 +1,4 @@
-"""`ffctl agents`: the worker hosts, what they can take and what is wrong with them."""
+"""`ffctl agents`: the worker hosts, what they can take, what is wrong with them; draining and removing them."""
 
 from collections.abc import Iterable
 
@@ -8,16 +8,16 @@ from fastflow.v1 import agents_pb2
 from rich.console import RenderableType
 from rich.table import Table
 
-from ffctl import details, output, wording
+from ffctl import details, draining, output, wording
 from ffctl.connection import Connection
-from ffctl.options import complete_agent, output_option, server_option
+from ffctl.options import complete_agent, confirm, output_option, server_option, span, yes_option
 from ffctl.output import cell, facts, fit, table
-from ffctl.session import ask, connected, pages
+from ffctl.session import ask, connected, pages, still_trying
 
 
 @click.group("agents")
 def group() -> None:
-    """Lists, shows and accepts agents, the worker hosts."""
+    """Lists, shows, drains, removes and accepts agents, the worker hosts."""
 
 
 @group.command("list")
@@ -78,10 +78,12 @@ def agents_table(agents: Iterable[agents_pb2.Agent], now: float) -> Table:
 
 
 def _note(agent: agents_pb2.Agent) -> str:
-    conditions = [f"{condition.type}: {condition.message}" for condition in agent.conditions]
-    # Of an agent that is well otherwise the message only repeats them.
-    told = [agent.message] if agent.message and agent.state != agents_pb2.AGENT_STATE_ACTIVE else []
-    return "; ".join(told + conditions) or agent.message
+    notes = [draining.left(agent.drain)] if agent.HasField("drain") else []
+    # Of an agent that is well otherwise the message only repeats the conditions, of a drained one that it is drained.
+    if agent.message and agent.state not in (agents_pb2.AGENT_STATE_ACTIVE, agents_pb2.AGENT_STATE_DRAINING):
+        notes.append(agent.message)
+    notes += [f"{condition.type}: {condition.message}" for condition in agent.conditions]
+    return "; ".join(notes) or agent.message
 
 
 def _gib(count: int) -> str:
@@ -147,6 +149,9 @@ def _rows(agent: agents_pb2.Agent, now: float) -> list[tuple[str, RenderableType
     ]
     if agent.message:
         rows.append(("", cell(agent.message)))
+    if agent.HasField("drain"):
+        since = wording.ago(agent.drain.start_time, now)
+        rows.append(("Drain", cell(f"since {since}: {draining.left(agent.drain)}", "yellow")))
     for condition in agent.conditions:
         effect = "gets no runs" if condition.blocks_placement else "still gets runs"
         since = f" (since {wording.ago(condition.since, now)})" if condition.HasField("since") else ""
@@ -174,3 +179,92 @@ def _rows(agent: agents_pb2.Agent, now: float) -> list[tuple[str, RenderableType
 
 def _capacity(capacity: agents_pb2.Capacity) -> str:
     return f"{wording.cores(capacity.cpu_milli_cores)}, {wording.size(capacity.memory_bytes)}"
+
+
+@group.command("drain")
+@click.argument("name", shell_complete=complete_agent)
+@click.option(
+    "--deadline", metavar="TIME", type=span, help="Stop runs that are left after this time, for example 10m or 2h."
+)
+@click.option("--stop", is_flag=True, help="Stop all runs now.")
+@click.option("--wait/--no-wait", "waiting", default=True, help="Return once it is empty, or at once.  [default: wait]")
+@output_option
+@server_option
+@click.pass_context
+def drain_agent(
+    context: click.Context, name: str, deadline: float | None, stop: bool, waiting: bool, as_json: bool
+) -> None:
+    """Empties an agent, for example before its host is restarted.
+
+    It gets no new runs; runs that have not begun there are placed elsewhere. Those under way end by themselves, however
+    long it takes, unless there is a deadline: what is left then is stopped as by a cancel. The agent is empty once its
+    last run has ended and all output has arrived. It stays drained until `ffctl agents resume`.
+
+    Ctrl-C ends the waiting, not the drain.
+
+    \b
+    Example: ffctl agents drain worker-1 --deadline 10m
+    """
+    if stop and deadline is not None:
+        raise click.UsageError("--stop and --deadline exclude each other: --stop is a deadline of now.")
+    request = agents_pb2.DrainAgentRequest(name=name, stop=stop, request_id=new_id())
+    if deadline is not None:
+        request.deadline.FromMicroseconds(round(deadline * 1e6))
+
+    async def work(connection: Connection) -> agents_pb2.Agent:
+        answer = await connection.call(connection.agents.DrainAgent, request, on_lost=still_trying)
+        return await draining.until_empty(connection, answer.agent) if waiting else answer.agent
+
+    agent = connected(context, work)
+    if as_json:
+        output.show_json(agent)
+    elif agent.drain.complete:
+        output.say(f"{name} is empty. It takes runs again after: ffctl agents resume {name}")
+    else:
+        output.say(f"{name} is being drained: {draining.left(agent.drain)}; see how far: ffctl agents show {name}")
+
+
+@group.command("resume")
+@click.argument("name", shell_complete=complete_agent)
+@output_option
+@server_option
+@click.pass_context
+def resume_agent(context: click.Context, name: str, as_json: bool) -> None:
+    """Lets a drained agent take runs again.
+
+    \b
+    Example: ffctl agents resume worker-1
+    """
+    request = agents_pb2.ResumeAgentRequest(name=name, request_id=new_id())
+    agent = ask(context, "agents", "ResumeAgent", request).agent
+    if as_json:
+        output.show_json(agent)
+    else:
+        output.say(f"{name} takes runs again" + (f", once it can: it {agent.message}" if agent.message else ""))
+
+
+@group.command("remove")
+@click.argument("name", shell_complete=complete_agent)
+@click.option("--force", is_flag=True, help="Also where it has runs or output left: its runs become LOST.")
+@yes_option
+@output_option
+@server_option
+@click.pass_context
+def remove_agent(context: click.Context, name: str, force: bool, yes: bool, as_json: bool) -> None:
+    """Takes an agent that is gone for good off the list.
+
+    Refused while it is connected, and without --force while it has runs, or output that has not arrived. Should it
+    connect again it is back on the list, and what it brings of lost runs is kept as history.
+
+    \b
+    Example: ffctl agents remove worker-1
+    """
+    if force:
+        confirm(f"Remove {name} and give up all that it has not delivered?", yes=yes)
+    request = agents_pb2.RemoveAgentRequest(name=name, force=force, request_id=new_id())
+    answer = ask(context, "agents", "RemoveAgent", request)
+    if as_json:
+        output.show_json(answer)
+    else:
+        lost = ", ".join(map(short, answer.lost_run_ids))
+        output.say(f"{name} is removed" + (f"; LOST: {lost}" if lost else ""))

@@ -61,7 +61,7 @@ async def _follow(connection: Connection, name: str, position: follow.Position, 
     # The whole id first: with a short one each reconnection could meet another run of the same digits.
     request = runs_pb2.GetRunRequest(id=name)
     run = (await connection.call(connection.runs.GetRun, request, on_lost=still_trying)).run
-    progress = Progress(short(run.id))
+    progress = Progress(f"run {short(run.id)}")
     with Interrupts() as interrupts:
         follower = follow.Follower(connection, run.id, progress, interrupts, sink=sink, position=position)
         run = await follower.until_end()

@@ -126,7 +126,7 @@ async def _run(
         return _queued(run, as_json)
     if not (following or as_json):
         output.answer(short(run.id))
-    progress = Progress(short(run.id))
+    progress = Progress(f"run {short(run.id)}")
     with Interrupts() as interrupts:
         follower = follow.Follower(connection, run.id, progress, interrupts, sink=write_output if following else None)
         run = await follower.until_end()

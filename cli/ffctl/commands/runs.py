@@ -1,4 +1,4 @@
-"""`ffctl runs`: lists, shows, repeats, compares and cancels runs."""
+"""`ffctl runs`: lists, shows, repeats, compares, cancels and gives up runs."""
 
 import click
 from fastflow.ids import new_id, short
@@ -7,7 +7,16 @@ from fastflow.v1 import runs_pb2
 from ffctl import details, differences, follow, output, wording
 from ffctl.commands.run import queue, queueing_options
 from ffctl.connection import Connection
-from ffctl.options import complete_pipeline, complete_run, output_option, run_argument, server_option
+from ffctl.options import (
+    complete_pipeline,
+    complete_run,
+    confirm,
+    output_option,
+    run_argument,
+    server_option,
+    span,
+    yes_option,
+)
 from ffctl.session import ask, connected, pages
 
 STATES = [name.removeprefix("RUN_STATE_").lower() for name in runs_pb2.RunState.keys()[1:]]
@@ -17,7 +26,7 @@ NEWEST = 20
 
 @click.group("runs")
 def group() -> None:
-    """Lists, shows, repeats, compares and cancels runs."""
+    """Lists, shows, repeats, compares, cancels and gives up runs."""
 
 
 @group.command("list")
@@ -132,16 +141,28 @@ def diff_runs(context: click.Context, a: str, b: str, as_json: bool) -> None:
 
 @group.command("cancel")
 @run_argument
+@click.option(
+    "--grace",
+    metavar="TIME",
+    type=span,
+    help="Time from SIGTERM to SIGKILL, for example 30s or 2m; 0 = kill at once.  [default: the control plane's "
+    "stop_grace]",
+)
 @output_option
 @server_option
 @click.pass_context
-def cancel_run(context: click.Context, run: str, as_json: bool) -> None:
-    """Asks a run to stop: SIGTERM, then SIGKILL after a grace period.
+def cancel_run(context: click.Context, run: str, grace: float | None, as_json: bool) -> None:
+    """Asks a run to stop: SIGTERM, then SIGKILL after a grace.
+
+    A run that waits ends at once. One that had ended before the signal keeps its result. Repeat it with a shorter
+    --grace for a run that takes too long to stop.
 
     \b
-    Example: ffctl runs cancel 1a2b3c4d
+    Example: ffctl runs cancel 1a2b3c4d --grace 30s
     """
     request = runs_pb2.CancelRunRequest(id=run, request_id=new_id())
+    if grace is not None:
+        request.grace.FromMicroseconds(round(grace * 1e6))
     _tell_cancelled(ask(context, "runs", "CancelRun", request).run, as_json=as_json)
 
 
@@ -152,3 +173,31 @@ def _tell_cancelled(run: runs_pb2.Run, *, as_json: bool) -> None:
         output.say(follow.verdict(run, details.seconds_now()))
     else:
         output.say(f"run {short(run.id)} is asked to stop; see it end with: ffctl logs -f {short(run.id)}")
+
+
+@group.command("abandon")
+@run_argument
+@yes_option
+@output_option
+@server_option
+@click.pass_context
+def abandon_run(context: click.Context, run: str, yes: bool, as_json: bool) -> None:
+    """Gives a run up whose agent does not come back: it is LOST now.
+
+    Without it a run is LOST once its agent has been away for `lost_after`. What the agent brings later, should it
+    return, is kept as history; the program is stopped then. A run whose agent is there is better cancelled.
+
+    \b
+    Example: ffctl runs abandon 1a2b3c4d
+    """
+
+    found = ask(context, "runs", "GetRun", runs_pb2.GetRunRequest(id=run)).run
+    if found.state not in wording.TERMINAL and found.attempts:
+        agent = found.attempts[-1].agent
+        confirm(f"Give up run {short(found.id)} of {found.pipeline}? Its program may still run on {agent}.", yes=yes)
+    request = runs_pb2.AbandonRunRequest(id=found.id, request_id=new_id())
+    abandoned = ask(context, "runs", "AbandonRun", request).run
+    if as_json:
+        output.show_json(abandoned)
+    else:
+        output.say(follow.verdict(abandoned, details.seconds_now()))

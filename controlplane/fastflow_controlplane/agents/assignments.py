@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
+from fastflow.protocol import STOPS_UNMASKED
 from fastflow.service.failpoints import ControlPlanePoint, reach
 
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
-from fastflow_controlplane.errors import DataLoss, FastFlowError
+from fastflow_controlplane.errors import DataLoss, FailedPrecondition, FastFlowError
 from fastflow_controlplane.logs.store import LogKey, LogStore, StoreUnavailable
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptKey, LogLoss, WaitingRun
@@ -23,7 +24,7 @@ from fastflow_controlplane.runs.states import Reason
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
-from fastflow_controlplane.store.queries import attempts, desired, events, runs
+from fastflow_controlplane.store.queries import agents, attempts, desired, events, runs
 from fastflow_controlplane.store.queries.desired import DesiredRow, DesiredState
 from fastflow_controlplane.store.queries.transitions import Epochs, note
 
@@ -73,6 +74,7 @@ class Delivery:
     stop_grace_usec: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Sequence[SecretValue] = ()
+    masks_unknown: bool = False
     row: DesiredRow | None = None
     revision: int = 0
 
@@ -124,6 +126,9 @@ class Assignments:
             sealed = runs.read_parameters(connection, run.run_id)
             if sealed is not None:
                 self._secrets.open(sealed)  # what can not be opened could not be delivered
+            if not agents.takes_runs(connection, agent_id):
+                # Drained or removed while this was decided.
+                raise FailedPrecondition("the agent that was chosen takes no runs any more; another one is looked for")
             key = attempts.assign(connection, run.run_id, agent_id, token, versions, epochs, self._clock.now())
             if key is not None and self._logs.set_aside(LogKey(key.run_id, key.attempt)):
                 log.warning("a log of a forgotten attempt is set aside", run=key.run_id, attempt=key.attempt)
@@ -137,26 +142,29 @@ class Assignments:
 
         return await self._store.write(assign, assigned)
 
-    async def all(self, agent_id: str, reported: Collection[AttemptKey]) -> Deliveries:
-        """Returns the full set for a new session, with an answer to each attempt the agent `reported`."""
+    async def all(self, agent_id: str, reported: Collection[AttemptKey], protocol: int) -> Deliveries:
+        """Returns the full set for a new session, with an answer to each attempt the agent `reported`.
+
+        `protocol` is what the session speaks.
+        """
         await self._close_abandoned(agent_id, reported)
         await self._mark_doubtful(agent_id, reported)
         await self._give_back_unreadable(agent_id, reported)
         state = await self._store.read(lambda connection: desired.read_all(connection, agent_id, reported))
         known = {row.key for row in state.rows}
         orphans = [Delivery(key, "ORPHAN") for key in reported if key not in known]
-        return await self._compose(state, orphans)
+        return await self._compose(state, orphans, protocol)
 
-    async def since(self, agent_id: str, revision: int) -> Deliveries:
+    async def since(self, agent_id: str, revision: int, protocol: int) -> Deliveries:
         """Returns what changed after `revision`, in order of change."""
         state = await self._store.read(lambda connection: desired.read_since(connection, agent_id, revision))
-        return await self._compose(state, [])
+        return await self._compose(state, [], protocol)
 
-    async def _compose(self, state: DesiredState, orphans: Sequence[Delivery]) -> Deliveries:
+    async def _compose(self, state: DesiredState, orphans: Sequence[Delivery], protocol: int) -> Deliveries:
         deliveries = []
         for row in state.rows:
             try:
-                deliveries.append(await self._deliver(row))
+                deliveries.append(await self._deliver(row, protocol))
             except FastFlowError as error:
                 # Absence kills nothing: the agent keeps what it has, and hears of this attempt with the next stream.
                 log.error("attempt can not be delivered", run=row.key.run_id, attempt=row.key.attempt, why=str(error))
@@ -168,11 +176,21 @@ class Assignments:
             (*deliveries, *orphans),
         )
 
-    async def _deliver(self, row: DesiredRow) -> Delivery:
+    async def _deliver(self, row: DesiredRow, protocol: int) -> Delivery:
         secrets: Sequence[SecretValue] = ()
         environment: dict[str, str] = {}
+        masks_unknown = False
         if row.action in ("RUN", "STOP") and not row.log_sealed:
-            given, values = await self._values(row)
+            given: dict[str, str] = {}
+            values: Sequence[SecretValue] = ()
+            try:
+                given, values = await self._values(row)
+            except FastFlowError as error:
+                if row.action == "RUN" or protocol < STOPS_UNMASKED:
+                    raise
+                # A stop must not wait for a key: the agent ends the attempt, and keeps its output until it can mask it.
+                masks_unknown = True
+                log.warning("log is kept on its agent", run=row.key.run_id, attempt=row.key.attempt, why=str(error))
             # Precedence: default_env < secrets < --env.
             secrets = [secret for secret in values if secret.name not in given]
             hidden = {secret.name for secret in secrets}
@@ -184,9 +202,10 @@ class Assignments:
             known_seq=row.known_seq,
             durable_log_offset=await self._durable_offset(row),
             stop_cause=row.stop_cause,
-            stop_grace_usec=self._stop_grace_usec,
+            stop_grace_usec=self._stop_grace_usec if row.stop_grace_usec is None else row.stop_grace_usec,
             environment=environment,
             secrets=secrets,
+            masks_unknown=masks_unknown,
             row=row,
             revision=row.revision,
         )

@@ -20,14 +20,29 @@ def full_pages(deliveries: Deliveries) -> Iterator[desired_pb2.DesiredPage]:
             revision=deliveries.revision, full=True, last_page=number == len(pages), attempts=attempts
         )
         if number == len(pages):
-            page.agent.draining = deliveries.draining
-            if deliveries.drain_deadline_time is not None:
-                page.agent.drain_deadline.FromMicroseconds(deliveries.drain_deadline_time)
+            page.agent.CopyFrom(agent_of(deliveries))
         yield page
 
 
-def delta_pages(deliveries: Deliveries, sent: int) -> Iterator[desired_pb2.DesiredPage]:
-    """Gives differences as pages whose revisions form a chain that begins at `sent`."""
+def agent_of(deliveries: Deliveries) -> desired_pb2.DesiredAgent:
+    """Returns what is desired of the agent itself."""
+    message = desired_pb2.DesiredAgent(draining=deliveries.draining)
+    if deliveries.drain_deadline_time is not None:
+        message.drain_deadline.FromMicroseconds(deliveries.drain_deadline_time)
+    return message
+
+
+def delta_pages(
+    deliveries: Deliveries, sent: int, agent_sent: desired_pb2.DesiredAgent
+) -> Iterator[desired_pb2.DesiredPage]:
+    """Gives differences as pages whose revisions form a chain that begins at `sent`.
+
+    First what is desired of the agent itself, where it differs from `agent_sent`: an attempt that comes with the same
+    set is not to be begun by an agent that is drained.
+    """
+    agent = agent_of(deliveries)
+    if agent != agent_sent:
+        yield desired_pb2.DesiredPage(revision=sent, previous_revision=sent, last_page=True, agent=agent)
     revisions = {(delivery.key.run_id, delivery.key.attempt): delivery.revision for delivery in deliveries.attempts}
     for attempts in _paged(deliveries.attempts):
         last = attempts[-1].key

@@ -255,7 +255,7 @@ class _AttemptWrites:
         if isinstance(fact, Ended):
             moved = self._end(fact, sequence, time)
         elif fact.state is RunState.QUEUED:
-            moved, state = self._give_back(fact, sequence, time), RunState.FAILED
+            moved, state = self._give_back(fact, sequence, time), attempts.state_given_back(fact.reason)
         else:
             moved = fact.state in LIVE and self._advance(fact, sequence, time)
         if not moved:
@@ -295,6 +295,8 @@ class _AttemptWrites:
         key, reason = self._row.key, fact.reason or Reason.REJECTED
         failed = self._row.failed_placements + 1
         why = f'agent "{self._agent.name}" could not start it: {fact.message}'
+        if reason in attempts.NO_FAILURE:
+            failed, why = 0, f'agent "{self._agent.name}" gave it back before it began: {fact.message}'
         end = None
         if self._row.cancelled:
             end = Ending(RunState.CANCELLED, Reason.CANCEL_REQUESTED, "cancelled before it started", time)

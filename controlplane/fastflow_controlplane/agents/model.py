@@ -101,6 +101,21 @@ class AgentAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainView:
+    """How far an agent is emptied; fields of `fastflow.v1.Drain`. Times are microseconds UTC."""
+
+    start_time: int
+    deadline_time: int | None
+    attempts: int
+    logs: int
+
+    @property
+    def complete(self) -> bool:
+        """True once nothing of the agent is needed any more."""
+        return not self.attempts and not self.logs
+
+
+@dataclass(frozen=True, slots=True)
 class AgentView:
     """One agent as shown to people. Times are microseconds UTC; `message` says why it is where it is."""
 
@@ -114,6 +129,7 @@ class AgentView:
     session_epoch: int
     message: str
     environments: tuple[str, ...] = ()
+    drain: DrainView | None = None
 
     @property
     def name(self) -> str:

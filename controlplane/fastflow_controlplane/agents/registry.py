@@ -16,6 +16,7 @@ from fastflow_controlplane.agents.model import (
     AgentState,
     AgentView,
     Condition,
+    DrainView,
     EnvironmentKey,
     EnvironmentResult,
     RuntimeFacts,
@@ -29,7 +30,7 @@ from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents
-from fastflow_controlplane.store.queries.agents import AgentRow
+from fastflow_controlplane.store.queries.agents import AgentRow, Hold
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +75,9 @@ class Placing(Protocol):
 
     def agent_changed(self, offer: Offer) -> None:
         """An agent appeared or changed."""
+
+    def agent_removed(self, agent_id: str) -> None:
+        """An agent is no more."""
 
 
 @dataclass
@@ -287,6 +291,24 @@ class AgentRegistry:
         if agent.stream is not None:
             agent.stream.cut()
 
+    def changed(self, row: AgentRow) -> None:
+        """An operator changed what the agent shall do; call it after the commit, with the row as it is then."""
+        agent = self._agents.get(row.facts.agent_id)
+        if agent is not None:
+            agent.row = replace(agent.row, draining=row.draining, drain_deadline_time=row.drain_deadline_time)
+            self._offer(agent)
+            self.desired_changed(row.facts.agent_id)
+
+    def removed(self, agent_id: str) -> None:
+        """The agent is off the list; call it after the commit."""
+        if self._agents.pop(agent_id, None) is not None:
+            self._placing.agent_removed(agent_id)
+
+    def drains(self) -> list[AgentRow]:
+        """Returns the agents that are drained until a deadline."""
+        rows = (agent.row for agent in self._agents.values())
+        return [row for row in rows if row.draining and row.drain_deadline_time is not None]
+
     def facts(self, agent_id: str) -> AgentFacts:
         """Returns what an agent that ever dialled in said of itself last."""
         return self._agents[agent_id].facts
@@ -388,9 +410,10 @@ class AgentRegistry:
     async def get(self, name: str) -> AgentView:
         """Returns one agent by name; raises NotFound with the nearest names."""
         rows = await self._store.read(lambda connection: agents.read_agents(connection, name=name))
-        if not rows:
+        views = await self._views(rows)
+        if not views:
             raise not_found("agent", name, await self._store.read(agents.read_names))
-        return (await self._views(rows))[0]
+        return views[0]
 
     async def list(self, page_size: int = 100, page_token: str = "") -> AgentPage:
         """Returns a page of agents by name; raises InvalidArgument for a page token that is none of ours."""
@@ -407,7 +430,9 @@ class AgentRegistry:
         holds = await self._store.read(lambda connection: agents.read_holds(connection, ids))
         views = []
         for row in rows:
-            agent = self._agents[row.facts.agent_id]
+            agent = self._agents.get(row.facts.agent_id)
+            if agent is None:
+                continue  # removed since it was read
             hold = holds.get(row.facts.agent_id, agents.NOTHING_HELD)
             views.append(
                 AgentView(
@@ -424,6 +449,7 @@ class AgentRegistry:
                     session_epoch=row.session_epoch,
                     message=self._advice(agent),
                     environments=agent.environments,
+                    drain=_drain(row, hold),
                 )
             )
         return views
@@ -471,6 +497,7 @@ class AgentRegistry:
                 blocked=self._why(agent),
                 connected=agent.stream is not None,
                 offline=agent.state is AgentState.OFFLINE,
+                draining=agent.row.draining,
                 environments=frozenset(key for key, result in agent.results.items() if result.state == "READY"),
             )
         )
@@ -504,6 +531,12 @@ def _shown_state(agent: LiveAgent) -> AgentState:
     if agent.state is AgentState.ACTIVE and agent.row.draining:
         return AgentState.DRAINING
     return agent.state
+
+
+def _drain(row: AgentRow, hold: Hold) -> DrainView | None:
+    if not row.draining:
+        return None
+    return DrainView(row.drain_time or row.connect_time, row.drain_deadline_time, len(hold.attempts), hold.logs)
 
 
 def _keep_since(reported: Sequence[Condition], known: Sequence[Condition], now: int) -> tuple[Condition, ...]:

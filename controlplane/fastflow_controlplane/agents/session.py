@@ -14,7 +14,7 @@ from fastflow.service.failpoints import ControlPlanePoint, reach
 
 from fastflow_controlplane.agents import greeting, wire
 from fastflow_controlplane.agents.assignments import Assignments
-from fastflow_controlplane.agents.desired_pages import delta_pages, full_pages
+from fastflow_controlplane.agents.desired_pages import agent_of, delta_pages, full_pages
 from fastflow_controlplane.agents.duplicates import Duplicates
 from fastflow_controlplane.agents.events import AttemptEvent, Effects, Ended, SessionSuperseded, apply_events
 from fastflow_controlplane.agents.model import AgentFacts
@@ -335,22 +335,24 @@ class AgentSession:
         if self._greeted.quarantine_reason:
             return
         agent_id = self._greeted.facts.agent_id
-        deliveries = await self._parts.assignments.all(agent_id, frozenset(self._inventory))
+        deliveries = await self._parts.assignments.all(agent_id, frozenset(self._inventory), self._protocol)
         self._inventory.clear()
         sent = read = deliveries.revision
         for page in full_pages(deliveries):
             await self._outgoing.put(gateway_pb2.ConnectResponse(desired=page))
+        agent_sent = agent_of(deliveries)
         self._desired_sent.set()
         while True:
             await self._desired_changed.wait()
             self._desired_changed.clear()
-            deliveries = await self._parts.assignments.since(agent_id, read)
+            deliveries = await self._parts.assignments.since(agent_id, read, self._protocol)
             if deliveries.session_epoch != self.epoch:
                 raise _StreamOver
             read = deliveries.revision
-            for page in delta_pages(deliveries, sent):
+            for page in delta_pages(deliveries, sent, agent_sent):
                 await self._outgoing.put(gateway_pb2.ConnectResponse(desired=page))
                 sent = page.revision
+            agent_sent = agent_of(deliveries)
 
     async def _push_preheat(self) -> None:
         await self._desired_sent.wait()

@@ -34,6 +34,7 @@ from fastflow_controlplane.store.queries.registration import Belonging
 _STOP_CAUSES = {
     "CANCEL": desired_pb2.STOP_CAUSE_CANCEL,
     "SUPERSEDED": desired_pb2.STOP_CAUSE_SUPERSEDED,
+    "DRAIN": desired_pb2.STOP_CAUSE_DRAIN,
 }
 _USAGE_FIELDS = tuple(field.name for field in limits_pb2.Usage.DESCRIPTOR.fields)
 
@@ -131,6 +132,7 @@ def desired_attempt(delivery: Delivery) -> desired_pb2.DesiredAttempt:
         message.stop_cause = _STOP_CAUSES[delivery.stop_cause]
         message.stop_grace.FromMicroseconds(delivery.stop_grace_usec)
         message.secrets.extend(_secrets(delivery.secrets))
+        message.masks_unknown = delivery.masks_unknown
     if delivery.action == "RUN":
         message.spec.CopyFrom(_spec(delivery))
     return message

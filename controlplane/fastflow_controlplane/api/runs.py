@@ -8,8 +8,10 @@ from fastflow.v1 import runs_pb2, runs_pb2_grpc
 
 from fastflow_controlplane import pages
 from fastflow_controlplane.api.translate import differences_message, run_message
+from fastflow_controlplane.clock import MICROSECONDS
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument
 from fastflow_controlplane.runs.model import NewRun
+from fastflow_controlplane.runs.reaper import Reaper
 from fastflow_controlplane.runs.service import RunService
 from fastflow_controlplane.runs.states import RunState
 
@@ -19,8 +21,9 @@ DEFAULT_PAGE = 50
 class RunServicer(runs_pb2_grpc.RunServiceServicer):
     """Runs for clients."""
 
-    def __init__(self, runs: RunService) -> None:
+    def __init__(self, runs: RunService, reaper: Reaper) -> None:
         self._runs = runs
+        self._reaper = reaper
 
     async def CreateRun(self, request: runs_pb2.CreateRunRequest, context: Any) -> runs_pb2.CreateRunResponse:
         """Queues a run."""
@@ -64,7 +67,13 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
 
     async def CancelRun(self, request: runs_pb2.CancelRunRequest, context: Any) -> runs_pb2.CancelRunResponse:
         """Asks a run to stop. A repeat changes nothing, with or without request id."""
-        return runs_pb2.CancelRunResponse(run=run_message(await self._runs.cancel(request.id)))
+        grace = request.grace.ToMicroseconds() / MICROSECONDS if request.HasField("grace") else None
+        return runs_pb2.CancelRunResponse(run=run_message(await self._runs.cancel(request.id, grace)))
+
+    async def AbandonRun(self, request: runs_pb2.AbandonRunRequest, context: Any) -> runs_pb2.AbandonRunResponse:
+        """Declares a run LOST."""
+        run_id = await self._reaper.abandon(request.id, request.request_id)
+        return runs_pb2.AbandonRunResponse(run=run_message(await self._runs.get(run_id)))
 
     async def WatchRun(
         self, request: runs_pb2.WatchRunRequest, context: Any

@@ -20,6 +20,7 @@ from fastflow.v1 import (
 )
 
 from fastflow_controlplane.agents.acceptance import Acceptance
+from fastflow_controlplane.agents.operations import AgentOperations
 from fastflow_controlplane.agents.preheat import Preheat
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions
@@ -33,6 +34,7 @@ from fastflow_controlplane.api.sources import SourceServicer
 from fastflow_controlplane.conditions import Conditions
 from fastflow_controlplane.logs.follow import LogFollower
 from fastflow_controlplane.logs.ingest import LogIngest
+from fastflow_controlplane.runs.reaper import Reaper
 from fastflow_controlplane.runs.service import RunService
 from fastflow_controlplane.secrets.service import SecretService
 from fastflow_controlplane.sources.catalog import Catalog
@@ -44,12 +46,14 @@ class Parts:
     """What the services delegate to."""
 
     runs: RunService
+    reaper: Reaper
     follower: LogFollower
     catalog: Catalog
     preheat: Preheat
     syncs: SyncService
     registry: AgentRegistry
     acceptance: Acceptance
+    operations: AgentOperations
     secrets: SecretService
     sessions: AgentSessions
     ingest: LogIngest
@@ -58,11 +62,11 @@ class Parts:
 
 def add_services(server: grpc.aio.Server, parts: Parts) -> tuple[str, ...]:
     """Adds every service of Fast-Flow to `server` and returns their full names, for health and reflection."""
-    runs_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(parts.runs), server)
+    runs_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(parts.runs, parts.reaper), server)
     logs_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(parts.runs, parts.follower), server)
     pipelines_pb2_grpc.add_PipelineServiceServicer_to_server(PipelineServicer(parts.catalog, parts.preheat), server)
     agents_pb2_grpc.add_AgentServiceServicer_to_server(
-        AgentServicer(parts.registry, parts.acceptance, parts.conditions), server
+        AgentServicer(parts.registry, parts.acceptance, parts.operations, parts.conditions), server
     )
     secrets_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(parts.secrets), server)
     sources_pb2_grpc.add_SourceServiceServicer_to_server(SourceServicer(parts.syncs), server)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from fastflow.v1 import agents_pb2, limits_pb2, pipelines_pb2, runs_pb2, secrets_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from fastflow_controlplane.agents.model import AgentView, Capacity, Condition, EnvironmentView
+from fastflow_controlplane.agents.model import AgentView, Capacity, Condition, DrainView, EnvironmentView
 from fastflow_controlplane.conditions import PartCondition
 from fastflow_controlplane.logs.wire import loss_message
 from fastflow_controlplane.runs.differences import RunDifferences, VariableDifference
@@ -151,6 +151,17 @@ def agent_message(agent: AgentView) -> agents_pb2.Agent:
         message=agent.message,
         agent_id=facts.agent_id,
         session_epoch=agent.session_epoch,
+        drain=_drain(agent.drain) if agent.drain else None,
+    )
+
+
+def _drain(drain: DrainView) -> agents_pb2.Drain:
+    return agents_pb2.Drain(
+        start_time=time_message(drain.start_time),
+        deadline_time=time_message(drain.deadline_time),
+        attempts=drain.attempts,
+        logs=drain.logs,
+        complete=drain.complete,
     )
 
 

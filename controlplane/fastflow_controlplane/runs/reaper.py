@@ -1,24 +1,27 @@
-"""Ends runs that nobody else will end: their agent is gone, their pipeline is gone, their queue deadline passed."""
+"""Ends runs that nobody else will end: their agent is gone, their pipeline is gone, their queue deadline passed, or an
+operator says so."""
 
 from functools import partial
 from typing import Protocol
 
 import structlog
+from fastflow.ids import short
 
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
 from fastflow_controlplane.conditions import is_told
-from fastflow_controlplane.errors import NotFound, Unavailable
+from fastflow_controlplane.errors import FailedPrecondition, NotFound, Unavailable
 from fastflow_controlplane.runs.changes import Changes
-from fastflow_controlplane.runs.model import WaitingRun
-from fastflow_controlplane.runs.states import Reason
+from fastflow_controlplane.runs.lost import Lost, LostRuns, with_waiting
+from fastflow_controlplane.runs.model import RunView
+from fastflow_controlplane.runs.states import LIVE, Reason, RunState
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
-from fastflow_controlplane.store.queries import attempts, runs
+from fastflow_controlplane.store.queries import attempts, requests, runs
 from fastflow_controlplane.store.queries.agents import AgentRow, is_current_session
-from fastflow_controlplane.store.queries.attempts import LostAttempt
+from fastflow_controlplane.store.queries.attempts import Ending
 from fastflow_controlplane.store.queries.transitions import Epochs
 
 log = structlog.get_logger(__name__)
@@ -29,6 +32,7 @@ REPEAT_SECONDS = 60.0
 """An agent that stays away is looked at again this often, for a run that was placed on it in the last moment."""
 QUEUE_CHECK_SECONDS = 10.0
 """How often waiting runs are looked at: the deadlines are minutes."""
+ABANDON_RUN = "ABANDON_RUN"
 BATCH = 500
 """Runs ended in one operation, so that others get their turn at the writer."""
 
@@ -66,6 +70,7 @@ class Reaper:
         self._registry = registry
         self._leader_epoch = leader_epoch
         self._pipelines = pipelines
+        self._lost = LostRuns(changes, scheduler, registry)
         self._handled: dict[str, float] = {}
         self._gone_since: dict[str, float] = {}
         self._queue_checked = float("-inf")
@@ -95,6 +100,32 @@ class Reaper:
             await self._end_overdue()
             await self._end_orphaned(now)
 
+    async def abandon(self, run_id: str, request_id: str = "") -> str:
+        """Declares one run LOST on an operator's word, whatever its agent does; returns its whole id.
+
+        Raises NotFound, and FailedPrecondition where it waits or has ended.
+        """
+        epochs = Epochs(session=0, leader=self._leader_epoch)
+
+        def abandon(connection: Connection) -> tuple[str, Lost]:
+            whole_id = runs.resolve(connection, run_id)
+            if requests.answered(connection, ABANDON_RUN, request_id, whole_id) is not None:
+                return whole_id, Lost()
+            run = runs.read_run(connection, whole_id)
+            if run.state not in LIVE:
+                raise _can_not_abandon(run)
+            message = (
+                f'an operator gave it up on agent "{run.attempts[-1].agent}"; the program may still run there, and is '
+                "stopped as soon as the agent is told"
+            )
+            ending = Ending(RunState.LOST, Reason.ABANDONED, message, self._clock.now())
+            lost = attempts.lose(connection, attempts.is_newest(whole_id), ending, epochs)
+            requests.remember(connection, ABANDON_RUN, request_id, whole_id, whole_id, ending.time)
+            return whole_id, with_waiting(connection, lost)
+
+        whole_id, _ = await self._store.write(abandon, lambda abandoned: self._lost.tell(abandoned[1]))
+        return whole_id
+
     async def _lose(self, row: AgentRow) -> None:
         message = (
             f'agent "{row.facts.name}" was out of reach for more than {self._settings.lost_after:g} s; '
@@ -102,28 +133,14 @@ class Reaper:
         )
         epochs = Epochs(session=0, leader=self._leader_epoch)
 
-        def lose(connection: Connection) -> tuple[list[LostAttempt], list[WaitingRun]]:
+        def lose(connection: Connection) -> Lost:
             # An agent that came back in between has a newer session: nothing of it is lost.
             if not is_current_session(connection, row.facts.agent_id, row.session_epoch):
-                return [], []
+                return Lost()
             lost = attempts.lose_all(connection, row.facts.agent_id, message, epochs, self._clock.now())
-            retried = [attempt.key.run_id for attempt in lost if attempt.retried]
-            return lost, [run for run_id in retried for run in runs.read_waiting(connection, run_id)]
+            return with_waiting(connection, lost)
 
-        def told(result: tuple[list[LostAttempt], list[WaitingRun]]) -> None:
-            lost, waiting = result
-            for attempt in lost:
-                key = attempt.key
-                log.warning(
-                    "run is lost", run=key.run_id, attempt=key.attempt, agent=row.facts.name, retried=attempt.retried
-                )
-            for run in waiting:
-                self._scheduler.add(run)
-            for attempt in lost:
-                self._changes.notify(attempt.key.run_id)
-            self._registry.desired_changed(row.facts.agent_id)
-
-        await self._store.write(lose, told)
+        await self._store.write(lose, self._lost.tell)
 
     async def _end_overdue(self) -> None:
         deadline = self._settings.queue_deadline
@@ -167,3 +184,12 @@ class Reaper:
                 self._changes.notify(run_id)
 
         await self._store.write(fail, told)
+
+
+def _can_not_abandon(run: RunView) -> FailedPrecondition:
+    if run.terminal:
+        message, reason = f"run {run.id} has ended already: it is {run.state}", "RUN_HAS_ENDED"
+    else:
+        message = f"run {run.id} waits and is on no agent: end it with `ffctl runs cancel {short(run.id)}`"
+        reason = "RUN_IS_WAITING"
+    return FailedPrecondition(message, reason=reason, metadata={"run": run.id})

@@ -44,6 +44,8 @@ MAX_PRIORITY = 1000
 """Priorities run from -1000 to 1000; aging adds one step per `priority_aging`."""
 MAX_REQUEST_ID_LENGTH = 255
 MAX_REF_LENGTH = 255
+MAX_GRACE_SECONDS = 86_400.0
+"""A program that needs longer to stop than a day is not being stopped."""
 
 
 class CodeCatalog(Protocol):
@@ -181,14 +183,21 @@ class RunService:
         token = pages.token_after(page[-1].id) if len(found) > page_size else ""
         return RunPage(tuple(self._complete(run) for run in page), token)
 
-    async def cancel(self, run_id: str) -> RunView:
+    async def cancel(self, run_id: str, grace: float | None = None) -> RunView:
         """Asks a run to stop: one that waits ends at once, one that lives is stopped by its agent.
 
-        Of a run that has ended it changes nothing, so it may be repeated.
+        `grace` is seconds from SIGTERM to SIGKILL; None = as the settings say. Of a run that is being stopped, a
+        shorter grace takes effect; of one that has ended nothing changes. So it may be repeated. Raises NotFound and
+        InvalidArgument.
         """
+        if grace is not None and not 0 <= grace <= MAX_GRACE_SECONDS:
+            message = f"grace is {grace:g} s; allowed is 0 to {MAX_GRACE_SECONDS:g} s"
+            raise InvalidArgument(message, violations=[FieldViolation("grace", message)])
+        grace_usec = round((self._settings.stop_grace if grace is None else grace) * MICROSECONDS)
 
         def cancel(connection: Connection) -> Cancelled:
-            return runs.cancel(connection, runs.resolve(connection, run_id), self._clock.now())
+            whole_id = runs.resolve(connection, run_id)
+            return runs.cancel(connection, whole_id, self._clock.now(), grace_usec, shorten=grace is not None)
 
         def cancelled(done: Cancelled) -> None:
             if done.changed:

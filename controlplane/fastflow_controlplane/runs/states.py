@@ -48,6 +48,8 @@ class Reason(StrEnum):
     RUNTIME = "RUNTIME"
     DISK_FULL = "DISK_FULL"
     SECRET = "SECRET"
+    AGENT_DRAINED = "AGENT_DRAINED"
+    ABANDONED = "ABANDONED"
 
 
 class Actor(StrEnum):

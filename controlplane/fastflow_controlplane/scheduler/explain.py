@@ -7,6 +7,7 @@ from fastflow.pipelines.sizes import format_size
 from fastflow_controlplane.runs.model import Placement
 from fastflow_controlplane.scheduler.placement import Offer, Shape, cores, has_python, obstacle
 
+ALL_DRAINING = "every agent is draining: let one take runs again with `ffctl agents resume NAME`, or start another"
 NO_AGENT = "no agent is connected: start one with `fastflow-agent run`"
 
 
@@ -33,6 +34,8 @@ def _summary(shape: Shape, offers: Sequence[Offer]) -> str:
     connected = [offer for offer in offers if offer.connected]
     if not connected:
         return NO_AGENT
+    if all(offer.draining for offer in connected):
+        return ALL_DRAINING
     most_memory = max(connected, key=lambda offer: offer.capacity.memory_bytes)
     if shape.memory_bytes > most_memory.capacity.memory_bytes:
         return (

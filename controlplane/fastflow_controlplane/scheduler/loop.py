@@ -116,6 +116,11 @@ class Scheduler:
         self._wake_fitting(offer.agent_id)
         self._tell_watchers({attempt.run_id for attempt in held})
 
+    def agent_removed(self, agent_id: str) -> None:
+        """An agent is no more."""
+        if self._offers.pop(agent_id, None) is not None:
+            self._tell_watchers()
+
     def released(self, key: AttemptKey) -> None:
         """The container of an attempt is gone."""
         self._release(key.run_id, key.attempt)

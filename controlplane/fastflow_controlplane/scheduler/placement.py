@@ -37,6 +37,7 @@ class Offer:
     blocked: str = ""
     connected: bool = True
     offline: bool = False
+    draining: bool = False
     environments: frozenset[EnvironmentKey] = frozenset()
     reserved: Capacity = field(default_factory=Capacity)
 

@@ -71,7 +71,11 @@ agents = Table(
     # [{type, message, blocks_placement, since_time}]
     Column("conditions", JSON, nullable=False),
     Column("draining", Boolean, nullable=False, default=False),
+    # Since when, and when runs left are stopped; NULL = not at all.
+    Column("drain_time", BigInteger),
     Column("drain_deadline_time", BigInteger),
+    # When an operator took it off the list; NULL = it is on it. The row stays, since attempts name it.
+    Column("remove_time", BigInteger),
     Column("quarantine_reason", Text, nullable=False, default=""),
     # What the last Hello said: the cluster the agent belonged to, and the highest revision of it that it had seen.
     Column("hello_cluster_id", Name, nullable=False, server_default=text("''")),
@@ -173,9 +177,11 @@ attempts = Table(
     Column("assign_time", BigInteger, nullable=False),
     Column("start_time", BigInteger),
     Column("end_time", BigInteger),
-    # What the agent shall do: RUN, STOP or FORGET; stop_cause CANCEL, SUPERSEDED or "".
+    # What the agent shall do: RUN, STOP or FORGET; stop_cause CANCEL, SUPERSEDED, DRAIN or "".
     Column("desired", Word, nullable=False),
     Column("stop_cause", Word, nullable=False, default=""),
+    # Time from SIGTERM to SIGKILL; NULL = as the settings say.
+    Column("stop_grace_usec", BigInteger),
     # agents.revision of the last change of what is desired.
     Column("revision", BigInteger, nullable=False),
     # Number of the last event stored.

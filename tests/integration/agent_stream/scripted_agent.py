@@ -30,6 +30,7 @@ class ScriptedAgent:
         self.cpu = cpu
         self.memory = memory
         self.answers_probes = True
+        self.protocol = 1
         self.channel = open_channel(address)
         self.stub = gateway_pb2_grpc.AgentGatewayServiceStub(self.channel)
 
@@ -45,7 +46,7 @@ class ScriptedAgent:
         """What the agent says first."""
         fields: dict[str, Any] = {
             "protocol_min": 1,
-            "protocol_max": 1,
+            "protocol_max": self.protocol,
             "agent_version": "test",
             "agent_id": self.agent_id,
             "agent_name": self.name,

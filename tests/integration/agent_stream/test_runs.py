@@ -143,3 +143,25 @@ async def test_telemetry_shows_what_a_live_run_uses(plane: ControlPlane, agent: 
         return (await plane.run(run.id)).attempts[0].usage.working_set_bytes == 12345
 
     await until(shown)
+
+
+async def test_what_an_agent_gives_back_when_it_is_drained_counts_as_no_failure(
+    plane: ControlPlane, agent_of: Agent
+) -> None:
+    stream = await (await agent_of("worker-1")).connect()
+    run = await plane.create()
+    journal = Journal((await stream.assignment()).key)
+    await plane.agents.DrainAgent(agents_pb2.DrainAgentRequest(name="worker-1"), timeout=10)
+    page = await stream.desired()
+    assert (page.agent.draining, list(page.attempts)) == (True, [])
+    changed = attempts_pb2.StateChanged(state="RUN_STATE_QUEUED", reason="REASON_AGENT_DRAINED", message="drained")
+    event = attempts_pb2.AttemptEvent(key=journal.key, sequence=1, state_changed=changed)
+    await stream.report([event])
+    waiting = await plane.run(run.id)
+    assert (state_of(waiting), state_of(waiting.attempts[0])) == ("QUEUED", "CANCELLED")
+    assert "is draining" in waiting.placements[-1].explanation
+    assert not (await plane.agent()).drain.complete
+    # Resumed, it may get the run again at once: it did not fail there.
+    await plane.agents.ResumeAgent(agents_pb2.ResumeAgentRequest(name="worker-1"), timeout=10)
+    assert not (await stream.desired()).agent.draining
+    assert (await stream.assignment()).key.attempt == 2

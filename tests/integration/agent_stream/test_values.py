@@ -3,7 +3,7 @@
 import base64
 from pathlib import Path
 
-from tests.integration.agent_stream.plane import ControlPlane, until
+from tests.integration.agent_stream.plane import STOP, ControlPlane, until
 from tests.integration.agent_stream.scripted_agent import Journal, ScriptedAgent, state_of
 
 ANOTHER_KEY = base64.b64encode(bytes(range(32))).decode() + "\n"
@@ -126,3 +126,27 @@ async def test_a_secret_that_can_no_longer_be_opened_is_named_and_set_anew(
     await until(lambda: says(plane, run.id, "ffctl secrets set Z_OLD"))
     await plane.set_secret("Z_OLD", b"the value again")
     assert {secret.name for secret in (await stream.assignment()).spec.secrets} == {"A_NEW", "Z_OLD"}
+
+
+async def test_a_stop_reaches_an_attempt_whose_values_can_no_longer_be_opened(
+    plane: ControlPlane, agent: ScriptedAgent
+) -> None:
+    stream = await agent.connect()
+    run = await plane.create(environment={"KEY": "value"})
+    journal = Journal((await stream.assignment()).key)
+    await stream.report([journal.moved("PREPARING")])
+    await plane.stop()
+    plane.key_file.write_text(ANOTHER_KEY)
+    await plane.start()
+
+    # An agent of the previous protocol would ship the log unmasked: it is told with the key alone.
+    again = await agent.connect([journal.inventory("PREPARING", 1)])
+    assert again.full == []
+    await plane.cancel(run.id)
+    await again.close()
+    agent.protocol = 2
+    newer = await agent.connect([journal.inventory("PREPARING", 1)])
+    (word,) = newer.full
+    assert (word.action, word.masks_unknown) == (STOP, True)
+    await newer.report([journal.ended("CANCELLED")])
+    assert state_of(await plane.run(run.id)) == "CANCELLED"

@@ -284,5 +284,9 @@ class World:
 
     def write(self, key: AttemptKey, data: bytes) -> None:
         """The program writes output."""
-        with self.paths(self.slot(key)).log.open("ab") as log:
+        self.write_to(self.slot(key), data)
+
+    def write_to(self, slot: SlotId, data: bytes) -> None:
+        """The program in a slot writes output, whether an agent is there or not."""
+        with self.paths(slot).log.open("ab") as log:
             log.write(data)

@@ -52,6 +52,9 @@ class Offers:
     blocked: dict[str, str] = field(default_factory=dict)
     environments: dict[str, frozenset[EnvironmentKey]] = field(default_factory=dict)
 
+    def agent_removed(self, agent_id: str) -> None:
+        pass
+
     def agent_changed(self, offer: Offer) -> None:
         self.blocked[offer.name] = offer.blocked
         self.environments[offer.name] = offer.environments

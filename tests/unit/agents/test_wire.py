@@ -31,6 +31,7 @@ def row() -> DesiredRow:
         key=KEY,
         action="RUN",
         stop_cause="",
+        stop_grace_usec=None,
         known_seq=0,
         ended=False,
         log_bytes=0,
@@ -118,8 +119,18 @@ def test_large_assignments_are_spread_over_pages_and_differences_chain() -> None
     assert [page.last_page for page in full] == [False, False, True]
     assert all(page.ByteSize() < 2 * PAGE_BYTES for page in full)
 
-    pages = list(delta_pages(deliveries, sent=9))
+    pages = list(delta_pages(deliveries, 9, desired_pb2.DesiredAgent()))
     assert [(page.previous_revision, page.revision) for page in pages] == [(9, 11), (11, 13), (13, 14)]
     names = [attempt.key.run_id for page in pages for attempt in page.attempts]
     assert names == [f"run {n}" for n in range(5)]
     assert all(isinstance(page, desired_pb2.DesiredPage) and not page.full for page in pages)
+
+
+def test_what_is_desired_of_the_agent_itself_comes_before_attempts_and_only_when_it_changed() -> None:
+    attempt = Delivery(KEY, "RUN", row=row(), revision=12)
+    deliveries = Deliveries(12, 1, True, 1_000_000, (attempt,))
+    first, second = delta_pages(deliveries, 9, desired_pb2.DesiredAgent())
+    assert (first.previous_revision, first.revision, first.agent.draining) == (9, 9, True)
+    assert first.agent.drain_deadline.seconds == 1
+    assert (second.previous_revision, second.revision, second.HasField("agent")) == (9, 12, False)
+    assert [page.HasField("agent") for page in delta_pages(deliveries, 9, first.agent)] == [False]

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, inspect, text
 from fastflow_controlplane.errors import FailedPrecondition
 from fastflow_controlplane.store.models import metadata
 
-HEAD = "0007"
+HEAD = "0008"
 """Newest revision. Known without Alembic, whose import would cost each start a third of a second."""
 
 

@@ -1,11 +1,11 @@
 """Agents: fenced by their session epoch, listed with what they hold; `registration` has their coming."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fastflow.ids import short
-from sqlalchemy import Connection, Row, bindparam, select, update
+from sqlalchemy import Connection, Row, bindparam, func, select, update
 
 from fastflow_controlplane.agents.model import AgentAttempt, AgentFacts, Capacity, Condition, RuntimeFacts
 from fastflow_controlplane.store.models import agents, attempts, runs
@@ -20,6 +20,7 @@ class AgentRow:
     revision: int
     conditions: tuple[Condition, ...]
     draining: bool
+    drain_time: int | None
     drain_deadline_time: int | None
     quarantine_reason: str
     hello_cluster_id: str
@@ -36,6 +37,9 @@ class Hold:
     reserved: Capacity
     attempts: tuple[AgentAttempt, ...]
 
+    logs: int = 0
+    """Ended attempts whose containers are gone and whose logs are not whole."""
+
 
 NOTHING_HELD = Hold(Capacity(), ())
 
@@ -46,6 +50,9 @@ _HEARD = (
     .values(last_seen_time=bindparam("now"))
 )
 _RAISE = update(agents).where(agents.c.agent_id == bindparam("agent")).values(revision=agents.c.revision + 1)
+_TAKES_RUNS = select(agents.c.agent_id).where(
+    agents.c.agent_id == bindparam("agent"), ~agents.c.draining, agents.c.remove_time.is_(None)
+)
 _REVISION = select(agents.c.revision).where(agents.c.agent_id == bindparam("agent"))
 
 
@@ -94,6 +101,44 @@ def note_report(
     )
 
 
+def drain(connection: Connection, agent_id: str, deadline_time: int | None, now: int) -> None:
+    """Lets an agent take no more runs; one that is drained already only gets the deadline (None = none)."""
+    connection.execute(
+        update(agents)
+        .where(agents.c.agent_id == agent_id)
+        .values(
+            draining=True,
+            drain_time=func.coalesce(agents.c.drain_time, now),
+            drain_deadline_time=deadline_time,
+            revision=agents.c.revision + 1,
+        )
+    )
+
+
+def resume(connection: Connection, agent_id: str) -> None:
+    """Lets an agent take runs again."""
+    connection.execute(
+        update(agents)
+        .where(agents.c.agent_id == agent_id)
+        .values(draining=False, drain_time=None, drain_deadline_time=None, revision=agents.c.revision + 1)
+    )
+
+
+def remove(connection: Connection, agent_id: str, session_epoch: int, now: int) -> bool:
+    """Takes an agent off the list; should it come back, it is not drained. False = it began a newer session."""
+    removed = (
+        update(agents)
+        .where(agents.c.agent_id == agent_id, agents.c.session_epoch == session_epoch)
+        .values(remove_time=now, draining=False, drain_time=None, drain_deadline_time=None)
+    )
+    return bool(connection.execute(removed).rowcount)
+
+
+def takes_runs(connection: Connection, agent_id: str) -> bool:
+    """Returns whether runs may be placed on the agent: it is neither drained nor removed."""
+    return connection.execute(_TAKES_RUNS, {"agent": agent_id}).one_or_none() is not None
+
+
 def raise_revision(connection: Connection, agent_id: str) -> int:
     """Counts one more change of what the agent shall do; returns the new revision."""
     connection.execute(_RAISE, {"agent": agent_id})
@@ -103,8 +148,8 @@ def raise_revision(connection: Connection, agent_id: str) -> int:
 def read_agents(
     connection: Connection, *, agent_id: str = "", name: str = "", after: str = "", limit: int | None = None
 ) -> list[AgentRow]:
-    """Returns agents by name, all or those asked for."""
-    query = select(agents).order_by(agents.c.name)
+    """Returns agents by name, all or those asked for; those removed are none."""
+    query = select(agents).where(agents.c.remove_time.is_(None)).order_by(agents.c.name)
     if agent_id:
         query = query.where(agents.c.agent_id == agent_id)
     if name:
@@ -118,7 +163,8 @@ def read_agents(
 
 def read_names(connection: Connection) -> list[str]:
     """Returns the names of all agents."""
-    return list(connection.execute(select(agents.c.name).order_by(agents.c.name)).scalars())
+    query = select(agents.c.name).where(agents.c.remove_time.is_(None)).order_by(agents.c.name)
+    return list(connection.execute(query).scalars())
 
 
 def read_holds(connection: Connection, agent_ids: Collection[str]) -> Mapping[str, Hold]:
@@ -147,7 +193,18 @@ def read_holds(connection: Connection, agent_ids: Collection[str]) -> Mapping[st
             ),
             (*held.attempts, AgentAttempt(row.run_id, row.number, row.pipeline)),
         )
+    for agent in _awaited_logs(connection, agent_ids):
+        holds[agent.agent_id] = replace(holds.get(agent.agent_id, NOTHING_HELD), logs=agent.logs)
     return holds
+
+
+def _awaited_logs(connection: Connection, agent_ids: Collection[str]) -> Iterable[Row[Any]]:
+    query = (
+        select(attempts.c.agent_id, func.count().label("logs"))
+        .where(attempts.c.desired != "FORGET", attempts.c.released, attempts.c.agent_id.in_(agent_ids))
+        .group_by(attempts.c.agent_id)
+    )
+    return connection.execute(query)
 
 
 def _agent(row: Row[Any]) -> AgentRow:
@@ -169,6 +226,7 @@ def _agent(row: Row[Any]) -> AgentRow:
         revision=row.revision,
         conditions=tuple(Condition(**condition) for condition in row.conditions),
         draining=row.draining,
+        drain_time=row.drain_time,
         drain_deadline_time=row.drain_deadline_time,
         quarantine_reason=row.quarantine_reason,
         hello_cluster_id=row.hello_cluster_id,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, insert, select, update
 
 from fastflow_controlplane.errors import Aborted
 from fastflow_controlplane.runs.model import AttemptKey, Held, OutOfMemory, Provenance, Usage
@@ -24,6 +24,9 @@ from fastflow_controlplane.store.queries.transitions import (
     note,
 )
 from fastflow_controlplane.store.queries.views import retry_policy_of
+
+NO_FAILURE = frozenset({Reason.AGENT_DRAINED})
+"""Reasons for which an attempt comes back from its agent through no fault of anybody: it does not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,26 +212,32 @@ def give_back(
     epochs: Epochs,
     time: int,
 ) -> bool:
-    """Ends an attempt that could not start as FAILED. The run waits again, or ends as `run` says.
+    """Ends an attempt that could not start as `state_given_back` says. The run waits again, or ends as `run` says.
 
     False = the attempt had gone too far for that.
     """
-    failed = {
-        "state": RunState.FAILED,
+    given_back = {
+        "state": state_given_back(attempt_reason),
         "reason": attempt_reason,
         "message": message,
         "end_time": time,
         "known_seq": sequence,
     }
-    if not move_attempt(connection, key, Actor.AGENT, RunState.QUEUED, failed, epochs):
+    if not move_attempt(connection, key, Actor.AGENT, RunState.QUEUED, given_back, epochs):
         return False
     if run is None:
         changed = {"state": RunState.QUEUED, "reason": attempt_reason, "message": message}
-        _mirror(connection, key, Actor.AGENT, RunState.QUEUED, changed, ("failed_placements",))
+        counted = () if attempt_reason in NO_FAILURE else ("failed_placements",)
+        _mirror(connection, key, Actor.AGENT, RunState.QUEUED, changed, counted)
     else:
         changed = {"state": run.state, "reason": run.reason, "message": run.message}
         _mirror(connection, key, Actor.AGENT, run.state, {**changed, "end_time": run.time})
     return True
+
+
+def state_given_back(reason: Reason) -> RunState:
+    """Returns how an attempt ends that did not start and whose run is placed elsewhere."""
+    return RunState.CANCELLED if reason in NO_FAILURE else RunState.FAILED
 
 
 def give_back_untold(
@@ -251,38 +260,80 @@ def give_back_untold(
 
 @dataclass(frozen=True, slots=True)
 class LostAttempt:
-    """An attempt that was declared LOST; `retried` = its run waits again."""
+    """An attempt that was declared LOST on the agent `agent_id`; `retried` = its run waits again."""
 
     key: AttemptKey
+    agent_id: str
     retried: bool
 
 
 def lose_all(connection: Connection, agent_id: str, message: str, epochs: Epochs, now: int) -> list[LostAttempt]:
-    """Declares all live attempts of an agent LOST, and makes their stop desired in case they still live.
+    """Declares all live attempts of an agent LOST; see `lose`."""
+    ending = Ending(RunState.LOST, Reason.AGENT_LOST, message, now)
+    return lose(connection, attempts.c.agent_id == agent_id, ending, epochs)
 
-    A run whose policy says so waits again with the same commit.
+
+def lose(connection: Connection, which: ColumnElement[bool], ending: Ending, epochs: Epochs) -> list[LostAttempt]:
+    """Declares the live attempts that `which` (a condition on attempts) names LOST, as `ending` says.
+
+    Their stop is desired, in case they still live. A run whose policy says so waits again with the same commit.
     """
     query: Select[Any] = (
         select(
             attempts.c.run_id,
             attempts.c.number,
             attempts.c.claim_token,
+            attempts.c.agent_id,
             runs.c.retry_on,
             runs.c.retry_attempts,
             runs.c.cancel_time,
         )
         .join(runs, runs.c.id == attempts.c.run_id)
-        .where(attempts.c.agent_id == agent_id, attempts.c.desired != "FORGET", attempts.c.state.in_(LIVE))
+        .where(which, attempts.c.desired != "FORGET", attempts.c.state.in_(LIVE))
     )
-    ending = Ending(RunState.LOST, Reason.AGENT_LOST, message, now)
     lost = []
     for row in connection.execute(query).all():
         key = AttemptKey(row.run_id, row.number, row.claim_token)
-        stop = {"desired": "STOP", "stop_cause": "SUPERSEDED", "revision": raise_revision(connection, agent_id)}
+        stop = {"desired": "STOP", "stop_cause": "SUPERSEDED", "revision": raise_revision(connection, row.agent_id)}
         if end(connection, key, Actor.REAPER, ending, epochs, stop):
             policy, cancelled = retry_policy_of(row), row.cancel_time is not None
-            lost.append(LostAttempt(key, _retry(connection, key, policy, ending, cancelled=cancelled)))
+            retried = _retry(connection, key, policy, ending, cancelled=cancelled)
+            lost.append(LostAttempt(key, row.agent_id, retried))
     return lost
+
+
+def stop_all(connection: Connection, agent_id: str, cause: str, grace_usec: int) -> list[AttemptKey]:
+    """Makes the stop of all live attempts of an agent desired; those that are to stop already stay as they are."""
+    query = select(attempts.c.run_id, attempts.c.number, attempts.c.claim_token).where(
+        attempts.c.agent_id == agent_id, attempts.c.desired == "RUN", attempts.c.state.in_(LIVE)
+    )
+    # Locked where the database has row locks: what is read here decides what is written.
+    keys = [AttemptKey(*row) for row in connection.execute(query.with_for_update())]
+    for key in keys:
+        revision = raise_revision(connection, agent_id)
+        stop = {"desired": "STOP", "stop_cause": cause, "stop_grace_usec": grace_usec, "revision": revision}
+        note(connection, key, stop)
+        touch_run(connection, key.run_id)
+    return keys
+
+
+def is_newest(run_id: str) -> ColumnElement[bool]:
+    """Returns the condition that names the attempt a run mirrors."""
+    newest = select(runs.c.attempt).where(runs.c.id == run_id).scalar_subquery()
+    return (attempts.c.run_id == run_id) & (attempts.c.number == newest)
+
+
+def read_unended(connection: Connection, agent_id: str) -> list[str]:
+    """Returns the runs of which something is still to come from an agent: an end, or the rest of a log.
+
+    Those that are LOST are none: nobody counts on them any more.
+    """
+    query = (
+        select(attempts.c.run_id)
+        .where(attempts.c.agent_id == agent_id, attempts.c.desired != "FORGET", attempts.c.state != RunState.LOST)
+        .order_by(attempts.c.run_id)
+    )
+    return list(connection.execute(query).scalars())
 
 
 def _retry(connection: Connection, key: AttemptKey, policy: RetryPolicy, ended: Ending, *, cancelled: bool) -> bool:

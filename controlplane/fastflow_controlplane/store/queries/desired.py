@@ -23,6 +23,7 @@ class DesiredRow:
     key: AttemptKey
     action: str
     stop_cause: str
+    stop_grace_usec: int | None
     known_seq: int
     ended: bool
     log_bytes: int
@@ -62,6 +63,7 @@ _DESIRED: Select[Any] = (
         attempts.c.state,
         attempts.c.desired,
         attempts.c.stop_cause,
+        attempts.c.stop_grace_usec,
         attempts.c.known_seq,
         attempts.c.log_bytes,
         attempts.c.log_sealed,
@@ -144,6 +146,7 @@ def _row(row: Row[Any]) -> DesiredRow:
         key=AttemptKey(row.run_id, row.number, row.claim_token),
         action=row.desired,
         stop_cause=row.stop_cause,
+        stop_grace_usec=row.stop_grace_usec,
         known_seq=row.known_seq,
         ended=row.state in TERMINAL,
         log_bytes=row.log_bytes,

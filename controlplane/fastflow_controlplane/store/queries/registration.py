@@ -66,6 +66,7 @@ def register(
         "connect_time": now,
         "last_seen_time": now,
         "message": "",
+        "remove_time": None,
     }
     if known is None:
         connection.execute(

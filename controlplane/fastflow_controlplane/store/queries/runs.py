@@ -7,14 +7,16 @@ from typing import Any
 from uuid import UUID
 
 from fastflow.pipelines.metadata import Limits
-from sqlalchemy import Connection, Select, func, insert, or_, select, update
+from sqlalchemy import Connection, Select, bindparam, func, insert, or_, select, update
 
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFound
-from fastflow_controlplane.runs.model import FailedPlacements, Rerun, RunView, WaitingRun
+from fastflow_controlplane.runs.model import AttemptKey, FailedPlacements, Rerun, RunView, WaitingRun
 from fastflow_controlplane.runs.retry import NO_RETRY, RetryPolicy
 from fastflow_controlplane.runs.states import LIVE, Actor, Reason, RunState, sources
 from fastflow_controlplane.store.models import attempts, run_parameters, runs
 from fastflow_controlplane.store.queries.agents import raise_revision
+from fastflow_controlplane.store.queries.attempts import NO_FAILURE
+from fastflow_controlplane.store.queries.transitions import note
 from fastflow_controlplane.store.queries.views import limits_of, read_runs, rerun_of, retry_policy_of
 
 SHORTEST_ID = 8
@@ -58,6 +60,22 @@ class Cancelled:
     run_id: str
     changed: bool
     agent_id: str = ""
+
+
+# Locked where the database has row locks: what is read here decides what is written.
+_LIVE = (
+    select(
+        attempts.c.agent_id,
+        attempts.c.number,
+        attempts.c.claim_token,
+        attempts.c.desired,
+        attempts.c.stop_cause,
+        attempts.c.stop_grace_usec,
+    )
+    .join(runs, (runs.c.id == attempts.c.run_id) & (runs.c.attempt == attempts.c.number))
+    .where(runs.c.id == bindparam("run"), attempts.c.state.in_(LIVE), attempts.c.desired != "FORGET")
+    .with_for_update(of=attempts)
+)
 
 
 def insert_run(connection: Connection, run: StoredRun, now: int) -> None:
@@ -222,7 +240,12 @@ def read_waiting(connection: Connection, run_id: str = "") -> list[WaitingRun]:
 def _failed_on(connection: Connection, run_id: str) -> dict[str, FailedPlacements]:
     query = (
         select(attempts.c.agent_id, func.count().label("failures"), func.max(attempts.c.end_time).label("last_time"))
-        .where(attempts.c.run_id == run_id, attempts.c.end_time.is_not(None), attempts.c.start_time.is_(None))
+        .where(
+            attempts.c.run_id == run_id,
+            attempts.c.end_time.is_not(None),
+            attempts.c.start_time.is_(None),
+            attempts.c.reason.not_in(NO_FAILURE),
+        )
         .group_by(attempts.c.agent_id)
     )
     return {row.agent_id: FailedPlacements(row.failures, row.last_time) for row in connection.execute(query)}
@@ -235,15 +258,19 @@ def _lost_on(connection: Connection, run_id: str) -> dict[int, str]:
     return {row.number: row.agent_id for row in connection.execute(query)}
 
 
-def cancel(connection: Connection, run_id: str, now: int) -> Cancelled:
-    """Ends a waiting run at once; of a live one, makes a stop desired. A run that has ended stays as it is."""
+def cancel(connection: Connection, run_id: str, now: int, grace_usec: int, shorten: bool = False) -> Cancelled:
+    """Ends a waiting run at once; of a live one, makes a stop desired. A run that has ended stays as it is.
+
+    The program gets `grace_usec` between SIGTERM and SIGKILL. With `shorten` it also holds for a run that is being
+    stopped with more than that.
+    """
     waiting = (
         update(runs)
         .where(runs.c.id == run_id, runs.c.state.in_(sources(Actor.API, RunState.CANCELLED)))
         .values(
             state=RunState.CANCELLED,
             reason=Reason.CANCEL_REQUESTED,
-            message="cancelled before it was placed",
+            message="cancelled while it waited",
             cancel_time=now,
             end_time=now,
             version=runs.c.version + 1,
@@ -251,31 +278,22 @@ def cancel(connection: Connection, run_id: str, now: int) -> Cancelled:
     )
     if connection.execute(waiting).rowcount:
         return Cancelled(run_id, changed=True)
-    live = connection.execute(
-        select(attempts.c.agent_id, attempts.c.number, attempts.c.claim_token)
-        .join(runs, (runs.c.id == attempts.c.run_id) & (runs.c.attempt == attempts.c.number))
-        .where(runs.c.id == run_id, attempts.c.state.in_(LIVE), attempts.c.desired == "RUN")
-    ).one_or_none()
+    live = connection.execute(_LIVE, {"run": run_id}).one_or_none()
     if live is None:
         return Cancelled(run_id, changed=False)
-    stopped = connection.execute(
-        update(attempts)
-        .where(
-            attempts.c.run_id == run_id,
-            attempts.c.number == live.number,
-            attempts.c.claim_token == live.claim_token,
-            attempts.c.state.in_(LIVE),
-            attempts.c.desired == "RUN",
-        )
-        .values(desired="STOP", stop_cause="CANCEL", revision=raise_revision(connection, live.agent_id))
-    )
-    if not stopped.rowcount:
+    stopping = live.desired == "STOP"
+    if stopping and live.stop_grace_usec is not None and (not shorten or live.stop_grace_usec < grace_usec):
+        grace_usec = live.stop_grace_usec
+    if stopping and live.stop_cause == "CANCEL" and live.stop_grace_usec == grace_usec:
         return Cancelled(run_id, changed=False)
-    connection.execute(
-        update(runs)
-        .where(runs.c.id == run_id, runs.c.attempt == live.number, runs.c.state.in_(LIVE))
-        .values(cancel_time=now, version=runs.c.version + 1)
+    key = AttemptKey(run_id, live.number, live.claim_token)
+    revision = raise_revision(connection, live.agent_id)
+    note(
+        connection,
+        key,
+        {"desired": "STOP", "stop_cause": "CANCEL", "stop_grace_usec": grace_usec, "revision": revision},
     )
+    connection.execute(update(runs).where(runs.c.id == run_id).values(cancel_time=now, version=runs.c.version + 1))
     return Cancelled(run_id, changed=True, agent_id=live.agent_id)
 
 

@@ -1,0 +1,141 @@
+"""A cancel at every state of a run, and one that comes as late as the end."""
+
+import base64
+import time
+from pathlib import Path
+
+from tests.cluster import Cluster
+
+SLEEPER = "import time; print('begun', flush=True); time.sleep(300)"
+STUBBORN = """
+    import signal, time
+    signal.signal(signal.SIGTERM, lambda *_: print('no', flush=True))
+    print('begun', flush=True)
+    while True:
+        time.sleep(1)
+"""
+ANOTHER_KEY = base64.b64encode(bytes(range(32))).decode() + "\n"
+
+
+def begun(cluster: Cluster, main: str, *arguments: str) -> str:
+    """A run whose program runs."""
+    cluster.add_pipeline("begun", main)
+    run = cluster.run("begun", *arguments)
+    cluster.wait_for_log(run, b"begun")
+    return run
+
+
+def cancel(cluster: Cluster, run: str, *arguments: str) -> str:
+    done = cluster.ffctl("runs", "cancel", run, *arguments)
+    assert done.exit_code == 0, done.stderr
+    return done.stderr
+
+
+def test_a_run_that_waits_ends_at_once(cluster: Cluster) -> None:
+    cluster.add_pipeline("large", "print(1)", pipeline={"mem_hard_limit": "4000g"})
+    run = cluster.run("large")
+    assert "CANCELLED" in cancel(cluster, run)
+    assert cluster.show(run).get("attempts", []) == []
+
+
+def test_a_run_that_its_agent_was_just_given_never_begins(cluster: Cluster) -> None:
+    cluster.add_pipeline("begun", SLEEPER)
+    cluster.agent.freeze()
+    run = cluster.run("begun")
+    cluster.wait_for_state(run, "ASSIGNED")
+    cancel(cluster, run)
+    cluster.agent.thaw()
+    shown = cluster.finish(run)
+    assert (shown["state"], shown["attempt"]) == ("RUN_STATE_CANCELLED", 1)
+    assert cluster.log(run) == b""
+
+
+def test_a_run_whose_packages_are_prepared_is_cancelled_before_it_begins(cluster: Cluster, tmp_path: Path) -> None:
+    package = tmp_path / "slow"
+    package.mkdir()
+    (package / "setup.py").write_text("import time; time.sleep(300)")
+    cluster.add_pipeline("slow", "print('prepared')", requirements=f"slow @ file://{package}\n")
+    run = cluster.run("slow")
+    cluster.wait_for_state(run, "PREPARING")
+    cancel(cluster, run)
+    shown = cluster.finish(run, timeout=30)
+    assert shown["state"] == "RUN_STATE_CANCELLED"
+    assert "start_time" not in shown
+
+
+def test_a_program_that_ignores_sigterm_is_killed_after_the_grace_that_was_asked_for(cluster: Cluster) -> None:
+    run = begun(cluster, STUBBORN)
+    cancel(cluster, run, "--grace", "1s")
+    shown = cluster.finish(run)
+    assert shown["state"] == "RUN_STATE_CANCELLED"
+    assert cluster.log(run) == b"begun\nno\n"
+
+
+def test_a_stop_that_takes_too_long_is_hurried_by_a_second_cancel(cluster: Cluster) -> None:
+    run = begun(cluster, STUBBORN)
+    assert "asked to stop" in cancel(cluster, run, "--grace", "10m")
+    cluster.wait_for_state(run, "STOPPING")
+    cancel(cluster, run, "--grace", "20m")  # changes nothing
+    cancel(cluster, run, "--grace", "0")
+    assert cluster.finish(run, timeout=30)["state"] == "RUN_STATE_CANCELLED"
+
+
+def test_a_run_that_had_ended_before_the_cancel_keeps_its_real_result(cluster: Cluster) -> None:
+    gate = cluster.folder / "gate"
+    main = f"""
+        import pathlib, time
+        print('begun', flush=True)
+        while not pathlib.Path({str(gate)!r}).exists():
+            time.sleep(0.01)
+        raise SystemExit(3)
+    """
+    run = begun(cluster, main)
+    cluster.agent.freeze()
+    gate.touch()
+    time.sleep(1.0)  # the program ends, and nobody who could tell sees it
+    cancel(cluster, run)
+    cluster.agent.thaw()
+    shown = cluster.finish(run)
+    assert (shown["state"], shown["exit_code"]) == ("RUN_STATE_FAILED", 3)
+
+
+def test_a_cancel_of_a_run_that_has_ended_changes_nothing(cluster: Cluster) -> None:
+    cluster.add_pipeline("hello", "print('hello')")
+    run = cluster.run("hello")
+    before = cluster.finish(run)
+    assert "SUCCEEDED" in cancel(cluster, run)
+    assert cluster.show(run)["state"] == before["state"]
+
+
+def test_a_cancel_reaches_its_agent_though_nobody_can_tell_what_to_mask_and_the_log_waits_for_the_key(
+    cluster: Cluster,
+) -> None:
+    stored = cluster.ffctl("secrets", "set", "KEY", "--pipeline", "begun", value="correct-horse-battery")
+    assert stored.exit_code == 0, stored.stderr
+    main = """
+        import os, time
+        print('begun', flush=True)
+        time.sleep(3)
+        print(os.environ['KEY'], flush=True)
+        time.sleep(300)
+    """
+    run = begun(cluster, main)
+    cluster.agent.kill()
+    key_file = cluster.folder / "controlplane" / "secret.key"
+    key = key_file.read_text()
+    cluster.controlplane.stop()
+    key_file.write_text(ANOTHER_KEY)
+    cluster.controlplane.start()
+    cluster.until(lambda: cluster.ffctl("runs", "list").exit_code == 0, 20, "the control plane to answer")
+    cancel(cluster, run)
+    cluster.agent.start()
+    shown = cluster.wait_for_state(run, "CANCELLED")
+    cluster.until(lambda: cluster.show(run)["attempts"][0].get("released"), 20, "the program to be gone")
+    assert not shown["attempts"][0].get("log_sealed")
+    assert b"horse" not in cluster.log(run)
+    cluster.controlplane.stop()
+    key_file.write_text(key)
+    cluster.controlplane.start()
+    cluster.until(lambda: cluster.ffctl("runs", "list").exit_code == 0, 20, "the control plane to answer")
+    cluster.finish(run)
+    assert cluster.log(run) == b"begun\n" + b"*" * len("correct-horse-battery") + b"\n"
