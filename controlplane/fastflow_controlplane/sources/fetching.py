@@ -126,9 +126,10 @@ def _fetch(mirror: Mirror, remote: Remote, callbacks: "_Callbacks") -> str:
     if gone or not all(map(mirror.is_no_commit, moved.values())) or pygit2.Oid(hex=wanted) not in mirror.repository:
         # Before the fetch, for a branch "a" stands in the way of a branch "a/b".
         mirror.forget(gone)
+        # What is no commit no run can have, and libgit2 does not fetch again into a copy that names it.
+        mirror.forget(name for name, target in here.items() if mirror.is_no_commit(target))
         origin.fetch(list(_REFSPECS), callbacks=callbacks, proxy=True)
-        # No run can have them, and libgit2 does not fetch again into a copy that names them.
-        mirror.forget(name for name, target in moved.items() if mirror.is_no_commit(target))
+        mirror.forget(name for name, target in there.items() if mirror.is_no_commit(target))
         join_packs(mirror.repository, mirror.path / "objects" / "pack")
     return wanted
 

@@ -107,8 +107,8 @@ class Mirror:
                 reference = self._repository.references.get(prefix + ref)
             except (ValueError, pygit2.GitError):
                 continue
-            if reference is not None:
-                return _described(reference.peel(pygit2.Commit))
+            if reference is not None and (found := _commit_of(self._repository[reference.target])) is not None:
+                return _described(found)
         if MIN_COMMIT_DIGITS <= len(ref) <= _COMMIT_DIGITS and set(ref) <= _HEX:
             try:
                 found = _commit_of(self._repository[ref])

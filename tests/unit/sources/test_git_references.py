@@ -52,6 +52,21 @@ async def test_tags_of_what_is_no_commit_hold_up_no_sync(followed: Followed) -> 
     assert (await followed.catalog.snapshot("a", "v1")).commit == first
 
 
+async def test_a_copy_that_names_what_is_no_commit_heals_at_the_next_sync(followed: Followed) -> None:
+    followed.origin.push({"a/main.py": "1"})
+    await followed.sync()
+    tagged = tag_what_is_no_commit(followed.origin)
+    mirror = Mirror(followed.source.objects)
+    tree = mirror.repository.references[f"{BRANCHES}main"].peel().tree
+    mirror.repository.references.create(f"{TAGS}a-folder", tree.id)
+    with pytest.raises(InvalidArgument, match='there is no commit or branch "a-folder"'):
+        await followed.catalog.snapshot("a", "a-folder")
+    followed.origin.push({"a/main.py": "2"})
+    assert (await followed.sync()).changed == ("a",)
+    assert not tagged.keys() & {name.removeprefix(TAGS) for name in mirror.references()}
+    mirror.close()
+
+
 async def test_a_ref_that_is_no_commit_is_refused(followed: Followed) -> None:
     followed.origin.push({"a/main.py": "1"})
     tagged = tag_what_is_no_commit(followed.origin)
