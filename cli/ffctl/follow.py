@@ -68,7 +68,9 @@ class Notes:
             self._trouble = ""
         elif run.message != self._trouble:
             self._trouble = run.message
-            self._say(f"warning: {run.message}" if run.message else f'agent "{run.attempts[-1].agent}" is back')
+            self._say(
+                f"warning: {run.message}" if run.message else f'agent "{run.attempts[-1].agent}" is back to normal'
+            )
 
     def loss(self, attempt: int, loss: runs_pb2.LogLoss) -> None:
         """Says that output was lost."""

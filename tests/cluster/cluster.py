@@ -49,11 +49,18 @@ class Cluster:
 
     `runtime` is what agents run containers with: "docker" or "process". `settings` are those of the control plane.
     `host` is the address it listens on; `entrance` is a command line that runs the command after it in another
-    network, where that address is.
+    network, where that address is. `engine` is the address of a Docker engine other than the machine's own.
     """
 
     def __init__(
-        self, folder: Path, runtime: str, *, host: str = "127.0.0.1", entrance: Sequence[str] = (), **settings: str
+        self,
+        folder: Path,
+        runtime: str,
+        *,
+        host: str = "127.0.0.1",
+        entrance: Sequence[str] = (),
+        engine: str = "",
+        **settings: str,
     ) -> None:
         self.folder = folder
         self.runtime = runtime
@@ -61,6 +68,7 @@ class Cluster:
         self.pipelines.mkdir(parents=True)
         self.server = f"{host}:{_free_port()}"
         self._entrance = entrance
+        self._engine = engine
         self.agents: dict[str, Program] = {}
         self.controlplane = Program(
             ["fastflow-controlplane", "serve"],
@@ -240,6 +248,8 @@ class Cluster:
         }
         if "SSL_CERT_FILE" in os.environ:
             chosen["FASTFLOW_CA_BUNDLE"] = os.environ["SSL_CERT_FILE"]
+        if self._engine:
+            chosen["FASTFLOW_DOCKER_HOST"] = self._engine
         return chosen | settings
 
     def _remove_containers(self, name: str) -> None:
@@ -250,9 +260,10 @@ class Cluster:
         if not agent_id.exists() or not re.fullmatch(r"[0-9a-f-]+", agent_id.read_text().strip()):
             return
         label = f"label=org.fastflow.agent={agent_id.read_text().strip()}"
-        listed = subprocess.run(["docker", "ps", "-aq", "--filter", label], capture_output=True, text=True, check=True)
+        docker = ["docker", *(["-H", self._engine] if self._engine else [])]
+        listed = subprocess.run([*docker, "ps", "-aq", "--filter", label], capture_output=True, text=True, check=True)
         if listed.stdout.split():
-            subprocess.run(["docker", "rm", "-fv", *listed.stdout.split()], capture_output=True, check=True)
+            subprocess.run([*docker, "rm", "-fv", *listed.stdout.split()], capture_output=True, check=True)
 
 
 def _free_port() -> int:

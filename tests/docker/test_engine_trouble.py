@@ -3,10 +3,6 @@
 import asyncio
 import gc
 import os
-import shutil
-import signal
-import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -18,95 +14,14 @@ from fastflow_agent.runtime.base import ImageMissing, RuntimeUnavailable, SlotSt
 from fastflow_agent.runtime.docker import DockerRuntime
 from fastflow_agent.runtime.docker_options import DockerOptions, DockerTimes
 
+from tests.cluster.own_engine import OwnEngine, own_engine
 from tests.slots import Workshop
 
 # The SDK drops a socket that was refused or timed out without closing it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 TIMES = DockerTimes(probe=1.5, question=2.0, action=30.0, reinspect=0.5, event_retry=0.2)
-UP_SECONDS = 60.0
 EMPTY_TAR = bytes(10240)
-
-
-class OwnEngine:
-    """A Docker engine beside the machine's own, which may be maltreated.
-
-    It lives in namespaces of its own: a daemon takes the machine's docker0 for its own, and all that it leaves behind
-    goes with them.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        namespaces = ["unshare", "--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]
-        # Under an init that reaps: to a daemon, its containerd of before is alive as long as it is a zombie.
-        self._home = subprocess.Popen([*namespaces, "docker-init", "--", "sleep", "infinity"])
-        self._daemon = 0
-
-    @property
-    def host(self) -> str:
-        return f"unix://{self._folder}/docker.sock"
-
-    def start(self) -> None:
-        """Start the daemon and wait until it answers."""
-        options = [f"--{name}={self._folder / name}" for name in ("data-root", "exec-root", "pidfile")]
-        options += [f"--host={self.host}", "--iptables=false", "--bridge=none", "--live-restore"]
-        inside = ["nsenter", f"--target={_child(self._home.pid)}", "--net", "--mount", "--pid"]
-        with (self._folder / "dockerd.log").open("ab") as log:
-            self._entrance = subprocess.Popen([*inside, "dockerd", *options], stdout=log, stderr=log)
-        self._daemon = _child(self._entrance.pid)
-        deadline = time.monotonic() + UP_SECONDS
-        while not self._answers():
-            assert time.monotonic() < deadline, (self._folder / "dockerd.log").read_text()[-4000:]
-            time.sleep(0.1)
-
-    def load(self, image: str) -> None:
-        """Give it an image of the machine's engine."""
-        saved = subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE)
-        subprocess.run(["docker", "-H", self.host, "load", "-q"], stdin=saved.stdout, check=True, timeout=120)
-        assert saved.wait() == 0
-
-    def hang(self) -> None:
-        """Have the daemon take calls and answer none."""
-        os.kill(self._daemon, signal.SIGSTOP)
-        deadline = time.monotonic() + 10
-        while set(self._thread_states()) != {"T"}:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
-    def resume(self) -> None:
-        """Let it go on."""
-        os.kill(self._daemon, signal.SIGCONT)
-        # nsenter stops with its child, but does not go on with it.
-        self._entrance.send_signal(signal.SIGCONT)
-
-    def stop(self) -> None:
-        """End the daemon; containers go on."""
-        os.kill(self._daemon, signal.SIGTERM)
-        self._entrance.wait(timeout=60)
-
-    def close(self) -> None:
-        """End all of it."""
-        self._home.kill()
-        self._home.wait()
-        self._entrance.wait(timeout=60)
-
-    def _thread_states(self) -> Iterator[str]:
-        for task in Path(f"/proc/{self._daemon}/task").iterdir():
-            yield (task / "stat").read_text().rpartition(")")[2].split()[0]
-
-    def _answers(self) -> bool:
-        command = ["docker", "-H", self.host, "version"]
-        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
-
-
-def _child(pid: int) -> int:
-    """The one child of a process, once there is one."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    deadline = time.monotonic() + 10
-    while not (found := children.read_text().split()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return int(found[0])
 
 
 @pytest.fixture(autouse=True)
@@ -118,14 +33,8 @@ def collected() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def engine(runner_image: str) -> Iterator[OwnEngine]:
-    # Not tmp_path: the path of a Unix socket ends at 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="ff-own-"))
-    engine = OwnEngine(folder)
-    engine.start()
-    engine.load(runner_image)
-    yield engine
-    engine.close()
-    shutil.rmtree(folder)
+    with own_engine(runner_image) as engine:
+        yield engine
 
 
 @pytest.fixture

@@ -39,6 +39,8 @@ CHECK_SECONDS = 1.0
 
 STALL_SECONDS = 5.0
 """A look that comes this much too late means that the control plane itself stood still, for example under SIGSTOP."""
+ENGINE_AWAY = frozenset({"DockerUnavailable", "RuntimeUnavailable"})
+"""Conditions in which an agent can neither end nor judge what runs there."""
 MAX_RESULTS = 10_000
 """Environments of one agent that are kept in mind; far more than pipelines make, and no agent fills the memory."""
 REFUSAL_SECONDS = 60.0
@@ -343,14 +345,18 @@ class AgentRegistry:
             return True
         return agent.stream is not None and agent.applied_revision >= revision
 
-    def absence(self, agent_id: str) -> str:
-        """Returns in one sentence what it means for runs of an agent that it is OFFLINE; "" = it is not.
+    def trouble(self, agent_id: str) -> str:
+        """Returns in one sentence what it means for runs of an agent that it, or its engine, is away; "" = neither is.
 
-        Nor is anything told of a restart: of the agent's, or within the time after our own in which agents dial in.
+        Nothing is told of a restart: of the agent's, or within the time after our own in which agents dial in.
         """
         agent = self._agents.get(agent_id)
-        if agent is None or agent.state is not AgentState.OFFLINE:
+        if agent is None:
             return ""
+        if agent.state is not AgentState.OFFLINE:
+            away = next((held for held in agent.conditions if held.type in ENGINE_AWAY), None)
+            told = f'agent "{agent.facts.name}", {away.type}: {away.message}' if away else ""
+            return told and f"{told} The program goes on, and its end is told once the engine is back"
         if agent.restored and self._clock.monotonic() - agent.broke < self._settings.offline_after:
             return ""
         return (

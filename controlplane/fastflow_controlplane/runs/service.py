@@ -326,7 +326,7 @@ class RunService:
             last = run.attempts[-1]
             return replace(
                 run,
-                message=self._registry.absence(last.agent_id) or run.message,
+                message=self._registry.trouble(last.agent_id) or run.message,
                 attempts=(*run.attempts[:-1], self._with_usage(run.id, last)),
             )
         return run

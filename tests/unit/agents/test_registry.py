@@ -255,12 +255,12 @@ async def test_a_silent_agent_is_offline_in_time_although_its_stream_is_seen_to_
 
 async def test_what_it_means_for_runs_that_their_agent_is_away_is_told(world: World) -> None:
     agent_id, stream = await world.connect()
-    assert world.registry.absence(agent_id) == ""
+    assert world.registry.trouble(agent_id) == ""
     world.registry.detach(agent_id, stream)
-    assert world.registry.absence(agent_id) == ""
+    assert world.registry.trouble(agent_id) == ""
     await world.pass_by(10)
-    assert 'agent "w" is out of reach' in world.registry.absence(agent_id)
-    assert "stays away for 60 s loses its runs" in world.registry.absence(agent_id)
+    assert 'agent "w" is out of reach' in world.registry.trouble(agent_id)
+    assert "stays away for 60 s loses its runs" in world.registry.trouble(agent_id)
     assert "look whether its host is up" in (await world.registry.get("w")).message
 
 
@@ -268,6 +268,18 @@ async def test_agents_have_a_moment_after_a_restart_before_they_are_called_out_o
     agent_id, _ = await world.connect()
     restarted = AgentRegistry(world.store, world.clock, world.settings, world.offers)
     await restarted.restore()
-    assert restarted.absence(agent_id) == ""
+    assert restarted.trouble(agent_id) == ""
     await world.clock.advance(10)
-    assert "out of reach" in restarted.absence(agent_id)
+    assert "out of reach" in restarted.trouble(agent_id)
+
+
+async def test_what_it_means_for_runs_that_an_engine_is_away_is_told(world: World) -> None:
+    agent_id, stream = await world.connect()
+    away = Condition("DockerUnavailable", "The engine can not be reached.", blocks_placement=True, since=1)
+    world.registry.report(agent_id, stream, [away], None, [])
+    assert world.registry.trouble(agent_id) == (
+        'agent "w", DockerUnavailable: The engine can not be reached. '
+        "The program goes on, and its end is told once the engine is back"
+    )
+    world.registry.report(agent_id, stream, [], None, [])
+    assert world.registry.trouble(agent_id) == ""

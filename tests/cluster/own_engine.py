@@ -1,0 +1,122 @@
+"""A Docker engine beside the machine's own, which may be maltreated."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+UP_SECONDS = 60.0
+
+
+@contextmanager
+def own_engine(image: str) -> Iterator["OwnEngine"]:
+    """An engine that has `image`; all that is left of it goes at the end."""
+    # Not tmp_path: the path of a Unix socket ends at 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="ff-own-"))
+    engine = OwnEngine(folder)
+    try:
+        engine.start()
+        engine.load(image)
+        yield engine
+    finally:
+        engine.close()
+        shutil.rmtree(folder)
+
+
+class OwnEngine:
+    """A Docker engine in `folder`.
+
+    It lives in namespaces of its own: a daemon takes the machine's docker0 for its own, and all that it leaves behind
+    goes with them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        namespaces = ["unshare", "--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]
+        # Under an init that reaps: to a daemon, its containerd of before is alive as long as it is a zombie.
+        self._home = subprocess.Popen([*namespaces, "docker-init", "--", "sleep", "infinity"])
+        self._daemon = 0
+
+    @property
+    def host(self) -> str:
+        return f"unix://{self._folder}/docker.sock"
+
+    def start(self, *, live_restore: bool = True) -> None:
+        """Start the daemon and wait until it answers. With `live_restore` containers outlive it."""
+        self.restores = live_restore
+        options = [f"--{name}={self._folder / name}" for name in ("data-root", "exec-root", "pidfile")]
+        options += [f"--host={self.host}", "--iptables=false", "--bridge=none"]
+        options += ["--live-restore"] if live_restore else []
+        inside = ["nsenter", f"--target={_child(self._home.pid)}", "--net", "--mount", "--pid"]
+        with (self._folder / "dockerd.log").open("ab") as log:
+            self._entrance = subprocess.Popen([*inside, "dockerd", *options], stdout=log, stderr=log)
+        self._daemon = _child(self._entrance.pid)
+        deadline = time.monotonic() + UP_SECONDS
+        while not self.answers():
+            assert time.monotonic() < deadline, (self._folder / "dockerd.log").read_text()[-4000:]
+            time.sleep(0.1)
+
+    def load(self, image: str) -> None:
+        """Give it an image of the machine's engine."""
+        with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saved:
+            subprocess.run(["docker", "-H", self.host, "load", "-q"], stdin=saved.stdout, check=True, timeout=120)
+        assert saved.returncode == 0
+
+    def hang(self) -> None:
+        """Have the daemon take calls and answer none."""
+        os.kill(self._daemon, signal.SIGSTOP)
+        deadline = time.monotonic() + 10
+        while set(self._thread_states()) != {"T"}:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        os.kill(self._daemon, signal.SIGCONT)
+        # nsenter stops with its child, but does not go on with it.
+        self._entrance.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End the daemon; containers go on where it was started so, else it ends them first."""
+        os.kill(self._daemon, signal.SIGTERM)
+        self._entrance.wait(timeout=60)
+
+    def kill(self) -> None:
+        """End the daemon as a crash would."""
+        os.kill(self._daemon, signal.SIGKILL)
+        self._entrance.wait(timeout=60)
+
+    def docker(self, *arguments: str) -> str:
+        """Does by hand what an operator does with the docker command; returns what it says."""
+        command = ["docker", "-H", self.host, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+    def close(self) -> None:
+        """End all of it."""
+        self._home.kill()
+        self._home.wait()
+        self._entrance.wait(timeout=60)
+
+    def _thread_states(self) -> Iterator[str]:
+        for task in Path(f"/proc/{self._daemon}/task").iterdir():
+            yield (task / "stat").read_text().rpartition(")")[2].split()[0]
+
+    def answers(self) -> bool:
+        """Whether the daemon is there."""
+        command = ["docker", "-H", self.host, "version"]
+        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+
+
+def _child(pid: int) -> int:
+    """The one child of a process, once there is one."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    deadline = time.monotonic() + 10
+    while not (found := children.read_text().split()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return int(found[0])

@@ -1,0 +1,178 @@
+"""A Docker engine that is restarted, killed or away while runs live, and containers that somebody ends by hand."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Cluster
+from tests.cluster.own_engine import OwnEngine, own_engine
+from tests.cluster.scenarios import TICKER, terminal_facts, ticker_log
+
+LONG = """
+    import time
+    print("begun", flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.fixture(scope="module")
+def engine(runner_image: str) -> Iterator[OwnEngine]:
+    with own_engine(runner_image) as engine:
+        yield engine
+
+
+@pytest.fixture
+def cluster(engine: OwnEngine, tmp_path: Path) -> Iterator[Cluster]:
+    """A control plane and one agent whose engine may be maltreated; it lives again at the end, for what is left."""
+    with Cluster(tmp_path / "cluster", "docker", engine=engine.host) as cluster:
+        yield cluster.start(FASTFLOW_NETWORK="none", FASTFLOW_PROBE_INTERVAL="0.5")
+        if engine.answers() and not engine.restores:
+            engine.stop()
+        if not engine.answers():
+            engine.start()
+
+
+def begun(cluster: Cluster, main: str, text: bytes, **metadata: object) -> str:
+    """Starts a run and waits until it said `text`."""
+    cluster.add_pipeline("pipeline", main, pipeline=dict(metadata))
+    run = cluster.run("pipeline")
+    cluster.wait_for_log(run, text)
+    return run
+
+
+def container(engine: OwnEngine) -> str:
+    """The one container there is."""
+    (name,) = engine.docker("ps", "--format", "{{.Names}}").split()
+    assert re.fullmatch(r"ff-[0-9a-f]+", name)
+    return name
+
+
+def wait_for_trouble(cluster: Cluster) -> None:
+    def told() -> bool:
+        return "DockerUnavailable" in cluster.ffctl("agents", "list").text
+
+    cluster.until(told, 20, "the agent to tell that the engine is away")
+
+
+def wait_for_recovery(cluster: Cluster) -> None:
+    def well() -> bool:
+        return "DockerUnavailable" not in cluster.ffctl("agents", "list").text
+
+    cluster.until(well, 20, "the agent to tell that the engine is back")
+
+
+def assert_a_run_works(cluster: Cluster) -> None:
+    cluster.add_pipeline("next", "print('next')")
+    assert cluster.ffctl("run", "next", "--follow").stdout == b"next\n"
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_run_outlives_an_engine_that_restores_and_has_its_true_end(
+    cluster: Cluster, engine: OwnEngine, end: str
+) -> None:
+    run = begun(cluster, TICKER, b"tick 5 ")
+    getattr(engine, end)()
+    wait_for_trouble(cluster)
+    engine.start()
+    shown = cluster.finish(run)
+    assert (shown["state"], shown["exit_code"], shown["attempt"]) == ("RUN_STATE_FAILED", 7, 1)
+    assert cluster.log(run) == ticker_log()
+    assert terminal_facts(cluster, str(shown["id"])) == 1
+    wait_for_recovery(cluster)
+    assert_a_run_works(cluster)
+
+
+def test_the_output_goes_on_while_the_engine_is_away_and_an_end_is_told_when_it_is_back(
+    cluster: Cluster, engine: OwnEngine
+) -> None:
+    run = begun(cluster, TICKER, b"tick 2 ")
+    engine.stop()
+    cluster.wait_for_log(run, b"tock 39")
+    wait_for_trouble(cluster)
+    shown = cluster.show(run)
+    assert shown["state"] == "RUN_STATE_RUNNING"
+    assert "DockerUnavailable" in shown["message"]
+    assert "its end is told once the engine is back" in shown["message"]
+    engine.start()
+    shown = cluster.finish(run)
+    assert (shown["state"], shown["exit_code"]) == ("RUN_STATE_FAILED", 7)
+    assert cluster.log(run) == ticker_log()
+
+
+def test_a_cancel_while_the_engine_is_away_is_carried_out_when_it_is_back(cluster: Cluster, engine: OwnEngine) -> None:
+    run = begun(cluster, LONG, b"begun")
+    engine.kill()
+    wait_for_trouble(cluster)
+    assert cluster.ffctl("runs", "cancel", run).exit_code == 0
+    engine.start()
+    assert cluster.finish(run)["state"] == "RUN_STATE_CANCELLED"
+
+
+def test_a_run_queued_while_the_engine_is_away_says_so_and_starts_when_it_is_back(
+    cluster: Cluster, engine: OwnEngine
+) -> None:
+    engine.stop()
+    wait_for_trouble(cluster)
+    cluster.add_pipeline("hello", "print('hello')")
+    run = cluster.run("hello")
+    assert "DockerUnavailable" in cluster.show(run)["message"]
+    engine.start()
+    assert cluster.finish(run)["state"] == "RUN_STATE_SUCCEEDED"
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_an_engine_that_does_not_restore_ends_its_runs_and_the_verdict_says_so(
+    cluster: Cluster, engine: OwnEngine, end: str
+) -> None:
+    engine.stop()
+    engine.start(live_restore=False)
+    wait_for_recovery(cluster)
+    run = begun(cluster, LONG, b"begun")
+    getattr(engine, end)()
+    engine.start(live_restore=False)
+    shown = cluster.finish(run)
+    assert (shown["state"], shown["reason"], shown["attempt"]) == ("RUN_STATE_FAILED", "REASON_SIGNAL", 1)
+    assert "engine that was restarted without live-restore" in shown["message"]
+    assert cluster.log(run) == b"begun\n"
+    wait_for_recovery(cluster)
+    assert_a_run_works(cluster)
+
+
+def test_a_container_removed_by_hand_has_vanished_and_the_run_says_what_to_look_for(
+    cluster: Cluster, engine: OwnEngine
+) -> None:
+    run = begun(cluster, LONG, b"begun")
+    engine.docker("rm", "--force", container(engine))
+    shown = cluster.finish(run)
+    assert (shown["state"], shown["reason"]) == ("RUN_STATE_FAILED", "REASON_CONTAINER_VANISHED")
+    assert "docker rm" in shown["message"]
+    assert cluster.log(run) == b"begun\n"
+    assert_a_run_works(cluster)
+
+
+def test_a_container_removed_while_no_agent_looks_has_vanished_as_well(cluster: Cluster, engine: OwnEngine) -> None:
+    run = begun(cluster, LONG, b"begun")
+    cluster.agent.kill()
+    engine.docker("rm", "--force", container(engine))
+    cluster.agent.start()
+    shown = cluster.finish(run)
+    assert (shown["state"], shown["reason"]) == ("RUN_STATE_FAILED", "REASON_CONTAINER_VANISHED")
+    assert cluster.log(run) == b"begun\n"
+
+
+@pytest.mark.parametrize(("by_hand", "signal"), [(["kill"], 9), (["stop", "--time=5"], 15)], ids=["kill", "stop"])
+def test_a_container_ended_by_hand_ends_its_run_by_that_signal(
+    cluster: Cluster, engine: OwnEngine, by_hand: list[str], signal: int
+) -> None:
+    run = begun(cluster, LONG, b"begun")
+    engine.docker(*by_hand, container(engine))
+    shown = cluster.finish(run)
+    assert (shown["state"], shown["reason"], shown["exit_code"]) == (
+        "RUN_STATE_FAILED",
+        "REASON_SIGNAL",
+        128 + signal,
+    )
+    assert "Fast-Flow did not send" in shown["message"]
+    assert f"`docker {by_hand[0]}`" in shown["message"]
