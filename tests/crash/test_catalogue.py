@@ -2,11 +2,11 @@
 
 from fastflow.service.failpoints import CATALOGUE, FailPoint
 
-from tests.crash import test_agent, test_controlplane
+from tests.crash import test_agent, test_controlplane, test_retention
 
 
 def test_every_fail_point_has_a_test_that_dies_there() -> None:
-    suites = (test_agent.Crashes, test_controlplane.Crashes)
+    suites = (test_agent.Crashes, test_controlplane.Crashes, test_retention.TestRetention)
     assert {point for suite in suites for point in _points(suite)} == set(CATALOGUE)
 
 

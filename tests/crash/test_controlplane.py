@@ -8,6 +8,7 @@ from fastflow.service.failpoints import ControlPlanePoint
 from tests.crash.scene import COUNTED_TO_THE_END, STOPPED_IN_TIME, Scene
 
 OF_A_CANCEL = (ControlPlanePoint.CANCEL_COMMITTED,)
+OF_RETENTION = (ControlPlanePoint.RUNS_REMOVED, ControlPlanePoint.LOGS_REMOVED, ControlPlanePoint.FILES_REMOVED)
 
 
 class Crashes:
@@ -15,7 +16,7 @@ class Crashes:
 
     runtime: str
 
-    @pytest.mark.parametrize("point", [point for point in ControlPlanePoint if point not in OF_A_CANCEL])
+    @pytest.mark.parametrize("point", [point for point in ControlPlanePoint if point not in OF_A_CANCEL + OF_RETENTION])
     def test_a_run_ends_once_with_its_result_and_its_log(self, scene: Scene, point: ControlPlanePoint) -> None:
         page = secrets.token_hex(4)
         scene.agent.start()

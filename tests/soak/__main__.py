@@ -8,7 +8,6 @@ import argparse
 import json
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.cluster import Cluster
+from tests.cluster.leftovers import left_behind
 from tests.soak.vitals import MIB, Sample, Trend, look, trends
 from tests.soak.wire import Wire
 
@@ -107,16 +107,11 @@ class Soak:
     def leftovers(self) -> Iterator[str]:
         """Says what is still there once both sides have had the time to forget."""
         deadline = time.monotonic() + QUIET_SECONDS
-        for name in self._cluster.agents:
-            slots = self._cluster.folder / name / "slots"
-            while list(slots.iterdir()) and time.monotonic() < deadline:
+        for name, agent in self._cluster.agents.items():
+            slots = set(re.findall(r'"slot": "([0-9a-f]{16})"', agent.log.read_text()))
+            while next(left_behind(agent, slots), "") and time.monotonic() < deadline:
                 time.sleep(0.5)
-            if left := [path.name for path in slots.iterdir()]:
-                yield f"{name}: {len(left)} slots are left: {', '.join(left[:3])}"
-            yield from left_on_the_host(self._cluster, name)
-            environments = list(Path(self._cluster.agents[name].settings["FASTFLOW_ENV_DIR"]).glob("*"))
-            if environments:
-                yield f"{name}: {len(environments)} environments are left"
+            yield from (f"{name}: {what} is left" for what in left_behind(agent, slots))
         kept = self._kept()
         logs = {path.parent.name for path in (self._cluster.folder / "controlplane" / "logs").rglob("*.log")}
         if not logs <= kept:
@@ -130,20 +125,6 @@ class Soak:
             kept |= {run.id for run in page.runs}
             if not (token := page.next_page_token):
                 return kept
-
-
-def left_on_the_host(cluster: Cluster, name: str) -> Iterator[str]:
-    """Says what of an agent's slots is still known to the engine and the kernel."""
-    slots = set(re.findall(r'"slot": "([0-9a-f]{16})"', cluster.agents[name].log.read_text()))
-    groups = [path for path in Path("/sys/fs/cgroup").glob("**/fastflow/*") if path.name in slots]
-    if groups:
-        yield f"{name}: {len(groups)} control groups are left, such as {groups[0]}"
-    if cluster.runtime == "docker":
-        for what in (["ps", "-a"], ["volume", "ls"]):
-            command = ["docker", *what, "--format", '{{.Label "org.fastflow.slot"}}']
-            listed = subprocess.run(command, capture_output=True, text=True, check=True)
-            if left := slots & set(listed.stdout.split()):
-                yield f"{name}: docker {what[0]} shows {len(left)} of its slots, such as {min(left)}"
 
 
 def show(found: list[Trend]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import structlog
+from fastflow.service.failpoints import ControlPlanePoint, reach
 
 from fastflow_controlplane.clock import MICROSECONDS, Clock
 from fastflow_controlplane.disk import DISK_FULL
@@ -103,6 +104,7 @@ class Retention:
             for start in range(0, len(chosen), BATCH):
                 batch = chosen[start : start + BATCH]
                 removed += len(await self._store.write(partial(rows.remove_runs, run_ids=batch)))
+                reach(ControlPlanePoint.RUNS_REMOVED)
                 await self._remove_files()
             if len(page) < PAGE or bounds.end_at(page[-1]):
                 break
@@ -133,6 +135,7 @@ class Retention:
             for start in range(0, len(chosen), BATCH):
                 batch = [stored.key for stored in chosen[start : start + BATCH]]
                 await self._store.write(partial(self._say_removed, keys=batch))
+                reach(ControlPlanePoint.LOGS_REMOVED)
                 await self._remove_files()
             freed += sum(stored.bytes for stored in chosen)
             if len(page) < PAGE:
@@ -149,6 +152,7 @@ class Retention:
         while due := await self._store.read(partial(rows.read_due, limit=PAGE)):
             for key in due:
                 await self._logs.remove(key.run_id, key.attempt)
+            reach(ControlPlanePoint.FILES_REMOVED)
             await self._store.write(partial(rows.forget_due, keys=due))
 
     async def _forget_requests(self) -> None:

@@ -48,6 +48,12 @@ class ControlPlanePoint(FailPoint):
     LOG_CLOSED = "controlplane.log-closed", "A log is sealed on disk; the database does not know."
     LOG_SEALED = "controlplane.log-sealed", "The database says that a log is sealed; its agent has not been told."
     FORGET_SENT = "controlplane.forget-sent", "FORGET was handed to the agent's stream."
+    RUNS_REMOVED = (
+        "controlplane.runs-removed",
+        "Old runs are removed from the database; the files of their logs remain.",
+    )
+    LOGS_REMOVED = "controlplane.logs-removed", "The database says that logs were removed; their files remain."
+    FILES_REMOVED = "controlplane.files-removed", "Files of removed logs are gone; that they are due is still noted."
 
 
 class AgentPoint(FailPoint):
