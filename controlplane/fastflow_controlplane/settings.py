@@ -151,7 +151,7 @@ class ControlPlaneSettings(ServiceSettings):
     run_max_count: int = Field(
         default=10_000,
         ge=0,
-        description="So many runs are kept of each pipeline, the newest: a week of one per minute, some 60 MB of "
+        description="So many runs are kept of each pipeline, the newest: a week of one per minute, some 100 MB of "
         "database. 0 = all.",
     )
     log_max_total: str = Field(
