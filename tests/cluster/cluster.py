@@ -27,6 +27,15 @@ TERMINAL = {
     "RUN_STATE_LOST",
 }
 READY_SECONDS = 30.0
+OTHER_VERSION = """
+import importlib.metadata, sys
+true, other = importlib.metadata.version, sys.argv.pop()
+importlib.metadata.version = lambda name: other if name == "fast-flow" else true(name)
+sys.argv = ["fastflow-agent", "run"]
+from fastflow_agent.__main__ import main
+main()
+"""
+"""Runs the agent under another version, named as the last argument: what a journal was written by is no matter."""
 COMMAND_SECONDS = 90.0
 
 
@@ -107,6 +116,13 @@ class Cluster:
         self.agents[name] = agent
         agent.start()
         return agent
+
+    def upgrade_agent(self, name: str, version: str) -> None:
+        """Stops the agent as a service manager does, and starts another version of it in its place."""
+        former = self.agents[name]
+        assert former.stop() == 0
+        self.agents[name] = Program(["python", "-c", OTHER_VERSION, version], former.log, former.settings)
+        self.agents[name].start()
 
     @property
     def programs(self) -> list[Program]:

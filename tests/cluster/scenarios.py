@@ -214,6 +214,16 @@ class Crashes:
         assert cluster.finish(run)["exit_code"] == 7
         assert cluster.log(run) == ticker_log()
 
+    def test_an_agent_of_another_version_takes_over_what_the_one_before_had_started(self, cluster: Cluster) -> None:
+        cluster.add_pipeline("ticker", TICKER)
+        run = cluster.run("ticker")
+        cluster.wait_for_log(run, b"tick 3 ")
+        cluster.upgrade_agent("worker-1", "99.1.0")
+        shown = cluster.finish(run)
+        assert (shown["exit_code"], shown["attempt"]) == (7, 1)
+        assert cluster.log(run) == ticker_log()
+        assert cluster.show_agent("worker-1")["version"] == "99.1.0"
+
     def test_a_cancel_while_the_agent_is_away_is_carried_out_when_it_returns(self, cluster: Cluster) -> None:
         cluster.add_pipeline("sleeper", "import time; print('begun', flush=True); time.sleep(300)")
         run = cluster.run("sleeper")

@@ -180,22 +180,21 @@ class Assignments:
         secrets: Sequence[SecretValue] = ()
         environment: dict[str, str] = {}
         masks_unknown = False
-        if row.action in ("RUN", "STOP") and not row.log_sealed:
-            given: dict[str, str] = {}
-            values: Sequence[SecretValue] = ()
+        if row.action == "RUN" and not row.log_sealed:
+            given, secrets = await self._values(row)
+            # Precedence: default_env < secrets < --env.
+            hidden = {secret.name for secret in secrets}
+            environment = {name: value for name, value in row.default_environment.items() if name not in hidden}
+            environment.update(given)
+        elif row.action == "STOP" and not row.log_sealed:
             try:
-                given, values = await self._values(row)
+                secrets = await self._secrets_of(row)
             except FastFlowError as error:
-                if row.action == "RUN" or protocol < STOPS_UNMASKED:
+                if protocol < STOPS_UNMASKED:
                     raise
                 # A stop must not wait for a key: the agent ends the attempt, and keeps its output until it can mask it.
                 masks_unknown = True
                 log.warning("log is kept on its agent", run=row.key.run_id, attempt=row.key.attempt, why=str(error))
-            # Precedence: default_env < secrets < --env.
-            secrets = [secret for secret in values if secret.name not in given]
-            hidden = {secret.name for secret in secrets}
-            environment = {name: value for name, value in row.default_environment.items() if name not in hidden}
-            environment.update(given)
         return Delivery(
             key=row.key,
             action=row.action,
@@ -213,7 +212,14 @@ class Assignments:
     async def _values(self, row: DesiredRow) -> tuple[dict[str, str], Sequence[SecretValue]]:
         """Returns the values of --env and of secrets. Raises FastFlowError, DataLoss where one can not be opened."""
         given = {} if row.parameters is None else json.loads(self._secrets.open(row.parameters))
-        return given, await self._secrets.values(row.secret_versions, row.pipeline) if row.secret_versions else ()
+        return given, await self._secrets_of(row)
+
+    async def _secrets_of(self, row: DesiredRow) -> Sequence[SecretValue]:
+        """Returns the secrets that the run gets: those that --env does not override. Raises as `_values`."""
+        if not row.secret_versions:
+            return ()
+        values = await self._secrets.values(row.secret_versions, row.pipeline)
+        return [secret for secret in values if secret.name not in row.environment_names]
 
     async def _durable_offset(self, row: DesiredRow) -> int:
         if row.log_sealed:

@@ -128,9 +128,7 @@ async def test_a_secret_that_can_no_longer_be_opened_is_named_and_set_anew(
     assert {secret.name for secret in (await stream.assignment()).spec.secrets} == {"A_NEW", "Z_OLD"}
 
 
-async def test_a_stop_reaches_an_attempt_whose_values_can_no_longer_be_opened(
-    plane: ControlPlane, agent: ScriptedAgent
-) -> None:
+async def test_a_stop_needs_no_values_of_the_run_itself(plane: ControlPlane, agent: ScriptedAgent) -> None:
     stream = await agent.connect()
     run = await plane.create(environment={"KEY": "value"})
     journal = Journal((await stream.assignment()).key)
@@ -138,12 +136,35 @@ async def test_a_stop_reaches_an_attempt_whose_values_can_no_longer_be_opened(
     await plane.stop()
     plane.key_file.write_text(ANOTHER_KEY)
     await plane.start()
-
-    # An agent of the previous protocol would ship the log unmasked: it is told with the key alone.
     again = await agent.connect([journal.inventory("PREPARING", 1)])
     assert again.full == []
     await plane.cancel(run.id)
+    (word,) = (await again.desired()).attempts
+    assert (word.action, word.masks_unknown) == (STOP, False)
+
+
+async def test_a_stop_reaches_an_attempt_whose_secrets_can_no_longer_be_opened(
+    plane: ControlPlane, agent: ScriptedAgent
+) -> None:
+    await plane.set_secret("Z_OLD", b"the old value")
+    old_key = plane.key_file.read_text()
+    await plane.stop()
+    plane.key_file.write_text(ANOTHER_KEY + old_key)
+    await plane.start()
+    await plane.set_secret("A_NEW", b"the new value")
+    stream = await agent.connect()
+    run = await plane.create()
+    journal = Journal((await stream.assignment()).key)
+    await stream.report([journal.moved("PREPARING")])
+    await plane.stop()
+    plane.key_file.write_text(ANOTHER_KEY)
+    await plane.start()
+
+    # An agent of the previous protocol would ship the log unmasked: it is told once the key is back.
+    again = await agent.connect([journal.inventory("PREPARING", 1)])
+    await plane.cancel(run.id)
     await again.close()
+    assert (await agent.connect([journal.inventory("PREPARING", 1)])).full == []
     agent.protocol = 2
     newer = await agent.connect([journal.inventory("PREPARING", 1)])
     (word,) = newer.full

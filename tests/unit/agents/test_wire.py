@@ -42,6 +42,7 @@ def row() -> DesiredRow:
         limits=Limits(1, 2, 3, 4),
         timeout_usec=1_500_000,
         default_environment={},
+        environment_names=(),
         parameters=None,
         secret_versions={},
         python_version="",

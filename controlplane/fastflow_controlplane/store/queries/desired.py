@@ -18,7 +18,10 @@ PORTION = 500
 
 @dataclass(frozen=True, slots=True)
 class DesiredRow:
-    """One attempt as its agent shall see it. `action` is RUN, STOP or FORGET; `parameters` = sealed --env values."""
+    """One attempt as its agent shall see it. `action` is RUN, STOP or FORGET.
+
+    `environment_names` are those given with --env, `parameters` their sealed values.
+    """
 
     key: AttemptKey
     action: str
@@ -34,6 +37,7 @@ class DesiredRow:
     limits: Limits
     timeout_usec: int
     default_environment: Mapping[str, str]
+    environment_names: tuple[str, ...]
     parameters: bytes | None
     secret_versions: Mapping[str, int]
     python_version: str
@@ -78,6 +82,7 @@ _DESIRED: Select[Any] = (
         runs.c.memory_soft_bytes,
         runs.c.timeout_usec,
         runs.c.default_environment,
+        runs.c.environment_names,
         runs.c.python_version,
         runs.c.pinned_packages,
         runs.c.log_limit_bytes,
@@ -157,6 +162,7 @@ def _row(row: Row[Any]) -> DesiredRow:
         limits=limits_of(row),
         timeout_usec=row.timeout_usec,
         default_environment=row.default_environment,
+        environment_names=tuple(row.environment_names),
         parameters=row.sealed,
         secret_versions=row.secret_versions,
         python_version=row.python_version,
