@@ -7,7 +7,7 @@ from fastflow_controlplane.logs.store import LogKey
 from fastflow_controlplane.runs.model import AttemptKey
 from fastflow_controlplane.runs.states import RunState
 from fastflow_controlplane.store.engine import Store
-from fastflow_controlplane.store.queries import requests, retention
+from fastflow_controlplane.store.queries import agents, requests, retention
 from fastflow_controlplane.store.queries.retention import WHOLE_RUN
 
 from tests.contract.rows import NOW, Journal, Rows
@@ -58,6 +58,18 @@ async def test_a_run_whose_agent_may_not_forget_it_yet_is_not_removed(store: Sto
     journal = Journal(key)
     await rows.apply(agent, [journal.moved(RunState.RUNNING), journal.ended(RunState.SUCCEEDED)])
     assert await store.write(partial(retention.remove_runs, run_ids=[key.run_id])) == []
+
+
+async def test_a_run_that_was_lost_with_an_agent_that_an_operator_removed_can_be_removed(store: Store) -> None:
+    rows = Rows(store)
+    agent, key = await rows.assigned()
+    await rows.lose(agent)
+    remove = partial(retention.remove_runs, run_ids=[key.run_id])
+    assert await store.write(remove) == []
+    await store.write(lambda each: agents.remove(each, agent.facts.agent_id, agent.session_epoch, NOW))
+    (run,) = await store.read(partial(retention.read_oldest, pipeline="hello", after="", limit=9))
+    assert [attempt.settled for attempt in run.attempts] == [True]
+    assert await store.write(remove) == [key.run_id]
 
 
 async def test_logs_are_summed_and_removed_once_and_their_run_changes_its_etag(store: Store) -> None:

@@ -22,7 +22,12 @@ class Bound:
 
 
 BOUNDS = {
-    "resident": Bound("B", 3 * MIB, 512, "arenas of the allocator come and go; a leak is an object or more per run"),
+    "resident": Bound(
+        "B",
+        3 * MIB,
+        512,
+        "arenas and SQLite's page caches (2 MB per connection) fill late; a leak is an object or more per run",
+    ),
     "descriptors": Bound("", 4, 0, "those of runs and connections under way"),
     "threads": Bound("", 2, 0, "pools are filled when warm"),
     "disk": Bound("B", 6 * MIB, 0, "SQLite's write-ahead log, reserved journals and spools of runs under way"),

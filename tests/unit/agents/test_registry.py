@@ -135,6 +135,31 @@ async def test_an_agent_is_lost_only_long_after_it_went_offline(world: World) ->
     assert [row.facts.agent_id for row in world.registry.lost()] == [agent_id]
 
 
+async def test_an_agent_is_told_once_it_has_taken_over_the_revision_on_its_present_stream(world: World) -> None:
+    agent_id, stream = await world.connect()
+    assert not world.registry.is_told(agent_id, 3)
+    world.registry.applied(agent_id, stream, 2)
+    assert not world.registry.is_told(agent_id, 3)
+    world.registry.applied(agent_id, stream, 3)
+    assert world.registry.is_told(agent_id, 3)
+    _, newer = await world.connect()
+    world.registry.applied(agent_id, stream, 9)
+    assert not world.registry.is_told(agent_id, 3)
+    world.registry.applied(agent_id, newer, 9)
+    assert world.registry.is_told(agent_id, 3)
+
+
+async def test_nobody_waits_to_tell_an_agent_that_is_away_for_long_or_was_removed(world: World) -> None:
+    agent_id, stream = await world.connect()
+    world.registry.applied(agent_id, stream, 3)
+    world.registry.detach(agent_id, stream)
+    await world.pass_by(69)
+    assert not world.registry.is_told(agent_id, 3)
+    await world.pass_by(2)
+    assert world.registry.is_told(agent_id, 9)
+    assert world.registry.is_told("removed", 9)
+
+
 async def test_time_in_which_the_control_plane_stood_still_is_no_agents_fault(world: World) -> None:
     world.registry._settings = world.settings.model_copy(update={"recovery_window": 60.0})
     agent_id, stream = await world.connect()

@@ -9,20 +9,28 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, insert, select, tuple_, update
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, tuple_, update
 
 from fastflow_controlplane.logs.retention import StoredLog
 from fastflow_controlplane.logs.store import LogKey
-from fastflow_controlplane.store.models import attempts, log_removals, requests, runs
+from fastflow_controlplane.runs.states import TERMINAL
+from fastflow_controlplane.store.models import agents, attempts, log_removals, requests, runs
 from fastflow_controlplane.store.queries.attempts import touch_run
 
 WHOLE_RUN = 0
 """Stands in `log_removals.attempt` for all attempts of the run."""
 
 
+_SETTLED = or_(attempts.c.desired == "FORGET", and_(agents.c.remove_time.is_not(None), attempts.c.state.in_(TERMINAL)))
+"""Nothing more is to come of an attempt, from its agent either."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeptAttempt:
-    """What retention has to know of an attempt. `settled` = ended, log whole, container gone."""
+    """What retention has to know of an attempt.
+
+    `settled` = ended, log whole, container gone; or ended, and its agent was removed by an operator.
+    """
 
     agent_id: str
     settled: bool
@@ -67,11 +75,13 @@ def read_oldest(connection: Connection, pipeline: str, after: str, limit: int) -
     )
     rows = connection.execute(query).all()
     attempts_of: defaultdict[str, list[KeptAttempt]] = defaultdict(list)
-    placed = select(attempts.c.run_id, attempts.c.agent_id, attempts.c.desired, attempts.c.revision).where(
-        attempts.c.run_id.in_([row.id for row in rows])
+    placed = (
+        select(attempts.c.run_id, attempts.c.agent_id, _SETTLED.label("settled"), attempts.c.revision)
+        .join(agents, agents.c.agent_id == attempts.c.agent_id)
+        .where(attempts.c.run_id.in_([row.id for row in rows]))
     )
     for row in connection.execute(placed):
-        attempts_of[row.run_id].append(KeptAttempt(row.agent_id, row.desired == "FORGET", row.revision))
+        attempts_of[row.run_id].append(KeptAttempt(row.agent_id, bool(row.settled), row.revision))
     return [KeptRun(row.id, row.create_time, row.end_time, tuple(attempts_of[row.id])) for row in rows]
 
 
@@ -80,7 +90,11 @@ def remove_runs(connection: Connection, run_ids: Collection[str]) -> list[str]:
 
     One that has not ended, or has an attempt that is not settled, stays.
     """
-    unsettled = select(attempts.c.run_id).where(attempts.c.run_id == runs.c.id, attempts.c.desired != "FORGET")
+    unsettled = (
+        select(attempts.c.run_id)
+        .join(agents, agents.c.agent_id == attempts.c.agent_id)
+        .where(attempts.c.run_id == runs.c.id, ~_SETTLED)
+    )
     query = select(runs.c.id).where(runs.c.id.in_(run_ids), runs.c.end_time.is_not(None), ~unsettled.exists())
     removed: list[str] = list(connection.execute(query).scalars())
     if removed:
