@@ -1,4 +1,4 @@
-"""Containers and folders of this agent that no journal is bound to: which attempt they were can not be told."""
+"""Containers and folders of this agent that no journal is bound to, and what was being prepared when it died."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastflow_agent.attempts.closing import delete_slot
 from fastflow_agent.attempts.dossier import Services
 from fastflow_agent.conditions import Conditions, ConditionType
 from fastflow_agent.model import SlotId
+from fastflow_agent.runtime.base import RuntimeFault
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +34,7 @@ class Strays:
 
     async def clear(self, orphan_grace: asyncio.Future[float]) -> None:
         """Remove all strays there are; the grace (seconds) is known once the control plane has named it."""
+        await self._clear_up_preparations()
         containers = await self._services.patiently(self._services.runtime.slots)
         strays = sorted(slot for slot in containers if slot not in self._bound())
         for slot in self._folders:
@@ -48,6 +50,13 @@ class Strays:
         for slot in strays:
             await self._remove(slot)
         self._conditions.clear(ConditionType.STRAY_CONTAINERS)
+
+    async def _clear_up_preparations(self) -> None:
+        try:
+            await self._services.patiently(self._services.uvcache.clear_up)
+        except (RuntimeFault, OSError) as error:
+            # The next preparation tries again, and fails by it.
+            log.warning("what a dead agent was preparing can not be removed", error=str(error))
 
     async def _remove(self, slot: SlotId) -> None:
         runtime = self._services.runtime

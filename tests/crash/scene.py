@@ -4,7 +4,7 @@ import contextlib
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -65,6 +65,7 @@ class Truth:
 
 COUNTED_TO_THE_END = Truth("FAILED", 7, COUNTED, ("began", "ended"))
 STOPPED_IN_TIME = Truth("CANCELLED", 0, STOPPED, ("began", "tidied"))
+NEVER_BEGUN = Truth("CANCELLED", 0, b"", ())
 
 
 class Scene:
@@ -74,6 +75,7 @@ class Scene:
         self.cluster = cluster
         self._ledger = ledger
         self._api = api
+        self._left_before: frozenset[str] = frozenset()
 
     @property
     def controlplane(self) -> Program:
@@ -91,6 +93,7 @@ class Scene:
             self.agent.stop()
         if not self.controlplane.alive:
             self.controlplane.start()
+        self._left_before = frozenset(left_behind(self.agent, self._slots()))
 
     def arm_controlplane(self, point: FailPoint) -> None:
         """Puts a control plane that will die at that point in the place of the one that lives."""
@@ -145,11 +148,10 @@ class Scene:
     def await_end(self, run: str) -> None:
         """Waits until the run has ended, its log is sealed, and nothing of any run is left on the worker."""
         self.until(lambda: self.is_over(run), f"the end of run {run}", END_SECONDS)
-        slots = self._slots()
         deadline = time.monotonic() + END_SECONDS
-        while next(left_behind(self.agent, slots), "") and time.monotonic() < deadline:
+        while any(self._left_behind()) and time.monotonic() < deadline:
             time.sleep(AGAIN_SECONDS)
-        assert list(left_behind(self.agent, slots)) == []
+        assert list(self._left_behind()) == []
 
     def is_over(self, run: str) -> bool:
         """Whether the run has ended, and its last attempt is settled."""
@@ -175,6 +177,9 @@ class Scene:
     def until(self, condition: Callable[[], object], what: str, seconds: float) -> None:
         """Waits until the condition is true."""
         self.cluster.until(lambda: bool(condition()), seconds, what)
+
+    def _left_behind(self) -> Iterator[str]:
+        return (trace for trace in left_behind(self.agent, self._slots()) if trace not in self._left_before)
 
     def _slots(self) -> set[str]:
         return {slot for (slot,) in self._query("SELECT slot FROM attempts WHERE slot != ''")}

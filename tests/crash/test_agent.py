@@ -5,12 +5,13 @@ import secrets
 import pytest
 from fastflow.service.failpoints import AgentPoint
 
-from tests.crash.scene import COUNTED_TO_THE_END, COUNTER, STOPPED_IN_TIME, Scene
+from tests.crash.scene import COUNTED_TO_THE_END, COUNTER, NEVER_BEGUN, STOPPED_IN_TIME, Scene
 
 OF_A_STOP = (AgentPoint.STOPPING, AgentPoint.SIGNAL_SENT, AgentPoint.SIGNALLED)
 AFTER_A_STOP = (AgentPoint.END_SEEN, AgentPoint.EXITED, AgentPoint.CONTAINER_REMOVED)
 OF_A_PREPARATION = (
     AgentPoint.STAGED,
+    AgentPoint.PREPARER_RELEASED,
     AgentPoint.PACKAGES_INSTALLED,
     AgentPoint.GENERATION_MOVED,
     AgentPoint.GENERATION_PUBLISHED,
@@ -72,6 +73,19 @@ class Crashes:
         scene.agent.start()
         scene.await_end(run)
         scene.check(run, page, COUNTED_TO_THE_END)
+
+    @pytest.mark.parametrize("point", [AgentPoint.PREPARER_RELEASED])
+    def test_a_run_that_is_cancelled_before_its_agent_is_back_never_begins(
+        self, scene: Scene, point: AgentPoint
+    ) -> None:
+        page = secrets.token_hex(4)
+        run = scene.create_run(scene.new_pipeline(COUNTER), page)
+        scene.agent.start(f"{point}=kill")
+        scene.await_death(scene.agent, point)
+        scene.cancel(run)
+        scene.agent.start()
+        scene.await_end(run)
+        scene.check(run, page, NEVER_BEGUN)
 
 
 class TestPlainProcesses(Crashes):

@@ -232,10 +232,11 @@ class RuntimeContract:
             while not folder.is_dir() or not list(folder.glob("*/log")):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.05)
         before = {path.name for path in folder.iterdir()}
+        await successor.remove_preparers()
+        assert not before & {path.name for path in folder.iterdir()}
         quick = workshop.code("quick", "", {})
         spec = PreparerSpec("quick", quick, workshop.new_cache("quick", owner))
         assert (await successor.run_preparer(spec)).exit_code == 0
-        assert not before & {path.name for path in folder.iterdir()}
         # The agent that is in truth alive is told that its preparer is gone.
         result = (await asyncio.gather(preparing, return_exceptions=True))[0]
         assert not isinstance(result, PreparerResult) or result.exit_code != 0

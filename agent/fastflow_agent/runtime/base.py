@@ -277,5 +277,12 @@ class Runtime(ABC):
         """
 
     @abstractmethod
+    async def remove_preparers(self) -> None:
+        """Remove the preparers that a dead agent left behind; only the first call finds any.
+
+        Raises RuntimeUnavailable or RuntimeFault.
+        """
+
+    @abstractmethod
     async def aclose(self) -> None:
         """Let go of threads and connections. Containers keep running."""

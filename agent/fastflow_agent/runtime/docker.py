@@ -174,6 +174,10 @@ class DockerRuntime(Runtime):
         image = await self._images.current()
         return await self._preparers.run(spec, image, await self._on_disk(self._make_template))
 
+    async def remove_preparers(self) -> None:
+        """See `Runtime.remove_preparers`."""
+        await self._preparers.sweep()
+
     async def aclose(self) -> None:
         """See `Runtime.aclose`."""
         await self._containers.aclose()

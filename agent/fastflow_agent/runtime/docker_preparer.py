@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from fastflow.pipelines.sizes import format_size
+from fastflow.service.failpoints import AgentPoint, reach
 
 from fastflow_agent.logs.redact import Masks
 from fastflow_agent.runtime import folders
@@ -50,7 +51,7 @@ class Preparers:
 
     async def run(self, spec: PreparerSpec, image: RunnerImage, template: Path) -> PreparerResult:
         """See `Runtime.run_preparer`."""
-        await self._sweep()
+        await self.sweep()
         name = preparer_name(self._options.agent_id, spec.name)
         paths = self._paths(name)
         await self._clear(name)
@@ -63,8 +64,8 @@ class Preparers:
         finally:
             await asyncio.shield(self._clear(name))
 
-    async def _sweep(self) -> None:
-        """Remove what a dead agent left preparing; once, before anything of ours runs."""
+    async def sweep(self) -> None:
+        """See `Runtime.remove_preparers`."""
         async with self._sweeping:
             if not self._swept:
                 for name in await self._containers.names(preparers_label(self._options.agent_id)):
@@ -102,6 +103,7 @@ class Preparers:
                 return not ended.done()
 
             await gate.release(content, lives)
+            reach(AgentPoint.PREPARER_RELEASED)
             seen, late = await self._wait_or_kill(name, ended)
         finally:
             ended.cancel()

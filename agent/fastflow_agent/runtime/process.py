@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from fastflow.service.failpoints import AgentPoint, reach
 from uv import find_uv_bin
 
 from fastflow_agent.cgroups.paths import SlotGroup
@@ -166,7 +167,7 @@ class ProcessRuntime(Runtime):
     async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
         """See `Runtime.run_preparer`."""
         python = (await self._look()).path(spec.python_version)
-        await self._sweep()
+        await self.remove_preparers()
         box = self._preparer(spec.name)
         await self._clear(box)
 
@@ -180,6 +181,15 @@ class ProcessRuntime(Runtime):
             return await self._prepare(box)
         finally:
             await asyncio.shield(self._clear(box))
+
+    async def remove_preparers(self) -> None:
+        """See `Runtime.remove_preparers`."""
+        async with self._sweeping:
+            if not self._swept:
+                left = (self._options.data_dir / "preparers").glob("*")
+                for folder in await self._run(lambda: list(left)):
+                    await self._clear(self._preparer(folder.name))
+                self._swept = True
 
     async def aclose(self) -> None:
         """See `Runtime.aclose`."""
@@ -233,15 +243,6 @@ class ProcessRuntime(Runtime):
         paths = SlotPaths(self._options.data_dir / "preparers" / name, self._options.env_dir / f"prepare-{ours}-{name}")
         return Box(paths)
 
-    async def _sweep(self) -> None:
-        """Remove what a dead agent left preparing; once, before anything of ours runs."""
-        async with self._sweeping:
-            if not self._swept:
-                left = (self._options.data_dir / "preparers").glob("*")
-                for folder in await self._run(lambda: list(left)):
-                    await self._clear(self._preparer(folder.name))
-                self._swept = True
-
     async def _clear(self, box: Box) -> None:
         await self._remove(box)
         await self._run(lambda: shutil.rmtree(box.paths.root, ignore_errors=True))
@@ -251,6 +252,7 @@ class ProcessRuntime(Runtime):
         indexes = await self._run(lambda: Indexes.of(egress).with_logins(egress.index_netrc))
         await self._run(box.start)
         await self._release(box, indexes.environment_with_logins())
+        reach(AgentPoint.PREPARER_RELEASED)
         note = b""
         try:
             async with asyncio.timeout(PREPARER_SECONDS):

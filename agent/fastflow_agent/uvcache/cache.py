@@ -83,6 +83,9 @@ class Preparer(Protocol):
     async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
         """See `Runtime.run_preparer`."""
 
+    async def remove_preparers(self) -> None:
+        """See `Runtime.remove_preparers`."""
+
 
 class UvCache:
     """Use from one event loop. After a restart, first pin what is in use, then ask for environments."""
@@ -117,6 +120,7 @@ class UvCache:
         self._names = itertools.count(1)
         self._preparing: SingleFlight[None] = SingleFlight()
         self._changing = asyncio.Lock()
+        self._cleared = False
         self._pruning: asyncio.Task[None] | None = None
         self._tidying: asyncio.Task[None] | None = None
         self._verifying: asyncio.Task[None] | None = None
@@ -192,6 +196,14 @@ class UvCache:
         """Ends the use by `slot`, if there is one; what nobody needs any more is removed in the background."""
         if self._pins.pop(slot, None) is not None and (self._pruning is None or self._pruning.done()):
             self._pruning = asyncio.create_task(self.prune(), name="prune the uv cache")
+
+    async def clear_up(self) -> None:
+        """Removes what a dead agent left half done; only the first call finds any. Raises what the runtime raises."""
+        async with self._changing:
+            if not self._cleared:
+                await self._preparer.remove_preparers()
+                await self._on_disk(self._generations.clear_staging)
+                self._cleared = True
 
     async def prune(self) -> None:
         """Removes generations that nothing pins and whose environments a newer one holds."""
@@ -362,6 +374,7 @@ class UvCache:
         )
 
     async def _prepare(self, needs: Needs, digest: str, base_digest: str, python_version: str) -> None:
+        await self.clear_up()
         began = asyncio.get_running_loop().time()
         name = f"{digest.removeprefix('sha256:')[:12]}-{next(self._names)}"
         async with self._changing:

@@ -69,7 +69,6 @@ class Generations:
     def load(self) -> None:
         """Reads what is there. Raises OSError."""
         (self._folder / "generations").mkdir(parents=True, exist_ok=True)
-        tree.remove(self._folder / "staging")
         self._held = [each for each in _read(self._folder / "index.json") if self.path(each.number).is_dir()]
         on_disk = (int(path.name) for path in (self._folder / "generations").iterdir() if path.name.isdecimal())
         self._last = max(on_disk, default=0)
@@ -154,6 +153,10 @@ class Generations:
         if base is not None:
             tree.link(self.path(base.number), cache, self._owner)
         return staging
+
+    def clear_staging(self) -> None:
+        """Removes what earlier processes staged; their preparers are to be gone, or they go on writing there."""
+        tree.remove(self._folder / "staging")
 
     def discard(self, staging: Path) -> None:
         """Removes what `stage` made."""

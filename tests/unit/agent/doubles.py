@@ -190,6 +190,9 @@ class FakeRuntime(Runtime):
     def group(self, slot: SlotId) -> SlotGroup | None:
         return None
 
+    async def remove_preparers(self) -> None:
+        self._check("remove_preparers")
+
     async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
         return PreparerResult(0, b"")
 
@@ -273,6 +276,7 @@ class FakeUvCache:
         self.fault: Exception | None = None
         self.pins: dict[SlotId, str] = {}
         self.suspected: list[SlotId] = []
+        self.cleared_up = False
         self.asked_packages: tuple[str, ...] = ()
 
     async def ensure(
@@ -292,6 +296,9 @@ class FakeUvCache:
     def suspect(self, slot: SlotId) -> None:
         assert slot in self.pins
         self.suspected.append(slot)
+
+    async def clear_up(self) -> None:
+        self.cleared_up = True
 
     def environments(self) -> list[str]:
         return ["environment"]

@@ -18,6 +18,7 @@ OF_A_STOP = (AgentPoint.STOPPING, AgentPoint.SIGNAL_SENT, AgentPoint.SIGNALLED)
 OF_OTHER_PARTS = (
     AgentPoint.LOG_ACKNOWLEDGED,
     AgentPoint.STAGED,
+    AgentPoint.PREPARER_RELEASED,
     AgentPoint.PACKAGES_INSTALLED,
     AgentPoint.GENERATION_MOVED,
     AgentPoint.GENERATION_PUBLISHED,

@@ -78,3 +78,9 @@ async def test_a_folder_whose_journal_was_never_whole_is_deleted_at_once(world: 
     await world.start()
     await _begin(world, asyncio.get_running_loop().create_future())
     assert not world.paths(STRAY).root.exists()
+
+
+async def test_what_a_dead_agent_was_preparing_is_removed_though_nothing_is_prepared_again(world: World) -> None:
+    await world.start()
+    await _begin(world, asyncio.get_running_loop().create_future())
+    assert world.uvcache.cleared_up

@@ -27,6 +27,11 @@ class Uv:
         self.began = asyncio.Event()
         self.fail_with = b""
         self.during: Callable[[PreparerSpec], Awaitable[None]] | None = None
+        self.on_removal: Callable[[], None] | None = None
+
+    async def remove_preparers(self) -> None:
+        if self.on_removal:
+            self.on_removal()
 
     async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
         self.runs.append(spec)
@@ -297,7 +302,20 @@ async def test_what_a_dead_agent_left_half_done_is_removed(world: World) -> None
     (world.folder / "cache" / "generations" / "7").mkdir()
     (world.folder / "cache" / "staging" / "old" / "cache").mkdir(parents=True)
     await world.open()
+    await world.cache.clear_up()
     assert not (world.folder / "cache" / "staging").exists()
     assert (await world.ensure("beta")).id == "8"
     await world.forget_leases()
     assert world.numbers() == [8]
+
+
+async def test_a_dead_agents_preparer_is_gone_before_what_it_writes_to_is_removed_and_made_anew(world: World) -> None:
+    staging = world.folder / "cache" / "staging" / "old"
+    staging.mkdir(parents=True)
+    seen: list[bool] = []
+    await world.open()
+    world.uv.on_removal = lambda: seen.append(staging.exists())
+    await world.ensure("alpha")
+    await world.ensure("beta")
+    assert seen == [True]
+    assert not staging.exists()

@@ -82,6 +82,7 @@ class AgentPoint(FailPoint):
     FORGET = "agent.forget", "FORGET is written; the slot's folder is still there."
     DELETED = "agent.deleted", "Nothing of the attempt is left on the host."
     STAGED = "agent.staged", "A copy of the uv cache is ready for a preparer that has not begun."
+    PREPARER_RELEASED = "agent.preparer-released", "A preparer fills a copy of the uv cache."
     PACKAGES_INSTALLED = "agent.packages-installed", "A preparer has ended well; nothing of it is published."
     GENERATION_MOVED = "agent.generation-moved", "A generation is in its place; the index does not name it."
     GENERATION_PUBLISHED = "agent.generation-published", "The index names a generation; its staging folder remains."
