@@ -16,7 +16,7 @@ PROBE_SECONDS = "0.5"
 
 @pytest.fixture(scope="class")
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A control plane, and an agent with the runtime that the class names, which is not started."""
+    """A control plane, and an agent with the runtime that the class names."""
     settings = {"FASTFLOW_RECONNECT_INITIAL": "0.1", "FASTFLOW_RECONNECT_MAXIMUM": PROBE_SECONDS}
     if request.cls.runtime == "docker":
         settings["FASTFLOW_IMAGE"] = request.getfixturevalue("runner_image")
@@ -42,6 +42,6 @@ def shared_scene(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def scene(shared_scene: Scene) -> Scene:
-    """The scene as every test begins it: the control plane lives, the agent does not."""
+    """The scene as every test begins it: all programs live."""
     shared_scene.settle()
     return shared_scene

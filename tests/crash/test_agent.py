@@ -20,6 +20,8 @@ OVERTAKEN = (AgentPoint.LOG_SEALED, AgentPoint.SEALED)
 """FORGET may come before the news that the log is stored; then these are not passed, and another run is to."""
 RUNS = 5
 
+pytestmark = pytest.mark.timeout(400)
+
 
 class Crashes:
     """What holds with each runtime."""
@@ -31,8 +33,8 @@ class Crashes:
     )
     def test_a_run_ends_once_with_its_result_and_its_log(self, scene: Scene, point: AgentPoint) -> None:
         page = secrets.token_hex(4)
+        scene.arm_agent(point)
         run = scene.create_run("counter", page)
-        scene.agent.start(f"{point}=kill")
         scene.await_death(scene.agent, point)
         scene.agent.start()
         scene.await_end(run)
@@ -40,7 +42,7 @@ class Crashes:
 
     @pytest.mark.parametrize("point", OVERTAKEN)
     def test_a_log_that_is_stored_is_stored_once(self, scene: Scene, point: AgentPoint) -> None:
-        scene.agent.start(f"{point}=kill")
+        scene.arm_agent(point)
         for _ in range(RUNS):
             page = secrets.token_hex(4)
             run = scene.create_run("counter", page)
@@ -55,8 +57,8 @@ class Crashes:
     @pytest.mark.parametrize("point", [*OF_A_STOP, *AFTER_A_STOP])
     def test_a_cancel_is_carried_out(self, scene: Scene, point: AgentPoint) -> None:
         page = secrets.token_hex(4)
+        scene.arm_agent(point)
         run = scene.create_run("patient", page)
-        scene.agent.start(f"{point}=kill")
         scene.await_word(page, "began")
         scene.cancel(run)
         scene.await_death(scene.agent, point)
@@ -67,8 +69,8 @@ class Crashes:
     @pytest.mark.parametrize("point", OF_A_PREPARATION)
     def test_an_environment_is_prepared_after_all(self, scene: Scene, point: AgentPoint) -> None:
         page = secrets.token_hex(4)
+        scene.arm_agent(point)
         run = scene.create_run(scene.new_pipeline(COUNTER), page)
-        scene.agent.start(f"{point}=kill")
         scene.await_death(scene.agent, point)
         scene.agent.start()
         scene.await_end(run)
@@ -79,8 +81,8 @@ class Crashes:
         self, scene: Scene, point: AgentPoint
     ) -> None:
         page = secrets.token_hex(4)
+        scene.arm_agent(point)
         run = scene.create_run(scene.new_pipeline(COUNTER), page)
-        scene.agent.start(f"{point}=kill")
         scene.await_death(scene.agent, point)
         scene.cancel(run)
         scene.agent.start()

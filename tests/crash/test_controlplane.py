@@ -10,6 +10,8 @@ from tests.crash.scene import COUNTED_TO_THE_END, STOPPED_IN_TIME, Scene
 OF_A_CANCEL = (ControlPlanePoint.CANCEL_COMMITTED,)
 OF_RETENTION = (ControlPlanePoint.RUNS_REMOVED, ControlPlanePoint.LOGS_REMOVED, ControlPlanePoint.FILES_REMOVED)
 
+pytestmark = pytest.mark.timeout(400)
+
 
 class Crashes:
     """What holds with each runtime."""
@@ -19,7 +21,6 @@ class Crashes:
     @pytest.mark.parametrize("point", [point for point in ControlPlanePoint if point not in OF_A_CANCEL + OF_RETENTION])
     def test_a_run_ends_once_with_its_result_and_its_log(self, scene: Scene, point: ControlPlanePoint) -> None:
         page = secrets.token_hex(4)
-        scene.agent.start()
         scene.arm_controlplane(point)
         scene.ask_for_run("counter", page)
         scene.await_death(scene.controlplane, point)
@@ -32,7 +33,6 @@ class Crashes:
     @pytest.mark.parametrize("point", OF_A_CANCEL)
     def test_a_cancel_is_carried_out_though_nobody_repeats_it(self, scene: Scene, point: ControlPlanePoint) -> None:
         page = secrets.token_hex(4)
-        scene.agent.start()
         scene.arm_controlplane(point)
         run = scene.create_run("patient", page)
         scene.await_word(page, "began")
