@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from hypothesis import settings
 
 if TYPE_CHECKING:
@@ -19,6 +20,15 @@ pytest.register_assert_rewrite("tests.cluster", "tests.crash")
 # How long one example takes says something of the machine's load, nothing of the code.
 settings.register_profile("fastflow", deadline=None)
 settings.load_profile("fastflow")
+
+# Tracebacks with the values of all variables take seconds each, where a test has an agent meet its errors.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso"),
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 # A shell starts jobs in the background with Ctrl-C ignored, and the programs under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -23,7 +23,8 @@ def configure_logging(level: str, *, human: bool | None = None) -> None:
     ]
     rendered: list[Processor]
     if human:
-        rendered = [structlog.dev.ConsoleRenderer(colors=True)]
+        # Rich's tracebacks show the values of variables, secrets among them, and take a second each to draw.
+        rendered = [structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)]
     else:
         rendered = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
