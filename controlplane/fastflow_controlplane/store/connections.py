@@ -1,5 +1,6 @@
 """How each kind of database is connected to."""
 
+from functools import cache
 from sqlite3 import Connection as SqliteConnection
 from typing import Any
 
@@ -95,6 +96,7 @@ def _tune_postgresql(engine: Engine, *, writing: bool) -> None:
     tuning = "SELECT " + ", ".join(f"set_config('{name}', {value}, false)" for name, value in settings.items())
 
     def connected(connection: Any, _record: Any) -> None:
+        connection.adapters.register_dumper(str, _text_dumper())
         with connection.cursor() as cursor:
             cursor.execute(tuning)
         connection.commit()
@@ -106,6 +108,18 @@ def _tune_postgresql(engine: Engine, *, writing: bool) -> None:
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "handle_error", failed)
+
+
+@cache
+def _text_dumper() -> type[Any]:
+    """PostgreSQL keeps no NUL in text; one that a program puts into a message must not hold up its event for ever."""
+    from psycopg.types.string import StrDumper
+
+    class WithoutNul(StrDumper):
+        def dump(self, obj: str) -> Any:
+            return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+
+    return WithoutNul
 
 
 def _tune_sqlite(engine: Engine, *, writing: bool) -> None:

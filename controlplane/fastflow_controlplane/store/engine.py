@@ -59,7 +59,7 @@ class Store:
         Blocks; call it at start. Raises FailedPrecondition where another control plane has it.
         """
         if self._place.folder is not None:
-            self._place.folder.mkdir(parents=True, exist_ok=True)
+            self._place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._ownership.prepare()
             with self._write_engine.connect() as connection:

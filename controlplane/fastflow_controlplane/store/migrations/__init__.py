@@ -1,5 +1,6 @@
 """Schema migrations, applied by the control plane itself at start."""
 
+from collections import defaultdict
 from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
@@ -10,6 +11,13 @@ from fastflow_controlplane.store.models import metadata
 HEAD = "0008"
 """Newest revision. Known without Alembic, whose import would cost each start a third of a second."""
 
+_LOCALIZED = text(
+    'SELECT relname AS "table", attname AS "column", format_type(atttypid, atttypmod) AS type '
+    "FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid JOIN pg_collation ON pg_collation.oid = attcollation "
+    "WHERE relnamespace = CAST(quote_ident(current_schema()) AS regnamespace) AND relkind = 'r' "
+    "AND relname = ANY(:tables) AND attnum > 0 AND NOT attisdropped AND collname <> 'C'"
+)
+
 
 def migrate(connection: Connection) -> None:
     """Brings the database to the newest schema, in one transaction.
@@ -18,10 +26,14 @@ def migrate(connection: Connection) -> None:
     """
     with connection.begin():
         current = current_revision(connection)
+        if current == HEAD:
+            return
         if current is None:
             _create(connection)
-        elif current != HEAD:
+        else:
             upgrade(connection, current)
+        if connection.dialect.name == "postgresql":
+            _compare_bytewise(connection)
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -37,6 +49,19 @@ def _create(connection: Connection) -> None:
     # As Alembic makes it.
     connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
     connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
+
+
+def _compare_bytewise(connection: Connection) -> None:
+    """Lets no column of text follow the rules of a language, as on SQLite.
+
+    Those rules change with the system's libraries, and an index that was sorted by older ones finds nothing any more:
+    a unique one would let a second row in.
+    """
+    clauses = defaultdict(list)
+    for row in connection.execute(_LOCALIZED, {"tables": list(metadata.tables)}):
+        clauses[row.table].append(f'ALTER COLUMN "{row.column}" TYPE {row.type} COLLATE "C"')
+    for table, changes in clauses.items():
+        connection.execute(text(f'ALTER TABLE "{table}" {", ".join(changes)}'))
 
 
 def upgrade(connection: Connection, current: str | None, target: str = HEAD) -> None:
