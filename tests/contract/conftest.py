@@ -12,14 +12,14 @@ from tests.contract.databases import DATABASES, database, empty_database
 @pytest.fixture(params=DATABASES)
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """URL of a database without tables."""
-    with empty_database(request, tmp_path) as url:
+    with empty_database(request.param, request, tmp_path) as url:
         yield url
 
 
 @pytest.fixture(params=DATABASES)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """URL of a database without rows."""
-    with database(request, tmp_path) as url:
+    with database(request.param, request, tmp_path) as url:
         yield url
 
 

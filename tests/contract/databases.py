@@ -10,14 +10,14 @@ from tests.postgres import PostgresServer
 DATABASES = ("postgresql", "sqlite")
 
 
-def empty_database(request: pytest.FixtureRequest, folder: Path) -> AbstractContextManager[str]:
-    """Gives the URL of a database without tables, of the kind that is `request`'s parameter."""
-    return _sqlite(folder) if request.param == "sqlite" else _server(request).empty_database()
+def empty_database(kind: str, request: pytest.FixtureRequest, folder: Path) -> AbstractContextManager[str]:
+    """Gives the URL of a database of this kind without tables."""
+    return _sqlite(folder) if kind == "sqlite" else _server(request).empty_database()
 
 
-def database(request: pytest.FixtureRequest, folder: Path) -> AbstractContextManager[str]:
-    """Gives the URL of a database without rows, of the kind that is `request`'s parameter."""
-    return _sqlite(folder) if request.param == "sqlite" else _server(request).database()
+def database(kind: str, request: pytest.FixtureRequest, folder: Path) -> AbstractContextManager[str]:
+    """Gives the URL of a database of this kind without rows."""
+    return _sqlite(folder) if kind == "sqlite" else _server(request).database()
 
 
 def _sqlite(folder: Path) -> AbstractContextManager[str]:

@@ -126,7 +126,7 @@ def _facts(name: str) -> AgentFacts:
 
 @pytest.fixture(scope="module", params=DATABASES)
 def open_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with database(request, tmp_path_factory.mktemp("life")) as url:
+    with database(request.param, request, tmp_path_factory.mktemp("life")) as url:
         store = Store(url)
         store.open()
         yield store
