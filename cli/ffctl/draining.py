@@ -54,10 +54,10 @@ async def until_empty(connection: Connection, agent: agents_pb2.Agent) -> agents
 def left(drain: agents_pb2.Drain) -> str:
     """Returns what is left on a drained agent: "2 runs left, stopped at 12:30:00"."""
     if drain.complete:
-        return "drained, empty"
+        return "empty"
     if not drain.attempts:
-        return f"draining, the rest of {wording.count(drain.logs, 'log')} is on its way"
-    text = f"draining, {wording.count(drain.attempts, 'run')} left"
+        return f"the rest of {wording.count(drain.logs, 'log')} is on its way"
+    text = f"{wording.count(drain.attempts, 'run')} left"
     return text + (f", stopped at {wording.clock(drain.deadline_time)}" if drain.HasField("deadline_time") else "")
 
 

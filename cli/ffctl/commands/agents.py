@@ -78,7 +78,7 @@ def agents_table(agents: Iterable[agents_pb2.Agent], now: float) -> Table:
 
 
 def _note(agent: agents_pb2.Agent) -> str:
-    notes = [draining.left(agent.drain)] if agent.HasField("drain") else []
+    notes = [f"drained: {draining.left(agent.drain)}"] if agent.HasField("drain") else []
     # Of an agent that is well otherwise the message only repeats the conditions, of a drained one that it is drained.
     if agent.message and agent.state not in (agents_pb2.AGENT_STATE_ACTIVE, agents_pb2.AGENT_STATE_DRAINING):
         notes.append(agent.message)
