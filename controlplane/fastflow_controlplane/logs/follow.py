@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from fastflow.pipelines.sizes import format_size
 
 from fastflow_controlplane.clock import MICROSECONDS
-from fastflow_controlplane.errors import NotFound
+from fastflow_controlplane.errors import DataLoss, NotFound
 from fastflow_controlplane.logs.store import Log, LogKey, LogStore
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptView, LogLoss, RunView
@@ -71,7 +71,7 @@ class LogFollower:
 
         Bytes that were lost are not sent: the next piece's `offset` is then higher than `next_offset` of the one
         before. Raises NotFound for a run or attempt that does not exist, and for a log that retention removed. Who
-        began to read before that gets all of it.
+        began to read before that gets all of it. Raises DataLoss for a log that should be there and is not.
         """
         watch = _Watch(run_id, self._look, self._changes, self._settings.recheck)
         try:
@@ -91,7 +91,7 @@ class LogFollower:
                 reading = _Reading(number, offset, tail_lines, follow, self._settings, self._store)
                 async with self._store.open(LogKey(run_id, number)) as opened:
                     # Asked once it is open: a log that is still kept now will be read to its end.
-                    _check_kept(run_id, await watch.look_again(), number)
+                    _check_there(run_id, _attempt(await watch.look_again(), number), opened)
                     async with aclosing(reading.pieces(opened, watch)) as pieces:
                         async for piece in pieces:
                             yield piece
@@ -234,17 +234,30 @@ async def tail_offset(opened: Log, lines: int, block: int = 64 * 1024) -> int:
     return 0
 
 
-def _check_kept(run_id: str, view: RunView, number: int) -> None:
-    attempt = _attempt(view, number)
-    if attempt.log_remove_time is None:
-        return
-    moment = datetime.fromtimestamp(attempt.log_remove_time // MICROSECONDS, UTC)
-    removed = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
-    raise NotFound(
-        f"the log of run {run_id}, attempt {number}, was removed by retention on {removed} "
+def _check_there(run_id: str, attempt: AttemptView, opened: Log) -> None:
+    if attempt.log_remove_time is not None:
+        raise _removed(run_id, attempt, attempt.log_remove_time)
+    if attempt.log_sealed and attempt.log_bytes and not opened.end:
+        raise DataLoss(
+            f"the log of run {run_id}, attempt {attempt.number}, is not in the data folder, though it was stored with "
+            f"{format_size(attempt.log_bytes)}: was the database restored without the logs?",
+            reason="LOG_MISSING",
+            metadata={"run": run_id, "attempt": str(attempt.number)},
+        )
+
+
+def _removed(run_id: str, attempt: AttemptView, time: int) -> NotFound:
+    removed = f"{datetime.fromtimestamp(time // MICROSECONDS, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return NotFound(
+        f"the log of run {run_id}, attempt {attempt.number}, was removed by retention on {removed} "
         f"(setting {attempt.log_removed_by}); it had {format_size(attempt.log_bytes)}",
         reason="LOG_REMOVED",
-        metadata={"run": run_id, "attempt": str(number), "setting": attempt.log_removed_by, "time": removed},
+        metadata={
+            "run": run_id,
+            "attempt": str(attempt.number),
+            "setting": attempt.log_removed_by,
+            "time": removed,
+        },
     )
 
 

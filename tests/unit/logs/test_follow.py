@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from fastflow_controlplane.errors import NotFound
+from fastflow_controlplane.errors import DataLoss, NotFound
 from fastflow_controlplane.logs.files import FileLogStore
 from fastflow_controlplane.logs.follow import FollowSettings, LogFollower, Piece, tail_offset
 from fastflow_controlplane.logs.store import Log, LogKey
@@ -80,6 +80,15 @@ async def test_a_log_that_is_removed_while_it_is_opened_is_never_taken_for_an_em
     follower = LogFollower(world.store, look, world.changes)
     with pytest.raises(NotFound, match=r"removed by retention on 1970-01-01 00:00:00 UTC \(setting log_max_total\)"):
         [piece async for piece in follower.read(RUN)]
+
+
+async def test_a_log_that_is_missing_though_it_was_stored_is_never_taken_for_an_empty_one(world: World) -> None:
+    stored = replace(attempt(1, RunState.SUCCEEDED), log_sealed=True, log_bytes=2048)
+    world.change(run(RunState.SUCCEEDED, stored))
+    with pytest.raises(DataLoss, match="is not in the data folder, though it was stored with 2 KiB"):
+        await world.all()
+    world.change(run(RunState.SUCCEEDED, replace(stored, log_bytes=0)))
+    assert await world.text() == b""
 
 
 async def settle() -> None:
