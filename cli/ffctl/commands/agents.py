@@ -124,13 +124,13 @@ def _show(agent: agents_pb2.Agent, *, as_json: bool) -> None:
 @server_option
 @click.pass_context
 def accept_agent(context: click.Context, name: str, as_json: bool) -> None:
-    """Ends an agent's quarantine: the control plane's database holds from now on.
+    """Ends an agent's quarantine, so that the database holds again.
 
     For a database that was restored from an older copy, and for an agent of another cluster. What the database does
     not know is stopped after a grace; runs that had begun since the copy was made and are queued in it begin again,
     so cancel those first that must not. An agent that is away may come back from another machine.
 
-    
+    \b
     Example: ffctl agents accept worker-1
     """
     request = agents_pb2.AcceptAgentRequest(name=name, request_id=new_id())
