@@ -8,6 +8,7 @@ import argparse
 import json
 import random
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -66,10 +67,14 @@ class Soak:
         with ThreadPoolExecutor(at_once, thread_name_prefix="runs") as pool:
             working = [pool.submit(self._run_all) for _ in range(at_once)]
             pace = random.Random(0)
-            while not all(each.done() for each in working):
-                time.sleep(0.2)
-                self._keep_cutting(pace)
-                self._keep_looking()
+            try:
+                while not all(each.done() for each in working):
+                    time.sleep(0.2)
+                    self._keep_cutting(pace)
+                    self._keep_looking()
+            finally:
+                # Where this was broken off, the pool ends only with its last run.
+                self._deadline = time.monotonic()
             for each in working:
                 each.result()
         self._look()
@@ -149,6 +154,8 @@ def main() -> int:
     options.add_argument("--runtime", choices=("process", "docker"), default="process")
     options.add_argument("--folder", type=Path, help="work in this folder, and leave it  [default: a temporary one]")
     wanted = options.parse_args()
+    # As Ctrl-C, which does not reach what runs in the background: programs are stopped, folders removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
         folder = wanted.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastflow-soak-")))
         cluster = stack.enter_context(
