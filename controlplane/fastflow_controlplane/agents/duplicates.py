@@ -1,7 +1,8 @@
 """Two processes under one agent id or one name: whoever is connected and alive stays, the newcomer is refused."""
 
+from fastflow_controlplane.agents.live import LiveAgent
 from fastflow_controlplane.agents.model import AgentFacts
-from fastflow_controlplane.agents.registry import AgentRegistry, LiveAgent
+from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import Clock
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store.queries.registration import id_in_use, name_taken

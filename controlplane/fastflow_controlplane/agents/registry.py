@@ -4,19 +4,18 @@ Liveness is decided by the control plane's monotonic clock alone; what agents ca
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import replace
 
 import structlog
 
 from fastflow_controlplane import pages
+from fastflow_controlplane.agents.live import AgentStream, LiveAgent, Placing, keep_since
 from fastflow_controlplane.agents.model import (
     AgentFacts,
     AgentPage,
     AgentState,
     AgentView,
     Condition,
-    DrainView,
     EnvironmentKey,
     EnvironmentResult,
     RuntimeFacts,
@@ -25,12 +24,11 @@ from fastflow_controlplane.clock import Clock
 from fastflow_controlplane.conditions import is_told
 from fastflow_controlplane.errors import Unavailable, not_found
 from fastflow_controlplane.runs.model import AttemptKey, Usage
-from fastflow_controlplane.scheduler.placement import Offer
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents
-from fastflow_controlplane.store.queries.agents import AgentRow, Hold
+from fastflow_controlplane.store.queries.agents import AgentRow
 
 log = structlog.get_logger(__name__)
 
@@ -49,67 +47,6 @@ DUPLICATE = "DuplicateAgent"
 """Condition of an agent under whose id or name another process dials in."""
 SEEN_SECONDS = 60.0
 """How often the moment an agent was last heard of is stored: a label for people, so seldom."""
-
-
-class AgentStream(Protocol):
-    """A session as the registry sees it."""
-
-    epoch: int
-
-    def supersede(self) -> None:
-        """A newer stream of this agent took over."""
-
-    def cut(self) -> None:
-        """The agent is silent: break the stream, so that it dials anew."""
-
-    def desired_changed(self) -> None:
-        """Something the agent shall do changed."""
-
-    def preheat_changed(self) -> None:
-        """Perhaps the agent shall prepare other environments."""
-
-    def probe(self) -> None:
-        """Ask the agent for a sign of life."""
-
-
-class Placing(Protocol):
-    """What the registry tells the scheduler."""
-
-    def agent_changed(self, offer: Offer) -> None:
-        """An agent appeared or changed."""
-
-    def agent_removed(self, agent_id: str) -> None:
-        """An agent is no more."""
-
-
-@dataclass
-class LiveAgent:
-    """One agent in memory. Moments are monotonic seconds; `offline_since` = when it became OFFLINE.
-
-    `restored` = it is known from the database alone, and has not dialled in yet.
-    """
-
-    row: AgentRow
-    stream: AgentStream | None = None
-    heard: float = 0.0
-    broke: float = 0.0
-    restored: bool = False
-    last_seen_time: int = 0
-    state: AgentState = AgentState.OFFLINE
-    offline_since: float | None = None
-    duplicate: Condition | None = None
-    duplicate_seen: float = 0.0
-    conditions: tuple[Condition, ...] = ()
-    environments: tuple[str, ...] = ()
-    results: dict[EnvironmentKey, EnvironmentResult] = field(default_factory=dict)
-    usage: dict[tuple[str, int], Usage] = field(default_factory=dict)
-    refusal: str = ""
-    applied_revision: int = 0
-
-    @property
-    def facts(self) -> AgentFacts:
-        """What the agent said of itself."""
-        return self.row.facts
 
 
 class AgentRegistry:
@@ -236,7 +173,7 @@ class AgentRegistry:
             return False
         agent.environments = tuple(environments)
         facts = replace(agent.facts, runtime=runtime or agent.facts.runtime)
-        reported = _keep_since(conditions, agent.conditions, self._clock.now())
+        reported = keep_since(conditions, agent.conditions, self._clock.now())
         if facts == agent.facts and reported == agent.conditions:
             return False
         for condition in reported:
@@ -440,24 +377,7 @@ class AgentRegistry:
             if agent is None:
                 continue  # removed since it was read
             hold = holds.get(row.facts.agent_id, agents.NOTHING_HELD)
-            views.append(
-                AgentView(
-                    facts=row.facts,
-                    state=_shown_state(agent),
-                    reserved=hold.reserved,
-                    conditions=(
-                        *agent.conditions,
-                        *self._duplicates(agent),
-                    ),
-                    attempts=hold.attempts,
-                    last_seen_time=max(agent.last_seen_time, row.last_seen_time),
-                    connect_time=row.connect_time,
-                    session_epoch=row.session_epoch,
-                    message=self._advice(agent),
-                    environments=agent.environments,
-                    drain=_drain(row, hold),
-                )
-            )
+            views.append(agent.view(row, hold, self._duplicates(agent)))
         return views
 
     def _hear(self, agent: LiveAgent) -> None:
@@ -465,25 +385,8 @@ class AgentRegistry:
         agent.last_seen_time = self._clock.now()
 
     def _judge(self, agent: LiveAgent) -> None:
-        now, settings = self._clock.monotonic(), self._settings
-        if agent.stream is None:
-            # A host that lost its power is silent for long before its stream is seen to be broken.
-            silence = max(settings.offline_after, settings.silent_after * settings.heartbeat_interval)
-            offline = (
-                agent.offline_since is not None
-                or now - agent.broke >= settings.offline_after
-                or now - agent.heard >= silence
-            )
-            state = AgentState.OFFLINE if offline else AgentState.SUSPECT
-        else:
-            missed = (now - agent.heard) / settings.heartbeat_interval
-            state = (
-                AgentState.OFFLINE
-                if missed >= settings.silent_after
-                else AgentState.SUSPECT
-                if missed >= settings.suspect_after
-                else AgentState.ACTIVE
-            )
+        now = self._clock.monotonic()
+        state = agent.judged(now, self._settings)
         if state is AgentState.OFFLINE:
             agent.offline_since = now if agent.offline_since is None else agent.offline_since
         else:
@@ -494,58 +397,4 @@ class AgentRegistry:
             self._offer(agent)
 
     def _offer(self, agent: LiveAgent) -> None:
-        self._placing.agent_changed(
-            Offer(
-                agent_id=agent.facts.agent_id,
-                name=agent.facts.name,
-                capacity=agent.facts.capacity,
-                python_versions=agent.facts.runtime.python_versions,
-                blocked=self._why(agent),
-                connected=agent.stream is not None,
-                offline=agent.state is AgentState.OFFLINE,
-                draining=agent.row.draining,
-                environments=frozenset(key for key, result in agent.results.items() if result.state == "READY"),
-            )
-        )
-
-    def _advice(self, agent: LiveAgent) -> str:
-        """What is told of the agent itself, to somebody who looks after it."""
-        if agent.state is AgentState.OFFLINE and not agent.refusal:
-            return "is offline: look whether its host is up, fastflow-agent runs there and the network is well"
-        return self._why(agent)
-
-    def _why(self, agent: LiveAgent) -> str:
-        """Why the agent takes no runs; "" = it does."""
-        if agent.stream is None and agent.refusal:
-            return f"is refused: {agent.refusal}"
-        if agent.state is AgentState.OFFLINE:
-            return "is offline"
-        if agent.state is AgentState.SUSPECT:
-            return "has not been heard of for some seconds" if agent.stream else "lost its connection a moment ago"
-        if agent.row.quarantine_reason:
-            return f"is in quarantine: {agent.row.quarantine_reason}"
-        if agent.row.draining:
-            return "is draining: it takes no new runs"
-        return "; ".join(
-            f"{condition.type}: {condition.message}" for condition in agent.conditions if condition.blocks_placement
-        )
-
-
-def _shown_state(agent: LiveAgent) -> AgentState:
-    if agent.state is AgentState.ACTIVE and agent.row.quarantine_reason:
-        return AgentState.QUARANTINED
-    if agent.state is AgentState.ACTIVE and agent.row.draining:
-        return AgentState.DRAINING
-    return agent.state
-
-
-def _drain(row: AgentRow, hold: Hold) -> DrainView | None:
-    if not row.draining:
-        return None
-    return DrainView(row.drain_time or row.connect_time, row.drain_deadline_time, len(hold.attempts), hold.logs)
-
-
-def _keep_since(reported: Sequence[Condition], known: Sequence[Condition], now: int) -> tuple[Condition, ...]:
-    """A condition that goes on keeps the moment it was first reported."""
-    since = {condition.type: condition.since for condition in known}
-    return tuple(replace(condition, since=since.get(condition.type, condition.since or now)) for condition in reported)
+        self._placing.agent_changed(agent.offer())

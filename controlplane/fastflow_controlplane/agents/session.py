@@ -87,7 +87,7 @@ class AgentSessions:
 
 
 class AgentSession:
-    """One stream; fulfils `registry.AgentStream`."""
+    """One stream; fulfils `live.AgentStream`."""
 
     def __init__(self, parts: SessionParts, requests: AsyncIterable[gateway_pb2.ConnectRequest], send: Send) -> None:
         self._parts = parts
