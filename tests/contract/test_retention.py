@@ -7,8 +7,10 @@ from fastflow_controlplane.logs.store import LogKey
 from fastflow_controlplane.runs.model import AttemptKey
 from fastflow_controlplane.runs.states import RunState
 from fastflow_controlplane.store.engine import Store
+from fastflow_controlplane.store.models import attempt_events, attempts, run_parameters
 from fastflow_controlplane.store.queries import agents, requests, retention
 from fastflow_controlplane.store.queries.retention import WHOLE_RUN
+from sqlalchemy import select
 
 from tests.contract.rows import NOW, Journal, Rows
 
@@ -46,6 +48,8 @@ async def test_a_settled_run_is_removed_with_its_rows_and_its_logs_are_due(store
     assert [attempt.settled for attempt in before.attempts] == [True]
     assert await store.write(partial(retention.remove_runs, run_ids=[key.run_id, live])) == [key.run_id]
     assert await store.read(retention.read_newest) == {"other": live}
+    for table in (attempts, attempt_events, run_parameters):
+        assert await store.read(lambda each, table=table: each.execute(select(table.c.run_id)).all()) == []
     due = [LogKey(key.run_id, WHOLE_RUN)]
     assert await store.read(partial(retention.read_due, limit=9)) == due
     await store.write(partial(retention.forget_due, keys=due))
