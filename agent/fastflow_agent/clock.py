@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+
+from fastflow.service.wallclock import WallClock
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock:
     """The host's clocks. `monotonic` measures (seconds), `now` labels (UTC)."""
+
+    def __init__(self) -> None:
+        self._wall = WallClock()
 
     def monotonic(self) -> float:
         """Seconds since the host was started; never goes back, and is the same for every process of one boot.
@@ -18,8 +25,8 @@ class Clock:
         return time.monotonic()
 
     def now(self) -> datetime:
-        """The wall clock: a label, and the only time that outlives the process."""
-        return datetime.now(UTC)
+        """The wall clock: a label that never goes back, and the only time that outlives the process."""
+        return _EPOCH + timedelta(microseconds=self._wall.now())
 
     async def sleep(self, seconds: float) -> None:
         """Wait for `seconds`."""

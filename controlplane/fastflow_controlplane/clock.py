@@ -1,6 +1,6 @@
 """Clocks, passed in wherever time matters, so that tests move time instead of waiting for it.
 
-Two clocks on purpose: `now` is a label for people (UTC, may jump), `monotonic` decides liveness and deadlines.
+Two clocks on purpose: `now` is a label for people (UTC, may leap forward), `monotonic` decides liveness and deadlines.
 """
 
 import asyncio
@@ -8,6 +8,8 @@ import heapq
 import itertools
 import time
 from typing import Protocol
+
+from fastflow.service.wallclock import WallClock
 
 MICROSECONDS = 1_000_000
 """Microseconds per second: stored times and durations are integers of microseconds."""
@@ -17,7 +19,7 @@ class Clock(Protocol):
     """What the control plane knows about time."""
 
     def now(self) -> int:
-        """Wall clock, in microseconds since 1970-01-01 UTC."""
+        """Wall clock, in microseconds since 1970-01-01 UTC. Never goes back, but may leap forward."""
         ...
 
     def monotonic(self) -> float:
@@ -32,9 +34,12 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's clocks."""
 
+    def __init__(self) -> None:
+        self._wall = WallClock()
+
     def now(self) -> int:
         """See `Clock.now`."""
-        return time.time_ns() // 1000
+        return self._wall.now()
 
     def monotonic(self) -> float:
         """See `Clock.monotonic`."""

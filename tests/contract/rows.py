@@ -98,12 +98,12 @@ class Rows:
         assert key is not None
         return agent, key
 
-    async def apply(self, agent: AgentRow, events: Sequence[AttemptEvent]) -> Effects:
-        """Applies events that came on the agent's session."""
+    async def apply(self, agent: AgentRow, events: Sequence[AttemptEvent], now: int = NOW) -> Effects:
+        """Applies events that came on the agent's session at `now` by the control plane's clock."""
 
         def apply(connection: Connection) -> Effects:
             epochs = Epochs(session=agent.session_epoch, leader=1)
-            return apply_events(connection, agent.facts, events, epochs, MAX_PLACEMENTS, NOW)
+            return apply_events(connection, agent.facts, events, epochs, MAX_PLACEMENTS, now)
 
         return await self.store.write(apply)
 

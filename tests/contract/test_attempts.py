@@ -327,6 +327,25 @@ async def test_the_agents_clock_is_a_label_that_can_not_lie_before_the_assignmen
     assert (run.start_time, run.end_time) == (NOW, NOW)
 
 
+async def test_times_keep_their_order_when_the_agents_clock_or_ours_is_set_back(rows: Rows) -> None:
+    agent, key = await rows.assigned()
+    journal, hour = Journal(key), 3600 * 10**6
+    await rows.apply(agent, [replace(journal.moved(RUNNING), time=NOW + 60 * 10**6)], now=NOW + 60 * 10**6)
+    ended = replace(journal.ended(SUCCEEDED), time=NOW + 90 * 10**6 - hour)
+    await rows.apply(agent, [ended], now=NOW + 90 * 10**6)
+    run = await rows.view(key.run_id)
+    assert (run.start_time, run.end_time) == (NOW + 60 * 10**6, NOW + 90 * 10**6)
+
+    agent, key = await rows.assigned()
+    journal = Journal(key)
+    await rows.apply(agent, [replace(journal.moved(RUNNING), time=NOW + 10**6)], now=NOW - hour)
+    await rows.apply(agent, [replace(journal.ended(SUCCEEDED), time=NOW + 2 * 10**6)], now=NOW - hour)
+    run = await rows.view(key.run_id)
+    assert run.start_time is not None
+    assert run.end_time is not None
+    assert NOW <= run.start_time <= run.end_time
+
+
 async def test_a_wrong_attempt_harms_no_other_in_the_same_batch(rows: Rows) -> None:
     agent, key = await rows.assigned()
     effects = await rows.apply(agent, [Journal(key).with_token("forged").moved(RUNNING), Journal(key).moved(RUNNING)])

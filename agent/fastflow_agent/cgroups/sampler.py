@@ -96,7 +96,7 @@ class Sampler:
         watched = self._slots.pop(slot, None)
         if watched is None:
             return None
-        for crossing in watched.soft_limits.finish(self._clock.now()):
+        for crossing in watched.soft_limits.finish(self._clock.now(), self._clock.monotonic()):
             self._on_crossing(slot, crossing)
         reading = await self._read(watched.group)
         # One thread reads in order, so a reading begun at the end of the container is taken by now.

@@ -47,9 +47,9 @@ class SoftLimits:
         cpu = self._judge(self._cpu_watch, self._average_cpu(sample), sample)
         return list(chain(memory, cpu))
 
-    def finish(self, time: datetime) -> list[SoftLimitCrossed]:
-        """Clear what is still raised: the slot ended at `time`."""
-        return [watch.clear(time) for watch in (self._memory_watch, self._cpu_watch) if watch.raised]
+    def finish(self, time: datetime, monotonic: float) -> list[SoftLimitCrossed]:
+        """Clear what is still raised: the slot ended at `time`, `monotonic` by the clock of the samples."""
+        return [watch.clear(time, monotonic) for watch in (self._memory_watch, self._cpu_watch) if watch.raised]
 
     def _judge(self, watch: _Watch, value: int | None, sample: Sample) -> Iterable[SoftLimitCrossed]:
         if value is None or watch.limit == 0:
@@ -91,13 +91,12 @@ class _Watch:
         self.raised = SoftLimitCrossed(number, self.kind, self.limit, value, raise_time=sample.time)
         return self.raised
 
-    def clear(self, time: datetime, monotonic: float | None = None) -> SoftLimitCrossed:
+    def clear(self, time: datetime, monotonic: float) -> SoftLimitCrossed:
         assert self.raised is not None
-        if monotonic is not None and self._since is not None:
-            above = monotonic - self._since
-        else:
-            # Raised by the process before this one, whose monotonic clock is not ours: the labels have to do.
-            above = max(0.0, (time - self.raised.raise_time).total_seconds())
+        time = max(time, self.raised.raise_time)
+        # Raised by the process before this one, which did not write down when by this clock, the labels have to do.
+        by_labels = (time - self.raised.raise_time).total_seconds()
+        above = by_labels if self._since is None else monotonic - self._since
         cleared = replace(self.raised, peak=self.peak, clear_time=time, seconds_above=round(above, 3))
         self.raised = None
         return cleared

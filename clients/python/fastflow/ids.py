@@ -1,17 +1,21 @@
 """Ids of runs: UUIDv7 text, so that they sort by time; people use the last eight hex digits."""
 
 import secrets
-import time
 import uuid
 from collections.abc import Callable
+
+from fastflow.service.wallclock import WallClock
 
 SHORT_DIGITS = 8
 
 
-def new_id(now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> str:
+_WALL = WallClock()
+
+
+def new_id(now_ms: Callable[[], int] = lambda: _WALL.now() // 1000) -> str:
     """Returns a new UUIDv7 (RFC 9562, section 5.7) as lowercase text with dashes.
 
-    `now_ms` gives milliseconds since the Unix epoch.
+    `now_ms` gives milliseconds since the Unix epoch. The default's never go back, so that lists keep their order.
     """
     value = (now_ms() & ((1 << 48) - 1)) << 80 | secrets.randbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76

@@ -309,8 +309,12 @@ class _AttemptWrites:
         return True
 
     def _label(self, time: int) -> int:
-        """The agent's clock may be wrong; nothing happened before the assignment or in the future."""
-        return min(max(time, self._row.assign_time), self._now)
+        """The agent's clock may be wrong: nothing happened before what happened before it, or in the future.
+
+        What can not be is replaced by when it was heard of. Our own clock may be wrong, too.
+        """
+        floor = max(self._row.assign_time, self._row.start_time or 0)
+        return max(floor, time if floor <= time <= self._now else self._now)
 
     def _keep(self, event: AttemptEvent, rejection: str) -> None:
         entry = HistoryEntry(event.sequence, KINDS[type(event.fact)], asdict(event.fact), rejection, event.time)

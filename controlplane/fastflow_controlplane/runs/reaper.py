@@ -33,6 +33,8 @@ REPEAT_SECONDS = 60.0
 QUEUE_CHECK_SECONDS = 10.0
 """How often waiting runs are looked at: the deadlines are minutes."""
 ABANDON_RUN = "ABANDON_RUN"
+LEAP_SECONDS = 2.0
+"""By how much the wall clock has to get ahead between two looks to have been set; less is a look that was late."""
 BATCH = 500
 """Runs ended in one operation, so that others get their turn at the writer."""
 
@@ -74,6 +76,8 @@ class Reaper:
         self._handled: dict[str, float] = {}
         self._gone_since: dict[str, float] = {}
         self._queue_checked = float("-inf")
+        self._looked = clock.now(), clock.monotonic()
+        self._leaps: list[tuple[int, float]] = []
 
     async def run(self) -> None:
         """Works until cancelled; what the database refuses is tried again."""
@@ -88,6 +92,7 @@ class Reaper:
     async def tick(self) -> None:
         """Looks once. Raises Unavailable."""
         now = self._clock.monotonic()
+        self._note_leap(now)
         lost = self._registry.lost()
         away = {row.facts.agent_id for row in lost}
         self._handled = {agent_id: when for agent_id, when in self._handled.items() if agent_id in away}
@@ -97,7 +102,7 @@ class Reaper:
                 self._handled[row.facts.agent_id] = now
         if now - self._queue_checked >= QUEUE_CHECK_SECONDS:
             self._queue_checked = now
-            await self._end_overdue()
+            await self._end_overdue(now)
             await self._end_orphaned(now)
 
     async def abandon(self, run_id: str, request_id: str = "") -> str:
@@ -142,11 +147,24 @@ class Reaper:
 
         await self._store.write(lose, self._lost.tell)
 
-    async def _end_overdue(self) -> None:
+    def _note_leap(self, now: float) -> None:
+        """Notices that the wall clock was set forward, or stood still with the machine, since the last look."""
+        wall = self._clock.now()
+        leap = wall - self._looked[0] - round((now - self._looked[1]) * MICROSECONDS)
+        self._looked = wall, now
+        if leap > LEAP_SECONDS * MICROSECONDS:
+            log.warning("the clock was set forward", seconds=round(leap / MICROSECONDS))
+            self._leaps = [(passed, until) for passed, until in self._leaps if now < until]
+            self._leaps.append((leap, now + self._settings.queue_deadline))
+
+    async def _end_overdue(self, now: float) -> None:
         deadline = self._settings.queue_deadline
         if not deadline:
             return
-        before = self._clock.now() - round(deadline * MICROSECONDS)
+        # What the wall clock leapt by did not pass for the runs that waited then. Counting it for none that waits now
+        # ends no run too early, and some later by as much.
+        leapt = sum(leap for leap, until in self._leaps if now < until)
+        before = self._clock.now() - leapt - round(deadline * MICROSECONDS)
         overdue = await self._store.read(lambda connection: runs.read_overdue(connection, before, BATCH))
         message = f"waited in the queue for more than {deadline:g} s (setting queue_deadline)"
         await self._fail(overdue, Reason.QUEUE_DEADLINE, message)

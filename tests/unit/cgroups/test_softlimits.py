@@ -112,9 +112,19 @@ def test_the_end_clears_what_is_raised() -> None:
     watch = SoftLimits(limits(memory=100))
     feed = Feed(watch)
     feed.memory(120, 130)
-    (cleared,) = watch.finish(START + timedelta(seconds=10))
+    (cleared,) = watch.finish(START + timedelta(seconds=10), 110.0)
     assert (cleared.peak, cleared.seconds_above, cleared.clear_time) == (130, 10.0, START + timedelta(seconds=10))
-    assert watch.finish(START + timedelta(seconds=11)) == []
+    assert watch.finish(START + timedelta(seconds=11), 111.0) == []
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_was_set_changes_neither_durations_nor_order(hours: int) -> None:
+    watch = SoftLimits(limits(memory=100))
+    Feed(watch).memory(120, 130)
+    (cleared,) = watch.finish(START + timedelta(hours=hours, seconds=10), 110.0)
+    assert cleared.seconds_above == 10.0
+    assert cleared.clear_time is not None
+    assert cleared.clear_time >= cleared.raise_time
 
 
 def test_crossings_told_before_a_restart_go_on_under_their_numbers() -> None:
@@ -137,7 +147,7 @@ def test_every_crossing_is_raised_then_cleared_whatever_comes(sizes: list[int]) 
     watch = SoftLimits(limits(memory=100))
     feed = Feed(watch)
     told = feed.memory(*sizes)
-    told += watch.finish(feed.now)
+    told += watch.finish(feed.now, 100.0 + feed.second)
     numbers = [crossing.crossing for crossing in told]
     assert numbers == sorted(2 * list(range(1, len(told) // 2 + 1)))
     assert [crossing.clear_time is None for crossing in told] == [True, False] * (len(told) // 2)

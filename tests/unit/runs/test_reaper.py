@@ -92,6 +92,31 @@ async def test_a_run_that_waits_past_the_deadline_fails(world: World) -> None:
     assert world.scheduler.explain(run.id) == ()
 
 
+async def test_a_clock_that_is_set_forward_ends_no_waiting_run_too_early(world: World) -> None:
+    world.configure(queue_deadline=1000.0)
+    run, reaper = await world.service.create(NewRun("hello")), world.reaper
+    await world.clock.advance(500)
+    await reaper.tick()
+    world.clock.jump(3600)
+    for _ in range(40):
+        await world.clock.advance(11)
+        await reaper.tick()
+    assert (await world.service.get(run.id)).state is RunState.QUEUED
+    for _ in range(7):
+        await world.clock.advance(11)
+        await reaper.tick()
+    assert (await world.service.get(run.id)).reason is Reason.QUEUE_DEADLINE
+
+
+async def test_no_clock_makes_a_run_lost(world: World) -> None:
+    facts = AgentFacts("id of w", "w", "process", capacity=Capacity(4000, 2**33))
+    await world.store.write(lambda connection: register(connection, facts, [], Belonging(), "c", world.clock.now()))
+    await world.registry.restore()
+    world.clock.jump(24 * 3600)
+    await world.reaper.tick()
+    assert world.registry.lost() == []
+
+
 async def test_runs_wait_for_ever_without_a_deadline(world: World) -> None:
     run = await world.service.create(NewRun("hello"))
     await world.clock.advance(10**7)

@@ -52,6 +52,7 @@ class AttemptRow:
     state: RunState
     known_seq: int
     assign_time: int
+    start_time: int | None
     newest: bool
     cancelled: bool
     failed_placements: int
@@ -139,6 +140,7 @@ def read_attempt(connection: Connection, run_id: str, number: int) -> AttemptRow
         state=RunState(row.state),
         known_seq=row.known_seq,
         assign_time=row.assign_time,
+        start_time=row.start_time,
         newest=row.attempt == number,
         cancelled=row.cancel_time is not None,
         failed_placements=row.failed_placements,
