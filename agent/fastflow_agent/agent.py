@@ -193,7 +193,11 @@ class Agent:
         shipper = Shipper(
             bulk,
             metadata=metadata,
-            settings=ShipSettings(poll=settings.log_poll_interval, idle_poll=2 * settings.log_poll_interval),
+            settings=ShipSettings(
+                poll=settings.log_poll_interval,
+                idle_poll=2 * settings.log_poll_interval,
+                total_quota=settings.spool_total_bytes,
+            ),
         )
         bundles = Bundles(self._data_dir / "bundles", bulk, size_limit=settings.bundle_cache_bytes)
         bundles.removal_allowed = False

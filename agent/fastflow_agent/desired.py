@@ -31,6 +31,7 @@ class Secret:
 class RunSpec:
     """What to run. Times in seconds (`timeout` from the release, 0 = none), sizes in bytes.
 
+    `pause_on_backlog`: output that can neither be delivered nor kept freezes the program, instead of being dropped.
     `packages`, "name==version", are those of the run that this one repeats; none = what the code's needs resolve to.
     """
 
@@ -45,6 +46,7 @@ class RunSpec:
     variables: Mapping[str, str] = field(repr=False)
     secrets: tuple[Secret, ...] = ()
     packages: tuple[str, ...] = ()
+    pause_on_backlog: bool = False
 
     @property
     def environment(self) -> dict[str, str]:

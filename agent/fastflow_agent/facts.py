@@ -63,6 +63,22 @@ class SoftLimitCrossed:
 
 
 @dataclass(frozen=True)
+class OutputPaused:
+    """The program is frozen since its output can not be delivered, or (`clear_time`) goes on again.
+
+    Both share the number, from 1. `backlog` are the bytes that wait, `quota` those that may; `seconds` it was frozen.
+    """
+
+    number: int
+    quota: int
+    backlog: int
+    raise_time: datetime
+    clear_time: datetime | None = None
+    seconds: float = 0.0
+    fact: Literal["output_paused"] = "output_paused"
+
+
+@dataclass(frozen=True)
 class LogLossFound:
     """Output that will not arrive: from `offset` on, `bytes` long where that is known."""
 
@@ -94,7 +110,7 @@ class ProvenanceKnown:
     fact: Literal["provenance_known"] = "provenance_known"
 
 
-Fact = StateChanged | Ended | SoftLimitCrossed | LogLossFound | ContainerGone | ProvenanceKnown
+Fact = StateChanged | Ended | SoftLimitCrossed | OutputPaused | LogLossFound | ContainerGone | ProvenanceKnown
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 The order of the steps is: INTENT, PREPARED, CREATED, STARTED, RELEASING, RELEASED, STOPPING, SIGNALLED, EXITED, ACKED,
 SEALED, FORGET. RELEASING is written before the release and RELEASED after it, so that a journal without RELEASING
-proves that no user code ran; STOPPING is written before the signal and SIGNALLED after it. No record holds a secret
+proves that no user code ran; STOPPING is written before the signal and SIGNALLED after it. PAUSED is written before
+the program is frozen and RESUMED after it was thawed. No record holds a secret
 or the value of an environment variable.
 """
 
@@ -16,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from fastflow_agent.facts import ContainerGone, Ended, Event, LogLossFound, SoftLimitCrossed, StateChanged
+from fastflow_agent.facts import ContainerGone, Ended, Event, LogLossFound, OutputPaused, SoftLimitCrossed, StateChanged
 from fastflow_agent.model import AttemptKey, Limits, SlotId, State, StopCause
 
 
@@ -40,6 +41,7 @@ class Intent:
     log_limit: int
     boot_id: str
     time: datetime
+    pause_on_backlog: bool = False
     step: Literal["INTENT"] = "INTENT"
 
     @property
@@ -98,6 +100,22 @@ class OomSeen:
 
     kills: int
     step: Literal["OOM_SEEN"] = "OOM_SEEN"
+
+
+@dataclass(frozen=True)
+class Paused:
+    """The program is to be frozen, from `monotonic` (seconds) on: until its output has been delivered."""
+
+    monotonic: float
+    step: Literal["PAUSED"] = "PAUSED"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """It goes on since `monotonic` (seconds)."""
+
+    monotonic: float
+    step: Literal["RESUMED"] = "RESUMED"
 
 
 @dataclass(frozen=True)
@@ -176,6 +194,8 @@ Step = (
     | Releasing
     | Released
     | OomSeen
+    | Paused
+    | Resumed
     | Stopping
     | Signalled
     | Exited
@@ -211,6 +231,12 @@ class History:
     releasing: Releasing | None = None
     released: bool = False
     oom_kills: int = 0
+    paused: Paused | None = None
+    """Set while the program is frozen."""
+    paused_seconds: float = 0.0
+    """How long it was frozen before: its time limit stood still."""
+    pause: OutputPaused | None = None
+    """The newest one."""
     stopping: Stopping | None = None
     signalled: Signalled | None = None
     ended: Ended | None = None
@@ -271,6 +297,11 @@ class History:
                 self.released = True
             case OomSeen(kills=kills):
                 self.oom_kills = max(self.oom_kills, kills)
+            case Paused():
+                self.paused = record
+            case Resumed(monotonic=monotonic) if self.paused is not None:
+                self.paused_seconds += max(0.0, monotonic - self.paused.monotonic)
+                self.paused = None
             case Stopping():
                 self.stopping = self.stopping or record
             case Signalled():
@@ -286,7 +317,7 @@ class History:
                 self.forgotten = True
             case Noted(event=event):
                 self._note(event)
-            case Intent() | Exited():
+            case Intent() | Exited() | Resumed():
                 pass
 
     def _note(self, event: Event) -> None:
@@ -301,6 +332,8 @@ class History:
                 self.state, self.ended = state, ended
             case SoftLimitCrossed(crossing=crossing) as crossed:
                 self.crossings[crossing] = crossed
+            case OutputPaused() as pause:
+                self.pause = pause
             case LogLossFound(kind=kind, offset=offset):
                 self.losses.add((kind, offset))
             case ContainerGone():

@@ -88,7 +88,12 @@ class AgentSettings(ServiceSettings):
     )
     spool_quota: str = Field(
         "4g",
-        description="Output kept per run while the control plane can not take them; then it is dropped.",
+        description="Output kept per run while the control plane can not take it; then the oldest is dropped, or the "
+        "program paused (on_log_backlog of its pipeline).",
+    )
+    spool_total: str = Field(
+        "20g",
+        description="Output kept of all runs together; past it those that hold most give way as past spool_quota.",
     )
     bundle_cache_size: str = Field(
         "2g",
@@ -140,7 +145,9 @@ class AgentSettings(ServiceSettings):
             raise ValueError(f"{value!r} is no address; write host:port, such as {DEFAULT_SERVER}")
         return value
 
-    @field_validator("memory_capacity", "spool_quota", "bundle_cache_size", "uv_cache_size", "disk_reserve")
+    @field_validator(
+        "memory_capacity", "spool_quota", "spool_total", "bundle_cache_size", "uv_cache_size", "disk_reserve"
+    )
     @classmethod
     def _size(cls, value: str | None) -> str | None:
         if value is not None:
@@ -195,6 +202,11 @@ class AgentSettings(ServiceSettings):
     def spool_quota_bytes(self) -> int:
         """Output kept per run, in bytes."""
         return parse_size(self.spool_quota)
+
+    @property
+    def spool_total_bytes(self) -> int:
+        """Output kept of all runs together, in bytes."""
+        return parse_size(self.spool_total)
 
     @property
     def bundle_cache_bytes(self) -> int:

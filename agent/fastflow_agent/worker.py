@@ -244,6 +244,7 @@ class Worker:
             log_limit=spec.log_limit if spec else 0,
             boot_id=self._services.boot_id,
             time=self._services.clock.now(),
+            pause_on_backlog=spec.pause_on_backlog if spec else False,
         )
 
     def _with_loss(self, word: Desired, refusal: tuple[Fact, ...]) -> tuple[Fact, ...]:

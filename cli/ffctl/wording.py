@@ -177,6 +177,9 @@ def retry(value: limits_pb2.RetryPolicy) -> str:
 
 def warning(value: runs_pb2.SoftLimitWarning) -> str:
     """Returns one crossing of a soft limit as a sentence without its times."""
+    if value.kind == runs_pb2.SOFT_LIMIT_KIND_LOG_BACKLOG:
+        verb = "was paused" if value.HasField("clear_time") else "is paused"
+        return f"{verb}: {size(value.peak)} of output waited for delivery, the worker keeps {size(value.limit)}"
     if value.kind == runs_pb2.SOFT_LIMIT_KIND_CPU:
         return f"CPU above its soft limit of {cores(value.limit)}, peak {cores(value.peak)}"
     return f"memory above its soft limit of {size(value.limit)}, peak {size(value.peak)}"

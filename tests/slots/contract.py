@@ -113,6 +113,41 @@ class RuntimeContract:
         assert (await slot.end()).exit_code == 143
         assert not await slot.runtime.signal(slot.id, signal.SIGTERM)
 
+    async def test_a_frozen_program_stands_still_until_it_is_thawed_or_signalled(self, workshop: Workshop) -> None:
+        slot = workshop.slot("""
+            import itertools, time
+            for number in itertools.count():
+                print(number, flush=True)
+                time.sleep(0.02)
+        """)
+        await slot.begin()
+        await slot.said("3\n")
+        for _ in range(2):
+            assert await slot.runtime.freeze(slot.id)
+        assert (await slot.runtime.observe(slot.id)).state is SlotState.RUNNING
+        before = slot.log()
+        await asyncio.sleep(0.5)
+        assert slot.log() == before
+        for _ in range(2):
+            await slot.runtime.thaw(slot.id)
+        await slot.said(f"{len(before.split()) + 1}\n")
+        assert await slot.runtime.freeze(slot.id)
+        assert await slot.runtime.signal(slot.id, signal.SIGTERM)
+        assert (await slot.end()).exit_code == 143
+        assert not await slot.runtime.freeze(slot.id)
+        await slot.runtime.thaw(slot.id)
+
+    async def test_a_frozen_program_can_be_killed_and_removed(self, workshop: Workshop) -> None:
+        slots = [workshop.slot("import time; print('up', flush=True); time.sleep(60)") for _ in range(2)]
+        for slot in slots:
+            await slot.begin()
+            await slot.said("up")
+            assert await slot.runtime.freeze(slot.id)
+        assert await slots[0].runtime.signal(slots[0].id, signal.SIGKILL)
+        assert (await slots[0].end()).exit_code == 137
+        await slots[1].runtime.remove(slots[1].id)
+        assert (await slots[1].runtime.observe(slots[1].id)).state is SlotState.ABSENT
+
     async def test_sigkill_ends_the_program_and_what_it_started(self, workshop: Workshop) -> None:
         slot = workshop.slot("""
             import os, signal, time

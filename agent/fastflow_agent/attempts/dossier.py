@@ -16,6 +16,7 @@ from fastflow.backoff import Backoff
 from fastflow.service import failpoints
 from fastflow.service.failpoints import AgentPoint
 
+from fastflow_agent.attempts.backlog import Backlog
 from fastflow_agent.attempts.wishes import Wishes
 from fastflow_agent.cgroups.sampler import Sampler
 from fastflow_agent.clock import Clock
@@ -53,7 +54,14 @@ class CodeStore(Protocol):
 class LogDelivery(Protocol):
     """Where the output of attempts goes."""
 
-    def add(self, key: AttemptKey, spool: Spool, durable_offset: int, on_loss: Callable[[LogLoss], None]) -> None:
+    def add(
+        self,
+        key: AttemptKey,
+        spool: Spool,
+        durable_offset: int,
+        on_loss: Callable[[LogLoss], None],
+        on_backlog: Callable[[int, int], None],
+    ) -> None:
         """See `Shipper.add`."""
 
     def durable(self, key: AttemptKey) -> int:
@@ -113,6 +121,7 @@ class Dossier:
         self.journal = journal
         self.services = services
         self.wishes = Wishes()
+        self.backlog = Backlog(paused=journal.history.paused is not None)
         self.oom = asyncio.Event()
         self.oom_kills = 0
         self.signal_in_doubt = False

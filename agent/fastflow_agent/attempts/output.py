@@ -52,7 +52,8 @@ class Output:
                 assert word is not None
                 self._spool = await self._blocking(lambda: self._open(word))
                 shipper = self._dossier.services.shipper
-                shipper.add(self._dossier.key, self._spool, word.durable_offset, self._lost)
+                tell = self._dossier.backlog.tell
+                shipper.add(self._dossier.key, self._spool, word.durable_offset, self._lost, tell)
             return self._spool
 
     async def ship(self) -> None:
@@ -101,6 +102,7 @@ class Output:
             log_limit=history.intent.log_limit,
             inode=history.log_inode,
             host_went_down=rebooted(history, self._dossier.services.boot_id),
+            pauses=history.intent.pause_on_backlog,
         )
 
     def _is_empty(self) -> bool:

@@ -12,6 +12,7 @@ import structlog
 from fastflow.service.failpoints import AgentPoint
 
 from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, Dossier
+from fastflow_agent.attempts.pace import Pace
 from fastflow_agent.cgroups.kernellog import oom_victims
 from fastflow_agent.cgroups.verdict import Evidence, judge, rests_on_oom_flag
 from fastflow_agent.facts import Ended, StateChanged
@@ -24,6 +25,9 @@ log = structlog.get_logger(__name__)
 
 KILL_AGAIN_SECONDS = 5.0
 """A container that outlives SIGKILL (a process in uninterruptible sleep, an engine that forgot it) is killed again."""
+
+CLOCK_SET_SECONDS = 5.0
+"""Wall clock and monotonic clock drift apart by less within a day, where the wall clock is only slewed."""
 
 _ENDED_BY_OUR_SIGNALS = (128 + signal.SIGTERM, 128 + signal.SIGKILL, None)
 
@@ -45,6 +49,7 @@ class Watch:
         elif history.stopping:
             dossier.signal_in_doubt = True
         self._retry_at: float | None = None
+        self._pace = Pace(dossier)
 
     async def until_end(self) -> None:
         """Return once the attempt's end is judged and journaled."""
@@ -58,6 +63,7 @@ class Watch:
         finally:
             end.cancel()
             await asyncio.wait([end])
+        await self._pace.end()
         await conclude(self._dossier, end.result(), released=True)
 
     async def _sample(self) -> None:
@@ -83,6 +89,7 @@ class Watch:
             await self._begin_stop(cause)
         self._shorten()
         try:
+            await self._pace.keep(stopping=history.stopping is not None or self._kill_at is not None)
             await self._signal()
         except RuntimeUnavailable as error:
             self._services.health.engine_refused(error)
@@ -144,6 +151,8 @@ class Watch:
             news.append(asyncio.ensure_future(wishes.until(self._has_shorter_grace)))
         if not history.oom_kills:
             news.append(asyncio.ensure_future(self._dossier.oom.wait()))
+        if history.intent.pause_on_backlog:
+            news.append(asyncio.ensure_future(self._dossier.backlog.changed()))
         if due is not None:
             news.append(asyncio.ensure_future(self._services.clock.sleep(max(0.0, due - self._now()))))
         try:
@@ -156,13 +165,16 @@ class Watch:
         """When `_advance` has something to do by the clock alone."""
         if self._retry_at is not None:
             return self._retry_at
-        return self._kill_at if self._kill_at is not None else self._time_limit()
+        if self._kill_at is not None:
+            return self._kill_at
+        dues = [due for due in (self._time_limit(), self._pace.look_at) if due is not None]
+        return min(dues, default=None)
 
     def _time_limit(self) -> float | None:
         history = self._dossier.history
-        if not history.intent.timeout or history.releasing is None:
+        if not history.intent.timeout or history.releasing is None or history.paused is not None:
             return None
-        return history.releasing.monotonic + history.intent.timeout
+        return history.releasing.monotonic + history.intent.timeout + history.paused_seconds
 
     def _now(self) -> float:
         return self._services.clock.monotonic()
@@ -222,9 +234,20 @@ def _effective_stop(dossier: Dossier, seen: Observation) -> StopCause | None:
     history = dossier.history
     if history.stopping is None or (history.oom_kills and not history.signalled):
         return None
-    if history.signalled is None and seen.finished_at is not None and seen.finished_at < history.stopping.time:
+    told = not _clock_was_set(dossier)
+    if history.signalled is None and told and seen.finished_at and seen.finished_at < history.stopping.time:
         return None
     ours = history.signalled is not None or seen.exit_code in _ENDED_BY_OUR_SIGNALS
     if dossier.signal_in_doubt and seen.finished_at is not None:
-        ours |= seen.finished_at <= history.stopping.time + timedelta(seconds=history.stopping.grace)
+        end_of_grace = history.stopping.time + timedelta(seconds=history.stopping.grace)
+        ours |= not told or seen.finished_at <= end_of_grace
     return history.stopping.cause if ours else None
+
+
+def _clock_was_set(dossier: Dossier) -> bool:
+    """Whether the time of day was set since the release: then no two of its readings tell what came first."""
+    history, clock = dossier.history, dossier.services.clock
+    if history.releasing is None or rebooted(history, dossier.services.boot_id):
+        return False
+    by_wall = (clock.now() - history.releasing.time).total_seconds()
+    return abs(by_wall - (clock.monotonic() - history.releasing.monotonic)) > CLOCK_SET_SECONDS

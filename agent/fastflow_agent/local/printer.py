@@ -64,8 +64,15 @@ class Printer:
         self._unwanted = False
         self._threads = ThreadPoolExecutor(2, "printer")
 
-    def add(self, key: AttemptKey, spool: Spool, durable_offset: int, on_loss: Callable[[LogLoss], None]) -> None:
-        """See `Shipper.add`."""
+    def add(
+        self,
+        key: AttemptKey,
+        spool: Spool,
+        durable_offset: int,
+        on_loss: Callable[[LogLoss], None],
+        on_backlog: Callable[[int, int], None] = lambda *_: None,
+    ) -> None:
+        """See `Shipper.add`. `on_backlog` is never called: no control plane is away."""
         log = self._logs[key] = _Log(spool, on_loss, durable_offset)
         log.tasks = [asyncio.create_task(self._print(log)), asyncio.create_task(self._care(log))]
 

@@ -9,7 +9,7 @@ run delays a quiet one by no more than a batch.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ class ShipSettings:
     it is the next run's turn. `poll` is how often spools are looked at while any of them grows. `idle_after` is
     how long none has to grow until the kernel is asked to tell; where it can not, they are looked at each `idle_poll`:
     a fifth of the time within which a line is to be seen. `round_interval` is how often a spool that rests is looked
-    at closely, and loses what was acknowledged.
+    at closely, and loses what was acknowledged. `total_quota` is what may wait in all spools together.
     """
 
     chunk_bytes: int = 256 * 1024
@@ -54,6 +54,7 @@ class ShipSettings:
     idle_after: float = 1.0
     round_interval: float = 1.0
     threads: int = 2
+    total_quota: int = 2**62
 
 
 @dataclass(eq=False)
@@ -64,6 +65,7 @@ class _Shipment:
     spool: Spool
     durable: int
     on_loss: Callable[[LogLoss], None]
+    on_backlog: Callable[[int, int], None]
     cursor: int = 0
     window_end: int | None = None
     asked: bool = False
@@ -131,9 +133,19 @@ class Shipper:
         """Ships again."""
         self._allowed.set()
 
-    def add(self, key: AttemptKey, spool: Spool, durable_offset: int, on_loss: Callable[[LogLoss], None]) -> None:
-        """Ships `spool` from `durable_offset` on. `on_loss` is called on the event loop for each loss found."""
-        shipment = _Shipment(key, spool, durable_offset, on_loss, cursor=durable_offset)
+    def add(
+        self,
+        key: AttemptKey,
+        spool: Spool,
+        durable_offset: int,
+        on_loss: Callable[[LogLoss], None],
+        on_backlog: Callable[[int, int], None] = lambda *_: None,
+    ) -> None:
+        """Ships `spool` from `durable_offset` on. `on_loss` is called on the event loop for each loss found.
+
+        `on_backlog` is called for a spool that pauses, at each look: bytes that wait, and how many may.
+        """
+        shipment = _Shipment(key, spool, durable_offset, on_loss, on_backlog, cursor=durable_offset)
         self._shipments[key.run_id, key.attempt] = shipment
         self._look_now.set()
         self._wake.set()
@@ -214,6 +226,7 @@ class Shipper:
 
     async def _look(self, closely: bool) -> bool:
         grew = False
+        self._share_quota()
         for name, shipment in tuple(self._shipments.items()):
             # It may have been removed, and its spool closed, while another one was waited for.
             if self._shipments.get(name) is shipment:
@@ -223,7 +236,16 @@ class Shipper:
                 shipment.size = size
                 if changed or closely:
                     await self._keep_within_bounds(shipment, closely)
+                if shipment.spool.pauses:
+                    shipment.on_backlog(shipment.spool.backlog(size), shipment.spool.quota)
         return grew
+
+    def _share_quota(self) -> None:
+        """Lets the largest backlogs give way while all together are too large."""
+        waiting = [shipment.spool.backlog(shipment.size) for shipment in self._shipments.values() if shipment.size > 0]
+        level = fair_level(waiting, self._settings.total_quota)
+        for shipment in self._shipments.values():
+            shipment.spool.share(level)
 
     async def _keep_within_bounds(self, shipment: _Shipment, closely: bool) -> None:
         try:
@@ -391,6 +413,17 @@ class Shipper:
             await self._acknowledge(shipment)
         if answer.sealed:
             shipment.sealed.set_result(answer.durable_offset)
+
+
+def fair_level(amounts: Sequence[int], total: int) -> int:
+    """Returns the level to which the largest of `amounts` have to be cut so that they add up to at most `total`."""
+    left = total
+    for number, amount in enumerate(ascending := sorted(amounts)):
+        share = left // (len(ascending) - number)
+        if amount > share:
+            return share
+        left -= amount
+    return 2**62
 
 
 _STREAM_ENDED = (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError)

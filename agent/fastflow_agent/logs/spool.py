@@ -6,6 +6,8 @@ whatever happens to it happens in place:
 - What is acknowledged leaves the disk: its blocks are punched out.
 - What would exceed the quota is *dropped*: the oldest bytes not yet read, since what was read may be on the wire and
   has to be found again as it was. The newest output is kept, where a program says why it failed.
+  A spool that *pauses* drops nothing for the quota: the program is frozen instead. It drops what comes all the same,
+  past PAUSE_SLACK_BYTES, so that an engine that can not freeze it costs output and not the host's disk.
 - What exceeds the run's log limit is never read, and punched out as it comes.
 - A log that is suddenly shorter than it was has been tampered with, unless its host went down meanwhile and took what
   was not on the disk. It ends where it was read last: behind that, an offset no longer says which byte is meant. A
@@ -34,6 +36,9 @@ from fastflow_agent.logs.redact import MASK, Masks
 
 log = structlog.get_logger(__name__)
 
+PAUSE_SLACK_BYTES = 1024**3
+"""What a program may write beyond the quota until it is frozen: some seconds of a fast disk."""
+
 PUNCH_BYTES = 4 * 1024 * 1024
 """Acknowledged bytes are punched out in steps of this size: each costs a file system transaction."""
 
@@ -46,13 +51,22 @@ class Spool:
     """
 
     def __init__(
-        self, descriptor: int, lost: Lost, *, start_offset: int, masks: Masks, log_limit: int, spool_quota: int
+        self,
+        descriptor: int,
+        lost: Lost,
+        *,
+        start_offset: int,
+        masks: Masks,
+        log_limit: int,
+        spool_quota: int,
+        pauses: bool = False,
     ) -> None:
         self._descriptor = descriptor
         self._lost = lost
         self._masks = masks
         self._limit = log_limit
-        self._quota = spool_quota
+        self._own_quota = self._quota = spool_quota
+        self.pauses = pauses
         self._lock = threading.Lock()
         self._acked = self._handed = self._seen = start_offset
         self._punched = 0
@@ -74,13 +88,15 @@ class Spool:
         log_limit: int = 0,
         inode: int | None = None,
         host_went_down: bool = False,
+        pauses: bool = False,
     ) -> Spool:
         """Opens the log at `path`, of which everything below `start_offset` is on the control plane's disk.
 
         `masks` are the values to hide: the same ones each time, or bytes sent again differ. `log_limit` and
-        `spool_quota` are bytes; a limit of 0 is none. With `inode`, as an earlier `Spool.inode` told it, no other file
-        is taken. A log that is gone, or is not the file it was, gives a spool that ends at `start_offset`, with that
-        loss. `host_went_down`: the host was restarted since the log was written. Raises OSError if the disk fails.
+        `spool_quota` are bytes; a limit of 0 is none. `pauses`: see the module. With `inode`, as an earlier
+        `Spool.inode` told it, no other file is taken. A log that is gone, or is not the file it was, gives a spool that
+        ends at `start_offset`, with that loss. `host_went_down`: the host was restarted since the log was written.
+        Raises OSError if the disk fails.
         """
         lost = Lost.load(path.with_name(f"{path.name}.lost"))
         descriptor = _open(path, inode)
@@ -91,6 +107,7 @@ class Spool:
             masks=Masks(masks),
             log_limit=log_limit or 2**62,
             spool_quota=spool_quota,
+            pauses=pauses,
         )
         replaced = descriptor is None and os.path.lexists(path)
         spool._resume(found=descriptor is not None, lost_with_host=host_went_down and not replaced)
@@ -113,9 +130,26 @@ class Spool:
         """Whether `care` has something to do, given the file's size. Cheap."""
         return (
             (size < self._seen and self._lost.cut is None)
-            or self._kept(size) > self._quota
+            or self.backlog(size) > self._room
             or (self._can_punch and size - self._discard_from() >= PUNCH_BYTES)
         )
+
+    @property
+    def quota(self) -> int:
+        """Bytes that may wait here: its own quota, or less while all spools together hold too much."""
+        return self._quota
+
+    def share(self, level: int) -> None:
+        """Lets no more than `level` bytes wait here, nor more than its own quota."""
+        self._quota = min(self._own_quota, level)
+
+    def backlog(self, size: int) -> int:
+        """Bytes that wait here, given the file's size. Cheap."""
+        return self._end(size) - self._acked - self._lost.bytes_behind(self._acked)
+
+    @property
+    def _room(self) -> int:
+        return self._quota + (PAUSE_SLACK_BYTES if self.pauses else 0)
 
     def read(self, offset: int, max_bytes: int) -> bytes | LostBytes | None:
         """Returns output from `offset` on, or that it is lost there, or None while there is nothing to be had.
@@ -156,7 +190,7 @@ class Spool:
             if self._closed:
                 return
             size = self._look()
-            excess = self._kept(size) - self._quota
+            excess = self.backlog(size) - self._room
             if excess > 0:
                 self._drop(size, excess + self._quota // 4)
             start = self._discard_from()
@@ -243,9 +277,6 @@ class Spool:
 
     def _end(self, size: int) -> int:
         return min(size, self._limit) if self._lost.cut is None else self._lost.cut.end
-
-    def _kept(self, size: int) -> int:
-        return self._end(size) - self._acked - self._lost.bytes_behind(self._acked)
 
     def _discard_from(self) -> int:
         cut = self._lost.cut

@@ -252,7 +252,18 @@ class Runtime(ABC):
 
     @abstractmethod
     async def signal(self, slot: SlotId, signal: int) -> bool:
-        """Signal the container's program; false if it had ended before, so nothing was delivered."""
+        """Signal the container's program; false if it had ended before, so nothing was delivered.
+
+        A frozen one is thawed, so that it hears the signal.
+        """
+
+    @abstractmethod
+    async def freeze(self, slot: SlotId) -> bool:
+        """Stop all processes of the slot where they are, until `thaw`; false if they had ended. Idempotent."""
+
+    @abstractmethod
+    async def thaw(self, slot: SlotId) -> None:
+        """Let a frozen slot go on; no error if it was not frozen or has ended."""
 
     @abstractmethod
     async def remove(self, slot: SlotId) -> None:

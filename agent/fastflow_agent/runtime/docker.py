@@ -142,6 +142,14 @@ class DockerRuntime(Runtime):
         """See `Runtime.signal`."""
         return await self._containers.signal(container_name(slot), signal)
 
+    async def freeze(self, slot: SlotId) -> bool:
+        """See `Runtime.freeze`."""
+        return await self._containers.pause(container_name(slot))
+
+    async def thaw(self, slot: SlotId) -> None:
+        """See `Runtime.thaw`."""
+        await self._containers.unpause(container_name(slot))
+
     async def remove(self, slot: SlotId) -> None:
         """See `Runtime.remove`."""
         if not await self._containers.remove(container_name(slot)):

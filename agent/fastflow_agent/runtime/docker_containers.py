@@ -62,7 +62,7 @@ class Containers:
             raise _fault("start", name, error) from error
 
     async def signal(self, name: str, signal: int) -> bool:
-        """Signal its first process; false if it had ended."""
+        """Signal its first process; false if it had ended. The engine itself lets a paused one go on for it."""
         try:
             await self._engine.call(lambda client: client.kill(name, signal), self._times.action)
         except NotFound:
@@ -72,6 +72,30 @@ class Containers:
                 return False
             raise _fault("signal", name, error) from error
         return True
+
+    async def pause(self, name: str) -> bool:
+        """Freeze it by its control group; false if it had ended."""
+        try:
+            await self._engine.call(lambda client: client.pause(name), self._times.action)
+        except NotFound:
+            return False
+        except APIError as error:
+            if _says(error, "already paused"):
+                return True
+            if _says(error, "is not running"):
+                return False
+            raise _fault("pause", name, error) from error
+        return True
+
+    async def unpause(self, name: str) -> None:
+        """Let it go on; no error if it is not paused, or has ended."""
+        try:
+            await self._engine.call(lambda client: client.unpause(name), self._times.action)
+        except NotFound:
+            return
+        except APIError as error:
+            if not _says(error, "is not paused") and not _says(error, "is not running"):
+                raise _fault("unpause", name, error) from error
 
     async def remove(self, name: str) -> bool:
         """Remove it with its volume, killing what runs; returns once it is gone. False if there was none."""
@@ -180,6 +204,10 @@ def _time(text: str) -> datetime | None:
         return None
     whole, _, fraction = text.removesuffix("Z").partition(".")
     return datetime.fromisoformat(f"{whole}.{fraction[:6].ljust(6, '0')}+00:00")
+
+
+def _says(error: APIError, words: str) -> bool:
+    return words in str(error.explanation)
 
 
 def _fault(verb: str, name: str, error: APIError) -> RuntimeFault:

@@ -144,6 +144,16 @@ class ProcessRuntime(Runtime):
         box = self._box(slot)
         return await self._run(lambda: box.signal(signal))
 
+    async def freeze(self, slot: SlotId) -> bool:
+        """See `Runtime.freeze`. What left the program's process group goes on: there is no freezer."""
+        box = self._box(slot)
+        return await self._run(lambda: box.signal_group(signals.SIGSTOP))
+
+    async def thaw(self, slot: SlotId) -> None:
+        """See `Runtime.thaw`."""
+        box = self._box(slot)
+        await self._run(lambda: box.signal_group(signals.SIGCONT))
+
     async def remove(self, slot: SlotId) -> None:
         """See `Runtime.remove`."""
         await self._remove(self._box(slot))

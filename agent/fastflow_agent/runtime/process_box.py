@@ -123,7 +123,7 @@ class Box:
         return Observation(SlotState.EXITED, exit_code=code, wrapper_failed=failed, finished_at=finished)
 
     def signal(self, signal: int) -> bool:
-        """Signal the program; SIGKILL goes to all it started, as in a container. False if it had ended."""
+        """Signal the program, and thaw it; SIGKILL goes to all it started, as in a container. False if it had ended."""
         found = self._open(1)
         if found is None:
             return False
@@ -134,10 +134,22 @@ class Box:
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal)
             signals.pidfd_send_signal(descriptor, signal)
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signals.SIGCONT)
         except ProcessLookupError:
             return False
         finally:
             os.close(descriptor)
+        return True
+
+    def signal_group(self, signal: int) -> bool:
+        """Signal the program and what it started; false if it had ended."""
+        found = self._open(1)
+        if found is None:
+            return False
+        os.close(found[1])
+        with suppress(ProcessLookupError):
+            os.killpg(found[0], signal)
         return True
 
     def open_shim(self) -> int | None:

@@ -159,6 +159,7 @@ def _spec(spec: desired_pb2.RunSpec) -> RunSpec:
         variables=dict(spec.environment),
         secrets=_secrets(spec.secrets),
         packages=tuple(spec.pinned_packages),
+        pause_on_backlog=spec.on_log_backlog == desired_pb2.LOG_BACKLOG_POLICY_PAUSE,
     )
 
 
@@ -217,6 +218,8 @@ def _event(key: AttemptKey, event: Event) -> attempts_pb2.AttemptEvent:
             message.ended.CopyFrom(_ended(fact))
         case facts.SoftLimitCrossed() as fact:
             message.soft_limit_crossed.CopyFrom(_crossing(fact))
+        case facts.OutputPaused() as fact:
+            message.soft_limit_crossed.CopyFrom(_pause(fact))
         case facts.LogLossFound() as fact:
             message.log_loss_found.loss.CopyFrom(_loss(fact))
         case facts.ContainerGone():
@@ -259,6 +262,24 @@ def _crossing(fact: facts.SoftLimitCrossed) -> attempts_pb2.SoftLimitCrossed:
             raise_time=_time(fact.raise_time),
             clear_time=_time(fact.clear_time) if fact.clear_time else None,
             seconds_above=fact.seconds_above,
+        ),
+    )
+
+
+FIRST_PAUSE = 1_000_000
+"""Added to the numbers of pauses, which share those of crossings on the wire."""
+
+
+def _pause(fact: facts.OutputPaused) -> attempts_pb2.SoftLimitCrossed:
+    return attempts_pb2.SoftLimitCrossed(
+        crossing=FIRST_PAUSE + fact.number,
+        warning=runs_pb2.SoftLimitWarning(
+            kind=runs_pb2.SOFT_LIMIT_KIND_LOG_BACKLOG,
+            limit=fact.quota,
+            peak=fact.backlog,
+            raise_time=_time(fact.raise_time),
+            clear_time=_time(fact.clear_time) if fact.clear_time else None,
+            seconds_above=fact.seconds,
         ),
     )
 

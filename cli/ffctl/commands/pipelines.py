@@ -128,6 +128,8 @@ def _rows(pipeline: pipelines_pb2.Pipeline) -> list[tuple[str, RenderableType]]:
     rows.append(("Timeout", wording.span(timeout) if timeout else "none"))
     if pipeline.HasField("retry"):
         rows.append(("Retry", wording.retry(pipeline.retry)))
+    if pipeline.on_log_backlog == pipelines_pb2.ON_LOG_BACKLOG_PAUSE:
+        rows.append(("Log backlog", "pauses the program"))
     rows.append(("Python", cell(pipeline.python_version or "the image's")))
     rows.append(("Requirements", _requirements(pipeline)))
     rows.extend(environment_rows(pipeline, time.time()))
@@ -227,6 +229,11 @@ def _as_message(pipeline: FoundPipeline) -> pipelines_pb2.Pipeline:
         message.limits.cpu_soft_milli_cores = metadata.limits.cpu_soft_milli_cores
         message.limits.memory_soft_bytes = metadata.limits.memory_soft_bytes
         message.timeout.FromNanoseconds(round(metadata.timeout_seconds * 1e9))
+        message.on_log_backlog = (
+            pipelines_pb2.ON_LOG_BACKLOG_PAUSE
+            if metadata.on_log_backlog == "pause"
+            else pipelines_pb2.ON_LOG_BACKLOG_DROP
+        )
         message.python_version = metadata.python_version
         message.default_environment.update(metadata.default_environment)
         if metadata.retry_on:

@@ -234,7 +234,7 @@ def _usage(usage: limits_pb2.Usage) -> Usage:
 
 def _warning(warning: runs_pb2.SoftLimitWarning) -> SoftLimitWarning:
     return SoftLimitWarning(
-        kind=runs_pb2.SoftLimitKind.Name(warning.kind).removeprefix("SOFT_LIMIT_KIND_"),
+        kind=_name(runs_pb2.SoftLimitKind.DESCRIPTOR, warning.kind).removeprefix("SOFT_LIMIT_KIND_"),
         limit=warning.limit,
         peak=warning.peak,
         raise_time=warning.raise_time.ToMicroseconds(),
@@ -261,6 +261,11 @@ def _provenance(provenance: runs_pb2.Provenance) -> Provenance:
         python_version=provenance.python_version,
         packages=tuple(provenance.packages),
     )
+
+
+def _name(enum: Any, value: int) -> str:
+    """A value of a later protocol has no name: the zero value's stands for it."""
+    return str(enum.values_by_number[value if value in enum.values_by_number else 0].name)
 
 
 def _optional(message: Any, field: str) -> Any:

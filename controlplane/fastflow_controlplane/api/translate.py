@@ -194,6 +194,11 @@ def pipeline_message(pipeline: PipelineView) -> pipelines_pb2.Pipeline:
         message.tags.extend(metadata.tags)
         message.limits.CopyFrom(limits_message(metadata.limits))
         message.timeout.FromMicroseconds(round(metadata.timeout_seconds * 1_000_000))
+        message.on_log_backlog = (
+            pipelines_pb2.ON_LOG_BACKLOG_PAUSE
+            if metadata.on_log_backlog == "pause"
+            else pipelines_pb2.ON_LOG_BACKLOG_DROP
+        )
         message.python_version = metadata.python_version
         message.default_environment.update(metadata.default_environment)
         if (retry := _retry(policy_of(metadata.retry_on, metadata.retry_attempts))) is not None:

@@ -311,7 +311,7 @@ class RunService:
             default_environment=metadata.default_environment,
             parameters=self._sealer.seal(json.dumps(dict(new.environment)).encode()) if new.environment else None,
             log_limit_bytes=self._settings.log_limit_bytes,
-            on_log_backlog="DROP",
+            on_log_backlog=metadata.on_log_backlog.upper(),
             commit_author=code.commit_author,
             commit_subject=code.commit_subject,
             ref=new.ref,

@@ -85,6 +85,7 @@ class Container:
     environment: dict[str, str] | None = None
     signals: list[int] = field(default_factory=list)
     ignores: set[int] = field(default_factory=set)
+    frozen: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -174,9 +175,23 @@ class FakeRuntime(Runtime):
         if container is None or container.state is not SlotState.RUNNING:
             return False
         container.signals.append(signal)
+        container.frozen = False
         if signal not in container.ignores:
             self.end(slot, 128 + signal)
         return True
+
+    async def freeze(self, slot: SlotId) -> bool:
+        self._check("freeze")
+        container = self.containers.get(slot)
+        if container is None or container.state is not SlotState.RUNNING:
+            return False
+        container.frozen = True
+        return True
+
+    async def thaw(self, slot: SlotId) -> None:
+        self._check("thaw")
+        if container := self.containers.get(slot):
+            container.frozen = False
 
     async def remove(self, slot: SlotId) -> None:
         self._check("remove")
@@ -210,10 +225,19 @@ class FakeShipper:
         self.blocked = asyncio.Event()
         self.blocked.set()
         self.on_loss: dict[AttemptKey, Callable[[LogLoss], None]] = {}
+        self.on_backlog: dict[AttemptKey, Callable[[int, int], None]] = {}
 
-    def add(self, key: AttemptKey, spool: Spool, durable_offset: int, on_loss: Callable[[LogLoss], None]) -> None:
+    def add(
+        self,
+        key: AttemptKey,
+        spool: Spool,
+        durable_offset: int,
+        on_loss: Callable[[LogLoss], None],
+        on_backlog: Callable[[int, int], None],
+    ) -> None:
         self.spools[key] = spool
         self.on_loss[key] = on_loss
+        self.on_backlog[key] = on_backlog
         self.logs[key] = self.logs.get(key, b"")[:durable_offset]
 
     def durable(self, key: AttemptKey) -> int:

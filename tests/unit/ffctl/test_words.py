@@ -1,6 +1,7 @@
 """Numbers and times as people read them."""
 
 import pytest
+from fastflow.v1 import runs_pb2
 from ffctl import wording
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -53,3 +54,10 @@ def test_ages_name_the_largest_unit(age: float, text: str) -> None:
 @pytest.mark.parametrize(("milli", "text"), [(1000, "1 core"), (500, "0.5 cores"), (2500, "2.5 cores")])
 def test_cores(milli: int, text: str) -> None:
     assert wording.cores(milli) == text
+
+
+def test_a_pause_says_what_waits_and_what_may() -> None:
+    pause = runs_pb2.SoftLimitWarning(kind=runs_pb2.SOFT_LIMIT_KIND_LOG_BACKLOG, limit=2**30, peak=2**31)
+    assert wording.warning(pause) == "is paused: 2 GiB of output waited for delivery, the worker keeps 1 GiB"
+    pause.clear_time.seconds = 1
+    assert wording.warning(pause).startswith("was paused: 2 GiB")

@@ -173,6 +173,29 @@ class TestDisk:
         spool.acknowledged(lost.end)
         assert kinds(spool.take_losses()) == [("DROPPED", MIB, lost.end - MIB)]
 
+    def test_a_spool_that_pauses_drops_nothing_before_its_program_had_time_to_freeze(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fastflow_agent.logs.spool.PAUSE_SLACK_BYTES", 4 * MIB)
+        spool = Spool.open(path, spool_quota=8 * MIB, pauses=True)
+        write(path, os.urandom(12 * MIB))
+        assert spool.backlog(spool.size()) > spool.quota
+        assert not spool.wants_care(spool.size())
+        write(path, b"x")
+        assert spool.wants_care(spool.size())
+        spool.care()
+        assert isinstance(spool.read(0, 10), LostBytes)
+
+    def test_a_spool_gives_way_where_all_together_hold_too_much(self, path: Path) -> None:
+        spool = open_spool(path, quota=8 * MIB)
+        write(path, os.urandom(6 * MIB))
+        spool.share(4 * MIB)
+        assert spool.wants_care(spool.size())
+        spool.care()
+        assert spool.backlog(spool.size()) <= 4 * MIB
+        spool.share(2**62)
+        assert spool.quota == 8 * MIB
+
     def test_a_drop_that_goes_on_is_one_loss(self, path: Path) -> None:
         spool = open_spool(path, quota=4 * MIB)
         for _ in range(10):

@@ -117,6 +117,8 @@ def test_a_hundredth_of_a_core_and_32_mebibytes_are_the_least() -> None:
         ("timeout", 1e300, "is above the largest"),
         ("timeout", "60", '"60" is text; allowed is a number of seconds, 0 for none, without quotes'),
         ("timeout", False, "false is true or false"),
+        ("on_log_backlog", "wait", '"wait" is unknown; allowed is "drop" or "pause"'),
+        ("on_log_backlog", True, 'true is true or false; allowed is "drop" or "pause"'),
         ("python_version", 3.11, '3.11 is a number; allowed is text such as "3.11", in quotes'),
         ("python_version", ">=3.11", '">=3.11" is not a version'),
         ("python_version", "3", '"3" is not a version'),

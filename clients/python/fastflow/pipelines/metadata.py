@@ -45,6 +45,7 @@ FIELDS = (
     "cpu_soft_limit",
     "mem_soft_limit",
     "timeout",
+    "on_log_backlog",
     "python_version",
     "default_env",
     "retry_on",
@@ -63,6 +64,7 @@ UNSUPPORTED_FIELDS = frozenset(REMEDIES)
 _PYTHON_VERSION = re.compile(r"3\.(0|[1-9][0-9]?)(\.(0|[1-9][0-9]{0,2}))?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LAYOUT = dict.fromkeys(map(ord, "\t\r\n"))
+_BACKLOG_POLICIES = ("drop", "pause")
 _MAX_TAGS = 100
 _MAX_TAG_LENGTH = 100
 
@@ -87,11 +89,13 @@ class Metadata:
 
     `timeout_seconds` counts from release, 0 = none; `python_version` is "3.11" or "3.11.4", "" = the image's own.
     A run that ended as one of `retry_on` says, in small letters, is started again, `retry_attempts` times at most.
-    `enabled` = false refuses triggers, not runs by hand.
+    `enabled` = false refuses triggers, not runs by hand. `on_log_backlog` is "drop" or "pause": what becomes of output
+    that its worker can neither deliver nor keep.
     """
 
     limits: Limits
     timeout_seconds: float = 0.0
+    on_log_backlog: str = "drop"
     python_version: str = ""
     default_environment: Mapping[str, str] = field(default_factory=dict)
     retry_on: tuple[str, ...] = ()
@@ -145,6 +149,7 @@ class _Reader:
         return Metadata(
             limits=limits,
             timeout_seconds=self._timeout(),
+            on_log_backlog=self._on_log_backlog(),
             python_version=self._python_version(),
             default_environment=self._default_environment(),
             retry_on=retry_on,
@@ -226,6 +231,14 @@ class _Reader:
             what = "is negative" if value < 0 else f"is above the largest, {MAX_TIMEOUT_SECONDS}"
             self._refuse("timeout", f"{self._shown('timeout')} {what}; allowed is {allowed}")
         return float(value or 0)
+
+    def _on_log_backlog(self) -> str:
+        allowed = " or ".join(f'"{policy}"' for policy in _BACKLOG_POLICIES)
+        value = self._text("on_log_backlog", allowed)
+        if value is not None and value not in _BACKLOG_POLICIES:
+            self._refuse("on_log_backlog", f"{self._shown('on_log_backlog')} is unknown; allowed is {allowed}")
+            return "drop"
+        return value or "drop"
 
     def _python_version(self) -> str:
         allowed = 'text such as "3.11"'
