@@ -70,6 +70,19 @@ async def test_while_it_is_away_nothing_is_acknowledged_and_its_return_is_notice
     assert not await noted(store, "a")
 
 
+async def test_it_is_missed_though_nobody_asks_for_anything(postgres: PostgresServer, store: Store) -> None:
+    await store.write(note("before"))
+    await store.recheck()
+    assert store.problem is None
+    postgres.kill()
+    try:
+        await store.recheck()
+        assert store.problem is not None
+    finally:
+        postgres.start()
+    await until_well(store)
+
+
 async def test_one_that_gives_no_answer_is_given_up_on(
     postgres: PostgresServer, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,8 @@ SESSION = {
 }
 """What we ask of PostgreSQL for our sessions: setting and SQL expression."""
 
+KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+"""And we notice that the server's host is gone."""
 LAST_WORDS = ("57P01", "57P02", "57P05", "25P03")
 """PostgreSQL's admin_shutdown, crash_shutdown and time limits of idle sessions."""
 
@@ -64,7 +66,12 @@ def make_engine(url: URL, name: str, *, writing: bool, size: int) -> Engine:
             max_overflow=0,
             # Each read sees one snapshot, as it does on SQLite.
             isolation_level="READ COMMITTED" if writing else "REPEATABLE READ",
-            connect_args={"connect_timeout": CONNECT_SECONDS, "application_name": name, "client_encoding": "utf8"},
+            connect_args={
+                "connect_timeout": CONNECT_SECONDS,
+                "application_name": name,
+                "client_encoding": "utf8",
+                **KEEPALIVE,
+            },
         )
     except ModuleNotFoundError as error:
         raise FailedPrecondition(

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from fastflow_controlplane.conditions import Problem
 from fastflow_controlplane.errors import Unavailable
 from fastflow_controlplane.store.connections import check_server, make_engine, parse_url
-from fastflow_controlplane.store.link import cut
+from fastflow_controlplane.store.link import Wire
 from fastflow_controlplane.store.migrations import migrate
 from fastflow_controlplane.store.ownership import ownership_of
 from fastflow_controlplane.store.place import Place
@@ -118,7 +118,7 @@ class Store:
 
     def _query(self, reading: "_Reading[T]") -> T:
         with self._read_engine.connect() as connection:
-            reading.connection = connection
+            reading.wire = Wire.of(connection)
             return reading.query(connection)
 
     @property
@@ -127,8 +127,11 @@ class Store:
         return self.writer.problem or self._read_problem
 
     async def recheck(self) -> None:
-        """Where it can not be used, tries it, so that its return is noticed though nobody asks for anything."""
-        if self.problem is not None:
+        """Where it can not be used, or ended our session, tries it: so either is noticed though nobody asks.
+
+        From a database that became another's, nothing must be read for long either.
+        """
+        if self.problem is not None or self.writer.link.ended():
             with suppress(Unavailable):
                 await self.write(try_out)
                 await self.read(lambda connection: connection.execute(text("SELECT 1")).scalar())
@@ -159,11 +162,11 @@ class _Reading(Generic[T]):
     """One query under way, and what it reads from."""
 
     query: Callable[[Connection], T]
-    connection: Connection | None = None
+    wire: Wire | None = None
     over: bool = False
 
     def cut(self) -> None:
         """Ends it, from another thread."""
         self.over = True
-        if self.connection is not None:
-            cut(self.connection)
+        if self.wire is not None:
+            self.wire.cut()

@@ -1,9 +1,11 @@
 """The one connection that writes: it owns the database, and knows what became of a commit that was not answered."""
 
 import os
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from sqlalchemy import Connection, Engine, RootTransaction, text
 from sqlalchemy.exc import DBAPIError
@@ -17,13 +19,14 @@ _FATE = text("SELECT pg_xact_status(CAST(:id AS xid8))")
 
 
 class WriteLink:
-    """Connects and connects anew. All but `cut` is for the writing thread alone."""
+    """Connects and connects anew. All but `ended` and `cut` is for the writing thread alone."""
 
     def __init__(self, engine: Engine, ownership: Ownership) -> None:
         self._engine = engine
         self._ownership = ownership
         self._tells_fate = engine.dialect.name == "postgresql"
         self._connection: Connection | None = None
+        self._wire: Wire | None = None
         self.leader_epoch = 0
         """What the database must name as its leader when connected to anew; 0 = whatever it does."""
         self.doubt = ""
@@ -41,6 +44,7 @@ class WriteLink:
             return
         self.was_cut = False
         self._connection = self._engine.connect()
+        self._wire = Wire.of(self._connection)
         try:
             self._ownership.hold(self._connection)
             self._check_epoch(self._connection)
@@ -96,22 +100,47 @@ class WriteLink:
 
     def drop(self) -> None:
         """Closes the connection: after a failure its state is unknown, SQLite rolls back by itself on some errors."""
+        self._wire = None
         if self._connection is not None:
             self._connection.invalidate()
             self._connection.close()
             self._connection = None
 
+    def ended(self) -> bool:
+        """Whether a server seems to have ended our session: it sends nothing to an idle one. For any thread."""
+        wire = self._wire
+        return wire is not None and wire.has_news()
+
     def cut(self) -> None:
-        """See `cut`."""
+        """See `Wire.cut`."""
         self.was_cut = True
-        if self._connection is not None:
-            cut(self._connection)
+        wire = self._wire
+        if wire is not None:
+            wire.cut()
 
 
-def cut(connection: Connection) -> None:
-    """Breaks a connection to a server, from whichever thread: who waits for an answer on it fails at once."""
-    driver = None if connection.closed or connection.invalidated else connection.connection.driver_connection
-    if driver is None or not hasattr(driver, "fileno"):
-        return  # SQLite waits for its disk, and nothing can end that
-    with suppress(OSError), socket.socket(fileno=os.dup(driver.fileno())) as end:
-        end.shutdown(socket.SHUT_RDWR)
+class Wire:
+    """What a server is reached through, for other threads than the one that uses the connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._driver: Any = connection.connection.driver_connection
+        self._errors = (OSError, ValueError, connection.dialect.loaded_dbapi.Error)
+
+    @staticmethod
+    def of(connection: Connection) -> "Wire | None":
+        """Returns that of a connection; None for SQLite, which waits for its disk, and nothing can end that."""
+        return Wire(connection) if connection.dialect.name == "postgresql" else None
+
+    def has_news(self) -> bool:
+        """Whether there is something to read, be it the end."""
+        try:
+            poll = select.poll()
+            poll.register(self._driver.fileno(), select.POLLIN)
+            return bool(poll.poll(0))
+        except self._errors:
+            return True
+
+    def cut(self) -> None:
+        """Breaks the connection: who waits for an answer on it fails at once."""
+        with suppress(*self._errors), socket.socket(fileno=os.dup(self._driver.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
