@@ -55,6 +55,7 @@ async def remove_container(dossier: Dossier) -> None:
 async def seal_log(dossier: Dossier, output: Output) -> None:
     """Deliver the log to its last byte; returns when the control plane has it, or wants to forget it."""
     if not dossier.history.sealed:
+        dossier.wishes.doubted = False
         await _seal(dossier, output)
 
 

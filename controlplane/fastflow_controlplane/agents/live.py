@@ -144,11 +144,13 @@ class LiveAgent:
 
     def view(self, row: AgentRow, hold: Hold, further: tuple[Condition, ...]) -> AgentView:
         """How it is shown: as its `row` says now, with what its attempts hold and `further` conditions."""
+        # An agent in quarantine repeats what `message` says already.
+        own = [held for held in self.conditions if held.message != row.quarantine_reason]
         return AgentView(
             facts=row.facts,
             state=self.shown_state,
             reserved=hold.reserved,
-            conditions=(*self.conditions, *further),
+            conditions=(*own, *further),
             attempts=hold.attempts,
             last_seen_time=max(self.last_seen_time, row.last_seen_time),
             connect_time=row.connect_time,
