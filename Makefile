@@ -7,7 +7,7 @@ STATE := .fastflow/engine
 # While it is held no other target stops an engine that was started from here.
 USING_ENGINE := mkdir -p $(STATE) && flock -s -o $(STATE)/in-use
 
-.PHONY: help demo up test test-hosts bench soak lint types format engine image postgres clean
+.PHONY: help demo up test test-hosts bench soak chaos lint types format engine image postgres clean
 
 help: ## Lists these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s $$'\t'
@@ -27,6 +27,12 @@ test-hosts: $(INSTALLED) engine image ## Tests on virtual worker hosts with cgro
 
 bench: $(INSTALLED) engine image ## Measures; writes build/bench.json
 	@$(USING_ENGINE) $(BIN)/python -m tests.bench; code=$$?; deploy/engine/engine stop $(STATE); exit $$code
+
+chaos: MINUTES ?= 10
+chaos: SEED ?=
+chaos: $(INSTALLED) engine image ## Kills, cuts and drains while runs are made, and checks that nothing is lost; MINUTES= SEED=
+	@$(USING_ENGINE) $(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)); \
+	  code=$$?; deploy/engine/engine stop $(STATE); exit $$code
 
 soak: RUNS ?= 10000
 soak: RECONNECTS ?= 1000

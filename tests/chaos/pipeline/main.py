@@ -1,0 +1,96 @@
+"""What the runs of the chaos suite run; KIND says which behaviour, and KEY which request asked for it."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+from ledger import CONTAINED, Ledger
+
+KEY = os.environ["KEY"]
+CHOICE = random.Random(KEY)
+FOREVER_SECONDS = 600.0
+
+
+def lines(code: int) -> int:
+    """Numbered lines, then an exit code."""
+    ledger = Ledger(KEY, {"fate": "exit", "code": code})
+    for number in range(CHOICE.randrange(3, 25)):
+        ledger.say(f"{KEY} line {number}\n".encode())
+        time.sleep(CHOICE.random() * 0.2)
+    return end(ledger, code)
+
+
+def children() -> int:
+    """Children that print, and one that is left behind."""
+    ledger = Ledger(KEY, {"fate": "exit", "code": 0})
+    left = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({FOREVER_SECONDS})"])
+    ledger.record("child", pid=left.pid)
+    for number in range(3):
+        said = f"{KEY} child {number}\n"
+        with ledger.saying(said.encode()):
+            subprocess.run([sys.executable, "-c", f"import sys; sys.stdout.write({said!r})"], check=True)
+    return end(ledger, 0)
+
+
+def bursts() -> int:
+    """Binary output in bursts of up to some megabytes."""
+    ledger = Ledger(KEY, {"fate": "exit", "code": 0})
+    for _ in range(CHOICE.randrange(1, 4)):
+        ledger.burst(CHOICE.randrange(2**32), CHOICE.choice([1, 4095, 65_536, 1_000_000, 3_000_000]))
+    return end(ledger, 0)
+
+
+def forever(fate: str) -> int:
+    """Lives until it is stopped; says something first."""
+    ledger = Ledger(KEY, {"fate": fate})
+    ledger.say(f"{KEY} sleeps\n".encode())
+    time.sleep(FOREVER_SECONDS)
+    return end(ledger, 0)
+
+
+def tidy() -> int:
+    """Lives until it is stopped, and has something to say about that."""
+    ledger = Ledger(KEY, {"fate": "stopped"})
+
+    def stopped(*_: object) -> None:
+        ledger.say(f"{KEY} tidies up\n".encode())
+        sys.exit(end(ledger, 0))
+
+    ledger.say(f"{KEY} waits\n".encode())
+    signal.signal(signal.SIGTERM, stopped)
+    ledger.say(f"{KEY} listens\n".encode())
+    while True:
+        time.sleep(FOREVER_SECONDS)
+
+
+def hog() -> int:
+    """More memory than its limit, where there is one: the process runtime limits nothing."""
+    ledger = Ledger(KEY, {"fate": "oom"} if CONTAINED else {"fate": "exit", "code": 0})
+    ledger.say(f"{KEY} takes memory\n".encode())
+    if CONTAINED:
+        held = [os.urandom(1024 * 1024) for _ in range(512)]
+        ledger.say(f"{len(held)} held\n".encode())
+    return end(ledger, 0)
+
+
+def end(ledger: Ledger, code: int) -> int:
+    """The last record; nothing is printed after it."""
+    ledger.record("end", code=code)
+    return code
+
+
+KINDS = {
+    "lines": lambda: lines(0),
+    "seven": lambda: lines(7),
+    "children": children,
+    "bursts": bursts,
+    "sleeps": lambda: forever("stopped"),
+    "tidy": tidy,
+    "late": lambda: forever("timeout"),
+    "hog": hog,
+}
+
+sys.exit(KINDS[os.environ["KIND"]]())

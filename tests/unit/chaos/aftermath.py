@@ -1,0 +1,225 @@
+"""Evidence of a small chaos run in which all went well, written by hand, and ways to tamper with it."""
+
+import base64
+import json
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+from fastflow_controlplane.store.models import agents, attempts, metadata, runs
+from sqlalchemy import Table, create_engine
+
+from tests.chaos.host import Host
+
+AGENT = "11111111-1111-7111-8111-111111111111"
+COUNTS = "00000000-0000-7000-8000-000000000001"
+FAILS = "00000000-0000-7000-8000-000000000002"
+WAITS = "00000000-0000-7000-8000-000000000003"
+LOST = "00000000-0000-7000-8000-000000000004"
+NEVER = "00000000-0000-7000-8000-000000000005"
+OVER = "00000000-0000-7000-8000-000000000006"
+SLOTS = {COUNTS: "a1", FAILS: "a2", WAITS: "a3", LOST: "a4", OVER: "a6"}
+KEYS = {COUNTS: "counts", FAILS: "fails", WAITS: "waits", LOST: "lost", NEVER: "never", OVER: "over"}
+KINDS = {"counts": "lines", "fails": "seven", "waits": "sleeps", "lost": "lines", "never": "lines", "over": "hog"}
+OUTPUT = b"first\nsecond\n"
+
+
+@dataclass(frozen=True)
+class Aftermath:
+    """The folder."""
+
+    folder: Path
+
+    @classmethod
+    def write(cls, folder: Path) -> "Aftermath":
+        """A run of each sort that the rules tell apart, all of them as they should be."""
+        made = cls(folder)
+        for parent in ("cluster/controlplane", "ledger", "journals/plain-1"):
+            (folder / parent).mkdir(parents=True)
+        engine = create_engine(f"sqlite:///{made.database}")
+        with engine.begin() as connection:
+            metadata.create_all(connection)
+        engine.dispose()
+        made.insert(agents, {"agent_id": AGENT, "name": "plain-1"})
+        made.run(COUNTS, "SUCCEEDED", "", 0)
+        made.run(FAILS, "FAILED", "EXIT_CODE", 7)
+        made.run(WAITS, "CANCELLED", "CANCEL_REQUESTED", 143, ended=None)
+        made.run(LOST, "SUCCEEDED", "", 0, run_state="LOST", rejection="ALREADY_TERMINAL")
+        made.run(OVER, "FAILED", "OOM_KILLED", 137, ended=None, fate={"fate": "oom"})
+        made.insert(runs, {**_run(NEVER, "CANCELLED"), "attempt": 0})
+        made.insert_request(NEVER)
+        steps = [{"at": 1.0, "act": "SUBMIT", "target": key, "kind": KINDS[key]} for key in KEYS.values()]
+        steps += [{"at": 2.0, "act": "CANCEL", "target": key, "kind": ""} for key in ("waits", "never")]
+        made.put("script.json", json.dumps({"seed": 1, "seconds": 60.0, "steps": steps}))
+        accepted = [{"what": "ACCEPTED", "target": key, "run": run} for run, key in KEYS.items()]
+        made.put("answers.jsonl", "".join(json.dumps(answer) + "\n" for answer in accepted))
+        deeds = [
+            {"what": "KILL", "target": "plain-1", "begun": 10.0, "monotonic": 10.1},
+            {"what": "START", "target": "plain-1", "begun": 30.0, "monotonic": 30.1},
+        ]
+        made.put("deeds.jsonl", "".join(json.dumps(deed) + "\n" for deed in deeds))
+        made.put("endings.json", json.dumps({"plain-1": 0}))
+        made.put("host.json", Host([], {}, {}, [], [], []).to_json())
+        made.put("cluster/plain-1.log", '{"event": "stopped", "level": "info"}\n')
+        return made
+
+    @property
+    def database(self) -> Path:
+        """The control plane's database."""
+        return self.folder / "cluster/controlplane/fastflow.db"
+
+    def run(
+        self,
+        run: str,
+        state: str,
+        reason: str,
+        code: int,
+        *,
+        ended: int | None = -1,
+        run_state: str = "",
+        rejection: str = "",
+        fate: Mapping[str, Any] | None = None,
+    ) -> None:
+        """A run with one attempt in every place. `ended` None = its program was killed; -1 = it ended with `code`."""
+        ended = code if ended == -1 else ended
+        stored = run_state or state
+        reasons = "AGENT_LOST" if run_state else reason
+        self.insert(runs, {**_run(run, stored), "reason": reasons})
+        self.insert(attempts, {**_attempt(run, stored), "reason": reasons, "exit_code": code})
+        self.insert_request(run)
+        slot = SLOTS[run]
+        fact = {"state": "RUNNING", "slot": slot}
+        self.insert_event(run, 1, "state_changed", fact, rejection)
+        self.insert_event(run, 2, "ended", {"state": state, "reason": reason, "exit_code": code}, rejection)
+        self.put(f"cluster/controlplane/logs/{run[-2:]}/{run}/1.log", OUTPUT)
+        planned = {"fate": "stopped"} if ended is None else {"fate": "exit", "code": ended}
+        records = [
+            {
+                "step": "begin",
+                "key": KEYS[run],
+                "slot": slot,
+                "pid": 1,
+                "boot": "b",
+                "alone": True,
+                **(fate or planned),
+            },
+            {"step": "say", "data": base64.b64encode(OUTPUT).decode()},
+            {"step": "said"},
+        ]
+        records += [] if ended is None else [{"step": "end", "code": ended}]
+        self.put_ledger(f"{KEYS[run]}.{slot}", records)
+        self.put_journal(slot, journal(run, state))
+
+    def sql(self, statement: str, *values: Any) -> None:
+        """Writes to the database."""
+        with closing(sqlite3.connect(self.database)) as connection, connection:
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute(statement, values)
+
+    def insert(self, table: Table, row: Mapping[str, Any]) -> None:
+        """Inserts one row; columns that are not named and must be something are 0 or empty."""
+        filled = {column.name: _filler(column) for column in table.c if not column.nullable} | dict(row)
+        places = ", ".join("?" * len(filled))
+        columns = ", ".join(f'"{name}"' for name in filled)
+        self.sql(f"INSERT INTO {table.name} ({columns}) VALUES ({places})", *filled.values())
+
+    def insert_event(self, run: str, sequence: int, kind: str, fact: Mapping[str, Any], rejection: str = "") -> None:
+        """Inserts one event of attempt 1."""
+        row = run, 1, sequence, 1, 1, 1, kind, json.dumps(fact), rejection
+        self.sql(f"INSERT INTO attempt_events VALUES ({', '.join('?' * len(row))})", *row)
+
+    def insert_request(self, run: str) -> None:
+        """Remembers the request that asked for the run."""
+        self.sql("INSERT INTO requests VALUES ('CREATE_RUN', ?, '', ?, 1)", KEYS[run], run)
+
+    def insert_loss(self, run: str, offset: int, size: int | None) -> None:
+        """Records a loss of output."""
+        self.sql("INSERT INTO log_losses VALUES (?, 1, 'agent', 3, 'DROPPED', ?, ?, 1, '')", run, offset, size)
+
+    def put(self, name: str, content: str | bytes) -> None:
+        """Writes a file."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    def put_ledger(self, name: str, records: list[dict[str, Any]], begin: float = 100.0) -> None:
+        """Writes one file of the ledger; its records are a second apart."""
+        lines = [json.dumps({"monotonic": begin + number, **record}) for number, record in enumerate(records)]
+        self.put(f"ledger/{name}", "".join(line + "\n" for line in lines))
+
+    def put_journal(self, slot: str, records: list[dict[str, Any]]) -> None:
+        """Writes one journal."""
+        texts = [json.dumps(record).encode() for record in records]
+        self.put(
+            f"journals/plain-1/{slot}", b"".join(b"%08x %b\n" % (google_crc32c.value(t), t) for t in texts) + b"\0" * 9
+        )
+
+    def log(self, run: str) -> Path:
+        """The stored log of attempt 1."""
+        return self.folder / f"cluster/controlplane/logs/{run[-2:]}/{run}/1.log"
+
+    def replace(self, name: str, old: str, new: str) -> None:
+        """Changes a text in a file; it must be there."""
+        path = self.folder / name
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    def host(self, **left: Any) -> None:
+        """Has something be left on the machine."""
+        self.put("host.json", json.dumps(json.loads((self.folder / "host.json").read_text()) | left))
+
+
+def journal(run: str, state: str) -> list[dict[str, Any]]:
+    """The records of a whole journal."""
+
+    def event(sequence: int, fact: dict[str, Any]) -> dict[str, Any]:
+        return {"step": "EVENT", "event": {"sequence": sequence, "time": "", "fact": fact}}
+
+    return [
+        {"step": "INTENT", "run_id": run, "attempt": 1, "claim_token": "token", "slot": SLOTS[run]},
+        {"step": "CREATED", "log_inode": 1},
+        {"step": "STARTED"},
+        {"step": "RELEASED"},
+        event(1, {"fact": "state_changed", "state": "RUNNING"}),
+        {"step": "EXITED"},
+        event(2, {"fact": "ended", "state": state}),
+        {"step": "SEALED", "end_offset": len(OUTPUT)},
+        {"step": "FORGET"},
+    ]
+
+
+def _run(run: str, state: str) -> dict[str, Any]:
+    return {
+        "id": run,
+        "reversed_id": run.replace("-", "")[::-1],
+        "pipeline": KINDS[KEYS[run]],
+        "state": state,
+        "attempt": 1,
+        "request_id": KEYS[run],
+        "end_time": 9,
+    }
+
+
+def _attempt(run: str, state: str) -> dict[str, Any]:
+    return {
+        "run_id": run,
+        "number": 1,
+        "agent_id": AGENT,
+        "claim_token": "token",
+        "state": state,
+        "slot": SLOTS[run],
+        "start_time": 2,
+        "end_time": 9,
+        "desired": "FORGET",
+        "released": True,
+        "log_bytes": len(OUTPUT),
+        "log_sealed": True,
+    }
+
+
+def _filler(column: Any) -> Any:
+    return {int: 0, bool: False, str: "", float: 0.0, dict: "{}"}.get(column.type.python_type, b"")

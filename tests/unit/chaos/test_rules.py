@@ -1,0 +1,286 @@
+"""The checker of the chaos suite finds what was tampered with, rule by rule, and nothing where all is well."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.evidence import Evidence
+from tests.chaos.rules import RULES, violations
+from tests.unit.chaos.aftermath import COUNTS, FAILS, LOST, NEVER, OUTPUT, OVER, SLOTS, WAITS, Aftermath, journal
+
+Tamper = Callable[[Aftermath], None]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that nobody tampers with."""
+    return Aftermath.write(tmp_path_factory.mktemp("aftermath") / "folder").folder
+
+
+@pytest.fixture
+def aftermath(written: Path, tmp_path: Path) -> Aftermath:
+    """Evidence in which all is well."""
+    return Aftermath(Path(shutil.copytree(written, tmp_path / "folder")))
+
+
+def test_nothing_is_found_where_all_is_well(aftermath: Aftermath) -> None:
+    assert violations(Evidence(aftermath.folder)) == []
+
+
+def state_of(run: str, state: str) -> Tamper:
+    return lambda it: it.sql("UPDATE runs SET state = ? WHERE id = ?", state, run)
+
+
+def attempt(run: str, assignment: str) -> Tamper:
+    return lambda it: it.sql(f"UPDATE attempts SET {assignment} WHERE run_id = ?", run)
+
+
+def both(run: str, assignment: str) -> Tamper:
+    def tamper(it: Aftermath) -> None:
+        it.sql(f"UPDATE attempts SET {assignment} WHERE run_id = ?", run)
+        it.sql(f"UPDATE runs SET {assignment} WHERE id = ?", run)
+
+    return tamper
+
+
+def log(run: str, content: bytes) -> Tamper:
+    def tamper(it: Aftermath) -> None:
+        it.log(run).write_bytes(content)
+        it.sql("UPDATE attempts SET log_bytes = ? WHERE run_id = ?", len(content), run)
+
+    return tamper
+
+
+def again(key: str, slot: str, begin: float) -> Tamper:
+    """One more start of a run."""
+    record = {
+        "step": "begin",
+        "key": key,
+        "slot": slot,
+        "pid": 2,
+        "boot": "b",
+        "alone": True,
+        "fate": "exit",
+        "code": 0,
+    }
+    return lambda it: it.put_ledger(f"{key}.{slot}-again", [record], begin)
+
+
+def events_of(run: str, *numbers: int) -> Tamper:
+    """A journal whose events have these numbers."""
+
+    def tamper(it: Aftermath) -> None:
+        records = journal(run, "SUCCEEDED")
+        given = iter(numbers)
+        for record in records:
+            if record["step"] == "EVENT":
+                record["event"]["sequence"] = next(given)
+        it.put_journal(SLOTS[run], records)
+
+    return tamper
+
+
+def step_again(run: str, step: str, at: int) -> Tamper:
+    def tamper(it: Aftermath) -> None:
+        records = journal(run, "SUCCEEDED")
+        records.insert(at, {"step": step})
+        it.put_journal(SLOTS[run], records)
+
+    return tamper
+
+
+def calm(it: Aftermath) -> None:
+    it.put("deeds.jsonl", "")
+
+
+TAMPERED: dict[str, tuple[str, Tamper]] = {
+    "run gone": (
+        "every_accepted_run_ended_once",
+        lambda it: it.sql("DELETE FROM runs WHERE id = ?", NEVER),
+    ),
+    "run not ended": ("every_accepted_run_ended_once", state_of(WAITS, "STOPPING")),
+    "run without an end time": (
+        "every_accepted_run_ended_once",
+        lambda it: it.sql("UPDATE runs SET end_time = NULL WHERE id = ?", NEVER),
+    ),
+    "run unlike its attempt": ("every_accepted_run_ended_once", state_of(COUNTS, "FAILED")),
+    "attempt not ended": ("every_accepted_run_ended_once", attempt(COUNTS, "state = 'RUNNING'")),
+    "attempt missing": (
+        "every_accepted_run_ended_once",
+        lambda it: it.sql("UPDATE runs SET attempt = 2 WHERE id = ?", COUNTS),
+    ),
+    "second end": (
+        "every_accepted_run_ended_once",
+        lambda it: it.insert_event(COUNTS, 3, "ended", {"state": "SUCCEEDED"}),
+    ),
+    "end that nobody reported": (
+        "every_accepted_run_ended_once",
+        lambda it: it.sql("DELETE FROM attempt_events WHERE run_id = ? AND sequence = 2", COUNTS),
+    ),
+    "end applied as another": ("every_accepted_run_ended_once", both(COUNTS, "state = 'CANCELLED'")),
+    "event missing": (
+        "every_accepted_run_ended_once",
+        lambda it: it.sql("DELETE FROM attempt_events WHERE run_id = ? AND sequence = 1", COUNTS),
+    ),
+    "request answered with two runs": (
+        "a_request_is_one_run",
+        lambda it: it.put(
+            "answers.jsonl",
+            (it.folder / "answers.jsonl").read_text()
+            + json.dumps({"what": "ACCEPTED", "target": "counts", "run": FAILS})
+            + "\n",
+        ),
+    ),
+    "request with two runs": (
+        "a_request_is_one_run",
+        lambda it: it.sql("UPDATE runs SET request_id = 'counts' WHERE id = ?", FAILS),
+    ),
+    "request never answered": (
+        "a_request_is_one_run",
+        lambda it: it.replace("answers.jsonl", '"target": "never"', '"target": "other"'),
+    ),
+    "request remembered as another run": (
+        "a_request_is_one_run",
+        lambda it: it.sql("UPDATE requests SET answer_id = ? WHERE request_id = 'counts'", FAILS),
+    ),
+    "run nobody asked for": (
+        "a_request_is_one_run",
+        lambda it: it.sql("UPDATE runs SET request_id = 'nobody' WHERE id = ?", NEVER),
+    ),
+    "second start in the same slot": ("no_attempt_started_twice", again("counts", "a1", 500.0)),
+    "start in an unknown slot": ("no_attempt_started_twice", again("counts", "zz", 500.0)),
+    "start in the slot of another run": ("no_attempt_started_twice", again("counts", "a2", 500.0)),
+    "start of what could not start": (
+        "no_attempt_started_twice",
+        attempt(FAILS, "start_time = NULL"),
+    ),
+    "two starts at once by time": ("no_two_attempts_of_a_run_lived_at_once", again("counts", "a1", 101.5)),
+    "two starts at once by lock": (
+        "no_two_attempts_of_a_run_lived_at_once",
+        lambda it: it.replace("ledger/counts.a1", '"alone": true', '"alone": false'),
+    ),
+    "log cut off": ("every_log_equals_the_ledger", log(COUNTS, OUTPUT[:-1])),
+    "log of a killed program cut off": ("every_log_equals_the_ledger", log(WAITS, OUTPUT[:-1])),
+    "log with a byte more": ("every_log_equals_the_ledger", log(COUNTS, OUTPUT + b"x")),
+    "log with a byte changed": ("every_log_equals_the_ledger", log(COUNTS, b"F" + OUTPUT[1:])),
+    "log gone": ("every_log_equals_the_ledger", lambda it: it.log(LOST).unlink()),
+    "log not sealed": ("every_log_equals_the_ledger", attempt(COUNTS, "log_sealed = 0")),
+    "log of another size than its row says": ("every_log_equals_the_ledger", attempt(COUNTS, "log_bytes = 1")),
+    "log that the ledger does not know": (
+        "every_log_equals_the_ledger",
+        lambda it: it.put("ledger/counts.a1", ""),
+    ),
+    "container not known to be gone": ("reserved_capacity_is_zero", attempt(COUNTS, "released = 0")),
+    "attempt not settled": ("reserved_capacity_is_zero", attempt(COUNTS, "desired = 'STOP'")),
+    "container left": ("nothing_is_left_on_the_hosts", lambda it: it.host(containers=["ff-a1 Exited"])),
+    "volume left": ("nothing_is_left_on_the_hosts", lambda it: it.host(volumes={"a1": "4711"})),
+    "control group left": (
+        "nothing_is_left_on_the_hosts",
+        lambda it: it.host(cgroups={"a2": "/sys/fs/cgroup/memory/fastflow/a2"}),
+    ),
+    "mount left": ("nothing_is_left_on_the_hosts", lambda it: it.host(mounts=["overlay"])),
+    "process left": ("nothing_is_left_on_the_hosts", lambda it: it.host(processes=["12 python"])),
+    "slot folder left": ("nothing_is_left_on_the_hosts", lambda it: it.host(files=["/slots/a1"])),
+    "success of a program that did not end": (
+        "every_verdict_is_true",
+        lambda it: it.replace("ledger/counts.a1", '"step": "end"', '"step": "else"'),
+    ),
+    "success with an exit code": ("every_verdict_is_true", both(COUNTS, "exit_code = 1")),
+    "failure with another exit code": ("every_verdict_is_true", both(FAILS, "exit_code = 8")),
+    "failure of what succeeded": (
+        "every_verdict_is_true",
+        both(COUNTS, "state = 'FAILED', reason = 'EXIT_CODE', exit_code = 1"),
+    ),
+    "failure for another reason": ("every_verdict_is_true", both(FAILS, "reason = 'CONTAINER_VANISHED'")),
+    "failure to start": (
+        "every_verdict_is_true",
+        lambda it: (attempt(FAILS, "start_time = NULL")(it), (it.folder / "ledger/fails.a2").unlink(), None)[-1],
+    ),
+    "out of memory not seen": ("every_verdict_is_true", both(OVER, "reason = 'SIGNAL'")),
+    "time limit of what has none": ("every_verdict_is_true", both(WAITS, "state = 'TIMED_OUT'")),
+    "cancel that nobody asked for": (
+        "every_verdict_is_true",
+        lambda it: it.replace(
+            "script.json", '"act": "CANCEL", "target": "waits"', '"act": "CANCEL", "target": "never"'
+        ),
+    ),
+    "lost without an outage": ("every_verdict_is_true", calm),
+    "lost, and its late result not kept": (
+        "every_verdict_is_true",
+        lambda it: it.sql("DELETE FROM attempt_events WHERE run_id = ? AND sequence = 2", LOST),
+    ),
+    "lost, and its late result untrue": (
+        "every_verdict_is_true",
+        lambda it: it.sql(
+            "UPDATE attempt_events SET fact = ? WHERE run_id = ? AND sequence = 2",
+            json.dumps({"state": "FAILED", "reason": "EXIT_CODE", "exit_code": 1}),
+            LOST,
+        ),
+    ),
+    "journal of another token": ("journals_tell_the_same", attempt(COUNTS, "claim_token = 'other'")),
+    "two journals of one attempt": (
+        "journals_tell_the_same",
+        lambda it: it.put_journal("b1", journal(COUNTS, "SUCCEEDED")),
+    ),
+    "released twice": ("journals_tell_the_same", step_again(COUNTS, "RELEASED", 5)),
+    "steps out of order": ("journals_tell_the_same", step_again(COUNTS, "STARTED", 6)),
+    "event missing in a journal": ("journals_tell_the_same", events_of(COUNTS, 1, 3)),
+    "journal with another end": (
+        "journals_tell_the_same",
+        lambda it: it.put_journal("a1", journal(COUNTS, "FAILED")),
+    ),
+    "program ended with an error": (
+        "no_program_failed",
+        lambda it: it.put("endings.json", '{"plain-1": 1}'),
+    ),
+    "program did not end": (
+        "no_program_failed",
+        lambda it: it.put("deeds.jsonl", '{"what": "HUNG", "target": "plain-1", "monotonic": 1.0}\n'),
+    ),
+    "traceback in a program's log": (
+        "no_program_failed",
+        lambda it: it.put("cluster/plain-1.log", "Traceback (most recent call last):\n"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "tamper"), TAMPERED.values(), ids=TAMPERED.keys())
+def test_what_was_tampered_with_is_found(aftermath: Aftermath, name: str, tamper: Tamper) -> None:
+    tamper(aftermath)
+    assert name in {violation.partition(":")[0] for violation in violations(Evidence(aftermath.folder))}
+
+
+def test_each_rule_is_shown_to_find_something() -> None:
+    assert {name for name, _ in TAMPERED.values()} == {check.__name__ for check in RULES}
+
+
+@pytest.mark.parametrize(
+    ("stored", "offset", "size"),
+    [
+        (OUTPUT[:5], 5, None),
+        (OUTPUT[:5], 5, len(OUTPUT) - 5),
+        (OUTPUT[:2] + b"\0\0\0" + OUTPUT[5:], 2, 3),
+    ],
+    ids=["the rest is lost", "so many bytes at the end are lost", "a hole"],
+)
+def test_a_recorded_loss_excuses_just_what_it_names(
+    aftermath: Aftermath, stored: bytes, offset: int, size: int | None
+) -> None:
+    aftermath.insert_loss(COUNTS, offset, size)
+    log(COUNTS, stored)(aftermath)
+    assert violations(Evidence(aftermath.folder)) == []
+    log(COUNTS, stored[1:])(aftermath)
+    assert violations(Evidence(aftermath.folder))
+
+
+def test_a_program_killed_while_it_printed_may_have_printed_any_part_of_it(aftermath: Aftermath) -> None:
+    path = aftermath.folder / "ledger/waits.a3"
+    path.write_text(path.read_text().rpartition('{"monotonic"')[0])
+    for printed in range(len(OUTPUT) + 1):
+        log(WAITS, OUTPUT[:printed])(aftermath)
+        assert violations(Evidence(aftermath.folder)) == []
+    log(WAITS, OUTPUT + b"x")(aftermath)
+    assert violations(Evidence(aftermath.folder))
