@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
+from fastflow.service.failpoints import VARIABLE
 
 from tests.cluster import Cluster
 from tests.cluster.api import Api
 from tests.cluster.ledger import Ledger
-from tests.crash.scene import COUNTED_TO_THE_END, COUNTER, PATIENT, Scene
+from tests.crash.scene import ARMED, COUNTED_TO_THE_END, COUNTER, PATIENT, Scene
 from tests.slots import bridge_address
 
 PROBE_SECONDS = "0.5"
@@ -17,10 +18,12 @@ PROBE_SECONDS = "0.5"
 @pytest.fixture(scope="class")
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A control plane, and an agent with the runtime that the class names."""
-    settings = {"FASTFLOW_RECONNECT_INITIAL": "0.1", "FASTFLOW_RECONNECT_MAXIMUM": PROBE_SECONDS}
+    folder = tmp_path_factory.mktemp("crash")
+    armed = {VARIABLE: f"@{folder / ARMED}"}
+    settings = {**armed, "FASTFLOW_RECONNECT_INITIAL": "0.1", "FASTFLOW_RECONNECT_MAXIMUM": PROBE_SECONDS}
     if request.cls.runtime == "docker":
         settings["FASTFLOW_IMAGE"] = request.getfixturevalue("runner_image")
-    with Cluster(tmp_path_factory.mktemp("crash") / "cluster", request.cls.runtime) as made:
+    with Cluster(folder / "cluster", request.cls.runtime, **armed) as made:
         made.add_pipeline("counter", COUNTER)
         made.add_pipeline("patient", PATIENT)
         made.controlplane.start()

@@ -17,6 +17,9 @@ from tests.cluster.api import Api
 from tests.cluster.ledger import ENTER, Ledger
 from tests.cluster.leftovers import left_behind
 
+ARMED = "fail-points"
+"""Name of the file, beside the cluster's folder, by which its programs are armed."""
+
 LINES = 20
 COUNTER = f"""{ENTER}
 import sys, time
@@ -75,6 +78,7 @@ class Scene:
         self.cluster = cluster
         self._ledger = ledger
         self._api = api
+        self._armed = cluster.folder.parent / ARMED
         self._left_before: frozenset[str] = frozenset()
 
     @property
@@ -89,22 +93,17 @@ class Scene:
 
     def settle(self) -> None:
         """Puts everything back to where a test begins, whatever the test before left."""
+        self._armed.unlink(missing_ok=True)
         for program in (self.controlplane, self.agent):
             if not program.alive:
                 program.start()
         self._left_before = frozenset(left_behind(self.agent, self._slots()))
 
-    def arm_agent(self, point: FailPoint) -> None:
-        """Puts an agent that will die at that point in the place of the one that lives."""
-        self.agent.stop()
-        self.agent.start(f"{point}=kill")
-
-    def arm_controlplane(self, point: FailPoint) -> None:
-        """Puts a control plane that will die at that point in the place of the one that lives."""
-        self.controlplane.kill()
-        self.controlplane.start(f"{point}=kill")
-        # Else the next call, which is not repeated, might go to a connection to the dead one.
-        self._api.agent("worker-1")
+    def arm(self, point: FailPoint) -> None:
+        """Has the program that next comes to that point die there."""
+        draft = self._armed.with_suffix(".draft")
+        draft.write_text(f"{point}=kill")
+        draft.rename(self._armed)
 
     def new_pipeline(self, program: str) -> str:
         """A pipeline that needs an environment of its own, which nobody has prepared; returns its name."""
@@ -139,6 +138,7 @@ class Scene:
         """Waits until the program has died, and sees that it was at that point."""
         self.until(lambda: not program.alive, f"the death of {program.name} at {point}", DEATH_SECONDS)
         program.check_killed_at(point)
+        self._armed.unlink()
 
     def await_death_or_end(self, run: str) -> None:
         """Waits until the agent has died, or has forgotten the run."""
@@ -169,8 +169,9 @@ class Scene:
         """Sees that the run ended exactly once, on its first attempt, with its true verdict and its whole log."""
         shown = self._api.run(run)
         state = runs_pb2.RunState.Name(shown.state).removeprefix("RUN_STATE_")
-        assert (state, shown.exit_code, shown.attempt) == (truth.state, truth.exit_code, 1), shown.message
-        assert self._api.log(run) == truth.log
+        log = self._api.log(run)
+        assert (state, shown.exit_code, shown.attempt) == (truth.state, truth.exit_code, 1), (shown.message, log)
+        assert log == truth.log
         assert tuple(self._ledger.words(page)) == truth.ledger
         assert not shown.attempts[0].log_losses
         ends = "SELECT rejection FROM attempt_events WHERE run_id = ? AND kind = 'ended'"

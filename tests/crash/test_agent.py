@@ -33,7 +33,7 @@ class Crashes:
     )
     def test_a_run_ends_once_with_its_result_and_its_log(self, scene: Scene, point: AgentPoint) -> None:
         page = secrets.token_hex(4)
-        scene.arm_agent(point)
+        scene.arm(point)
         run = scene.create_run("counter", page)
         scene.await_death(scene.agent, point)
         scene.agent.start()
@@ -42,7 +42,7 @@ class Crashes:
 
     @pytest.mark.parametrize("point", OVERTAKEN)
     def test_a_log_that_is_stored_is_stored_once(self, scene: Scene, point: AgentPoint) -> None:
-        scene.arm_agent(point)
+        scene.arm(point)
         for _ in range(RUNS):
             page = secrets.token_hex(4)
             run = scene.create_run("counter", page)
@@ -57,7 +57,7 @@ class Crashes:
     @pytest.mark.parametrize("point", [*OF_A_STOP, *AFTER_A_STOP])
     def test_a_cancel_is_carried_out(self, scene: Scene, point: AgentPoint) -> None:
         page = secrets.token_hex(4)
-        scene.arm_agent(point)
+        scene.arm(point)
         run = scene.create_run("patient", page)
         scene.await_word(page, "began")
         scene.cancel(run)
@@ -69,7 +69,7 @@ class Crashes:
     @pytest.mark.parametrize("point", OF_A_PREPARATION)
     def test_an_environment_is_prepared_after_all(self, scene: Scene, point: AgentPoint) -> None:
         page = secrets.token_hex(4)
-        scene.arm_agent(point)
+        scene.arm(point)
         run = scene.create_run(scene.new_pipeline(COUNTER), page)
         scene.await_death(scene.agent, point)
         scene.agent.start()
@@ -81,7 +81,7 @@ class Crashes:
         self, scene: Scene, point: AgentPoint
     ) -> None:
         page = secrets.token_hex(4)
-        scene.arm_agent(point)
+        scene.arm(point)
         run = scene.create_run(scene.new_pipeline(COUNTER), page)
         scene.await_death(scene.agent, point)
         scene.cancel(run)

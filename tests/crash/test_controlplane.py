@@ -21,7 +21,7 @@ class Crashes:
     @pytest.mark.parametrize("point", [point for point in ControlPlanePoint if point not in OF_A_CANCEL + OF_RETENTION])
     def test_a_run_ends_once_with_its_result_and_its_log(self, scene: Scene, point: ControlPlanePoint) -> None:
         page = secrets.token_hex(4)
-        scene.arm_controlplane(point)
+        scene.arm(point)
         scene.ask_for_run("counter", page)
         scene.await_death(scene.controlplane, point)
         scene.controlplane.start()
@@ -33,7 +33,7 @@ class Crashes:
     @pytest.mark.parametrize("point", OF_A_CANCEL)
     def test_a_cancel_is_carried_out_though_nobody_repeats_it(self, scene: Scene, point: ControlPlanePoint) -> None:
         page = secrets.token_hex(4)
-        scene.arm_controlplane(point)
+        scene.arm(point)
         run = scene.create_run("patient", page)
         scene.await_word(page, "began")
         scene.cancel(run)

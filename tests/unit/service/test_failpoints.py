@@ -58,6 +58,27 @@ def test_a_process_is_frozen_until_it_is_told_to_go_on() -> None:
     assert process.returncode == 0
 
 
+def test_a_point_is_armed_by_a_file_while_the_process_runs(tmp_path: Path) -> None:
+    words = tmp_path / "points"
+    ask_before_each = PASS_FIVE_TIMES.replace("    reach", "    input()\n    reach")
+    with subprocess.Popen(
+        [sys.executable, "-c", ask_before_each],
+        env={**os.environ, VARIABLE: f"@{words}"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number in ("1\n", "2\n"):
+            print(file=process.stdin, flush=True)
+            assert process.stdout.readline() == number
+        words.write_text(f"{POINT}=kill")
+        assert process.communicate("\n", timeout=SECONDS) == ("", f"{mark(POINT)}\n")
+    assert process.returncode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [

@@ -3,7 +3,8 @@
 A program passes its points in silence, unless it was started with FASTFLOW_FAILPOINTS: points and what happens at each,
 as `agent.created=kill controlplane.assigned=freeze@3`. `kill` ends the process with SIGKILL, as a power cut does;
 `freeze` stops it with SIGSTOP until SIGCONT; `@3` means the third passing, the first being 1. Just before, the process
-writes `mark(point)` to its standard error.
+writes `mark(point)` to its standard error. `@FILE` instead names a file with such words, which is looked at in every
+passing: so points are armed while the program runs.
 """
 
 import os
@@ -11,6 +12,7 @@ import re
 import signal
 import threading
 from enum import StrEnum
+from pathlib import Path
 from typing import Self
 
 VARIABLE = "FASTFLOW_FAILPOINTS"
@@ -114,17 +116,45 @@ class _Armed:
             signal.pthread_kill(threading.get_ident(), self._number)
 
 
+class _File:
+    """Words that may change while the program runs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._words = ""
+        self._changing = threading.Lock()
+
+    def look(self) -> None:
+        words = self._path.read_text() if self._path.exists() else ""
+        with self._changing:
+            if words != self._words:
+                self._words = words
+                _armed.clear()
+                _armed.update(_read(words))
+
+
 _armed: dict[FailPoint, _Armed] = {}
+_file: _File | None = None
 
 
 def reach(point: FailPoint) -> None:
-    """Passes a point; does nothing unless the program was started with it armed."""
+    """Passes a point; does nothing unless the program was started with FASTFLOW_FAILPOINTS."""
+    if _file is not None:
+        _file.look()
     if _armed and (armed := _armed.get(point)):
         armed.passed(point)
 
 
 def arm(words: str) -> None:
     """Arms the points that FASTFLOW_FAILPOINTS names. Raises UnknownFailPoint."""
+    global _file
+    if words.startswith("@"):
+        _file = _File(Path(words[1:]))
+    else:
+        _armed.update(_read(words))
+
+
+def _read(words: str) -> dict[FailPoint, _Armed]:
     known = {str(point): point for point in CATALOGUE}
     armed = {}
     for word in words.split():
@@ -134,7 +164,7 @@ def arm(words: str) -> None:
         if item["point"] not in known:
             raise UnknownFailPoint(f"{VARIABLE}: there is no point {item['point']!r}; there are: {', '.join(known)}")
         armed[known[item["point"]]] = _Armed(_SIGNALS[item["action"]], int(item["passing"] or 1))
-    _armed.update(armed)
+    return armed
 
 
 def mark(point: FailPoint) -> str:
