@@ -53,10 +53,16 @@ def _mirrors(run: Row, attempts: list[Row]) -> Iterator[str]:
     if [attempt["number"] for attempt in attempts] != list(range(1, run["attempt"] + 1)):
         yield f"run {run['id']} is at attempt {run['attempt']} and has {len(attempts)} attempts"
     elif attempts and attempts[-1]["state"] != run["state"]:
-        newest = attempts[-1]
-        given_back = newest["state"] == "FAILED" and newest["start_time"] is None
-        if not (given_back and run["state"] in ("CANCELLED", "FAILED")):
-            yield f"run {run['id']} is {run['state']}, its newest attempt {newest['state']}"
+        # A run that waits again after such an attempt may be cancelled.
+        waited = _given_back(attempts[-1]) or attempts[-1]["state"] == "LOST"
+        if not (waited and run["state"] in ("CANCELLED", "FAILED")):
+            yield f"run {run['id']} is {run['state']}, its newest attempt {attempts[-1]['state']}"
+
+
+def _given_back(attempt: Row) -> bool:
+    """Whether the attempt's agent said that it did not start, and its run was to be placed elsewhere."""
+    ended = attempt["state"] == "FAILED" or (attempt["state"], attempt["reason"]) == ("CANCELLED", "AGENT_DRAINED")
+    return ended and attempt["start_time"] is None
 
 
 def _ended_once(evidence: Evidence, attempt: Row) -> Iterator[str]:
@@ -69,7 +75,7 @@ def _ended_once(evidence: Evidence, attempt: Row) -> Iterator[str]:
         yield f"attempt {name} was reported as ended {len(ends)} times"
     if applied and applied[0]["fact"]["state"] != attempt["state"]:
         yield f"attempt {name} ended as {applied[0]['fact']['state']} and is {attempt['state']}"
-    if not applied and attempt["state"] in ("SUCCEEDED", "TIMED_OUT", "CANCELLED"):
+    if not applied and attempt["state"] in ("SUCCEEDED", "TIMED_OUT", "CANCELLED") and not _given_back(attempt):
         yield f"attempt {name} is {attempt['state']}, and nobody reported that"
     numbers = [event["sequence"] for event in evidence.history[name]]
     if numbers != list(range(1, len(numbers) + 1)):
@@ -109,23 +115,26 @@ def no_attempt_started_twice(evidence: Evidence) -> Iterator[str]:
         if len(starts) > 1:
             yield f"attempt {name} started {len(starts)} times, in slots {[start.slot for start in starts]}"
     for attempt in evidence.attempts:
-        given_back = attempt["state"] == "FAILED" and attempt["start_time"] is None
-        if given_back and evidence.starts_of.get((attempt["run_id"], attempt["number"])):
+        if _given_back(attempt) and evidence.starts_of.get((attempt["run_id"], attempt["number"])):
             yield f"attempt {attempt['run_id']} {attempt['number']} could not start, says its agent; yet it did"
 
 
 @rule
 def no_two_attempts_of_a_run_lived_at_once(evidence: Evidence) -> Iterator[str]:
-    """By the ledger's locks and intervals."""
+    """By the ledger's locks and intervals; but for one that was lost: nobody could stop it when the next began."""
+    states = {(row["run_id"], row["number"]): row["state"] for row in evidence.attempts}
+    lost = {start.slot for start in evidence.starts if states.get(evidence.slots.get(start.slot, ("", 0))) == "LOST"}
     by_key: dict[str, list[Start]] = defaultdict(list)
     for start in evidence.starts:
         by_key[start.key].append(start)
-        if not start.alone:
+    for start in evidence.starts:
+        others = {other.slot for other in by_key[start.key] if other is not start}
+        if not start.alone and not others & lost:
             yield f"{start.key} started in slot {start.slot} while another start of it lived"
     for key, starts in by_key.items():
         starts.sort(key=lambda start: start.begin)
         for former, later in pairwise(starts):
-            if former.last > later.begin:
+            if former.last > later.begin and former.slot not in lost:
                 yield f"{key} lived in slots {former.slot} and {later.slot} at once"
 
 
@@ -205,6 +214,9 @@ def _untrue(evidence: Evidence, attempt: Row, key: str, start: Start | None) -> 
     match attempt["state"]:
         case "LOST":
             return _wrongly_lost(evidence, attempt, key, start)
+        case "CANCELLED" if attempt["reason"] == "AGENT_DRAINED":
+            drained = {deed["target"] for deed in evidence.deeds if deed["what"] == "DRAIN"}
+            return "" if evidence.agents[attempt["agent_id"]] in drained else "its agent was never drained"
         case "FAILED" if attempt["start_time"] is None and start is None:
             return "nothing in the script keeps a run from starting"
         case _:

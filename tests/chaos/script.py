@@ -10,8 +10,20 @@ CONTROLPLANE = "controlplane"
 AGENTS = ("plain-1", "plain-2", "boxed-1")
 """Two agents with plain processes and one with containers."""
 
-KINDS = {"lines": 30, "seven": 12, "children": 12, "bursts": 12, "sleeps": 10, "tidy": 8, "late": 8, "hog": 8}
+KINDS = {
+    "lines": 20,
+    "again": 12,
+    "seven": 12,
+    "children": 12,
+    "bursts": 12,
+    "sleeps": 10,
+    "tidy": 8,
+    "late": 8,
+    "hog": 8,
+}
 """Kinds of pipelines with their weights; see `pipeline/main.py`."""
+RETRIED = frozenset({"again"})
+"""Kinds that start anew when they are lost."""
 ENDLESS = frozenset({"sleeps", "tidy"})
 """Kinds that end only when somebody stops them."""
 

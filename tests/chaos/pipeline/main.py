@@ -84,6 +84,7 @@ def end(ledger: Ledger, code: int) -> int:
 
 KINDS = {
     "lines": lambda: lines(0),
+    "again": lambda: lines(0),
     "seven": lambda: lines(7),
     "children": children,
     "bursts": bursts,

@@ -92,6 +92,11 @@ def step_again(run: str, step: str, at: int) -> Tamper:
     return tamper
 
 
+def never_began(it: Aftermath) -> None:
+    attempt(FAILS, "start_time = NULL")(it)
+    (it.folder / "ledger/fails.a2").unlink()
+
+
 def calm(it: Aftermath) -> None:
     it.put("deeds.jsonl", "")
 
@@ -153,6 +158,10 @@ TAMPERED: dict[str, tuple[str, Tamper]] = {
     "second start in the same slot": ("no_attempt_started_twice", again("counts", "a1", 500.0)),
     "start in an unknown slot": ("no_attempt_started_twice", again("counts", "zz", 500.0)),
     "start in the slot of another run": ("no_attempt_started_twice", again("counts", "a2", 500.0)),
+    "start of what its agent sent back": (
+        "no_attempt_started_twice",
+        attempt(WAITS, "state = 'CANCELLED', reason = 'AGENT_DRAINED', start_time = NULL"),
+    ),
     "start of what could not start": (
         "no_attempt_started_twice",
         attempt(FAILS, "start_time = NULL"),
@@ -197,7 +206,7 @@ TAMPERED: dict[str, tuple[str, Tamper]] = {
     "failure for another reason": ("every_verdict_is_true", both(FAILS, "reason = 'CONTAINER_VANISHED'")),
     "failure to start": (
         "every_verdict_is_true",
-        lambda it: (attempt(FAILS, "start_time = NULL")(it), (it.folder / "ledger/fails.a2").unlink(), None)[-1],
+        never_began,
     ),
     "out of memory not seen": ("every_verdict_is_true", both(OVER, "reason = 'SIGNAL'")),
     "time limit of what has none": ("every_verdict_is_true", both(WAITS, "state = 'TIMED_OUT'")),
@@ -206,6 +215,10 @@ TAMPERED: dict[str, tuple[str, Tamper]] = {
         lambda it: it.replace(
             "script.json", '"act": "CANCEL", "target": "waits"', '"act": "CANCEL", "target": "never"'
         ),
+    ),
+    "sent back by an agent that was not drained": (
+        "every_verdict_is_true",
+        attempt(FAILS, "state = 'CANCELLED', reason = 'AGENT_DRAINED', start_time = NULL"),
     ),
     "lost without an outage": ("every_verdict_is_true", calm),
     "lost, and its late result not kept": (
