@@ -23,7 +23,7 @@ from fastflow_controlplane.store.queries.attempts import read_held
 from fastflow_controlplane.store.queries.runs import cancel, fail_waiting
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sqlalchemy import Engine, Row, select
 
 from tests.contract.rows import NOW, Journal
@@ -87,6 +87,13 @@ class States(RuleBasedStateMachine):
 
     # Callers
 
+    @initialize(number=st.integers(0, 5), host=st.integers(0, 1))
+    def begin(self, number: int, host: int) -> None:
+        """Something to work on, else most steps would find nothing."""
+        self.world.request(f"request {number}")
+        self.world.place(self.world.runs[0], self.world.hosts[host], self.world.leader)
+        self.world.delta(self.world.hosts[host])
+
     @rule(number=st.integers(0, 5), commits=commits)
     def request(self, number: int, commits: bool) -> None:
         self.world.request(f"request {number}", commits=commits)
@@ -141,9 +148,13 @@ class States(RuleBasedStateMachine):
 
     # Agents
 
-    @rule(host=st.integers(0, 1))
-    def hello(self, host: int) -> None:
+    @rule(host=st.integers(0, 1), late=st.booleans())
+    def hello(self, host: int, late: bool) -> None:
+        """A new stream, perhaps with the last words of the one before still on their way."""
         self.world.hello(self.world.hosts[host])
+        said = [message for message in self.world.wire if message.host is self.world.hosts[host]]
+        if late and said:
+            self.world.deliver(said[-1])
 
     @rule(host=st.integers(0, 1))
     def delta(self, host: int) -> None:
@@ -166,18 +177,19 @@ class States(RuleBasedStateMachine):
             local.move(state)
 
     @precondition(lambda self: self._here())
-    @rule(picked=pick)
-    def go_on(self, picked: int) -> None:
-        """All goes well for one step, so that more is seen than beginnings."""
+    @rule(picked=pick, steps=st.integers(1, 4), heard=st.booleans(), skipped=st.sampled_from([0, 0, 0, 1]))
+    def go_on(self, picked: int, steps: int, heard: bool, skipped: int) -> None:
+        """All goes well for some steps, so that more is seen than beginnings; the control plane may hear it later."""
         host, local = of(self._here(), picked)
-        if host.connected:
+        for _ in range(steps):
             if local.state in (RunState.ASSIGNED, RunState.PREPARING):
                 local.move(ORDER[ORDER.index(local.state) + 1])
             elif not local.ended:
                 local.end(RunState.CANCELLED if local.stop else RunState.SUCCEEDED)
             elif not local.gone:
                 local.tell(ContainerGone())
-            self.world.send(host, local, 0, answered=True)
+        if heard and host.connected:
+            self.world.send(host, local, skipped, answered=True)
             self.world.delta(host)
 
     @precondition(lambda self: self._here())
@@ -195,16 +207,21 @@ class States(RuleBasedStateMachine):
             local.move(RunState.QUEUED)
 
     @precondition(lambda self: self._here())
-    @rule(picked=pick, seals=st.booleans())
-    def clear_up(self, picked: int, seals: bool) -> None:
+    @rule(picked=pick)
+    def remove_container(self, picked: int) -> None:
         _, local = of(self._here(), picked)
         if local.ended and not local.gone:
             local.tell(ContainerGone())
-        if local.ended and seals and not local.sealed:
+
+    @precondition(lambda self: self._here())
+    @rule(picked=pick)
+    def seal(self, picked: int) -> None:
+        _, local = of(self._here(), picked)
+        if local.ended and not local.sealed:
             self.world.seal(local)
 
     @precondition(lambda self: self._here())
-    @rule(picked=pick, skipped=st.sampled_from([0, 0, 0, 1]), answered=st.booleans(), commits=commits)
+    @rule(picked=pick, skipped=st.sampled_from([0, 0, 1]), answered=st.booleans(), commits=commits)
     def send(self, picked: int, skipped: int, answered: bool, commits: bool) -> None:
         host, local = of(self._here(), picked)
         if host.connected:
