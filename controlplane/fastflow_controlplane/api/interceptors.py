@@ -106,7 +106,10 @@ class _Guard:
         except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
             outcome = "ENDED"
             raise
-        except Exception:
+        except Exception as error:
+            if stop := _end_of_server(error):
+                outcome = "ENDED"
+                raise stop from None  # which gRPC knows
             # The border: no exception text may reach a client.
             outcome = "INTERNAL"
             reference = secrets.token_hex(4)
@@ -115,6 +118,17 @@ class _Guard:
         finally:
             seconds = round(time.monotonic() - started, 6)
             log.debug("call", method=self._method, outcome=outcome, seconds=seconds, peer=peer)
+
+
+def _end_of_server(error: BaseException) -> BaseException | None:
+    """The error by which gRPC tells a stream that is read or written that its server was stopped; None for any other.
+
+    It has no public name.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        found = [_end_of_server(part) for part in error.exceptions]
+        return found[0] if all(found) else None
+    return error if isinstance(error, grpc.aio.BaseError) and type(error).__name__ == "_ServerStoppedError" else None
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], answer: Any) -> None:

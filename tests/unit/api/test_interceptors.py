@@ -1,6 +1,8 @@
 """Errors as callers see them, and the shared token."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -180,3 +182,43 @@ async def test_a_stream_closed_after_its_peer_has_gone_leaves_the_freed_call_alo
     assert await anext(stream) == 1
     context.freed = True
     await stream.aclose()
+
+
+async def test_a_stream_that_meets_the_end_of_the_server_is_no_defect() -> None:
+    begun, reads, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def answer(requests: AsyncIterator[bytes], context: object) -> None:
+        begun.set()
+        # As where a shutdown comes while a stream is at work on something that no cancellation cuts short.
+        while not reads.is_set():
+            with suppress(asyncio.CancelledError):
+                await reads.wait()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(read(requests))
+
+    async def read(requests: AsyncIterator[bytes]) -> None:
+        async for _ in requests:
+            pass
+
+    guarded = _Guard("/test.Service/Upload", SharedToken(None)).answering_often(answer)
+
+    async def until_ended(requests: AsyncIterator[bytes], context: object) -> None:
+        try:
+            await guarded(requests, context)
+        finally:
+            ended.set()
+
+    server = grpc.aio.server()
+    handlers = {"Upload": grpc.stream_stream_rpc_method_handler(until_ended)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.stream_stream("/test.Service/Upload")()
+        await begun.wait()
+        with capture_logs() as entries:
+            await server.stop(None)
+            reads.set()
+            await ended.wait()
+        call.cancel()
+    assert [(entry["event"], entry.get("outcome")) for entry in entries] == [("call", "ENDED")]
