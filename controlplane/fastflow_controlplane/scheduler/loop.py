@@ -49,7 +49,8 @@ class Scheduler:
         self._queue = WaitingQueue(round(priority_aging * MICROSECONDS))
         self._offers: dict[str, Offer] = {}
         self._held: dict[tuple[str, int], Held] = {}
-        # Waiting runs that have lost attempts; those with one on an agent that is back are not in the queue.
+        # Waiting runs that have lost attempts, until they are placed; with one on an agent that is back they are not in
+        # the queue.
         self._lost: dict[str, WaitingRun] = {}
         self._writing: dict[str, tuple[WaitingRun, Shape]] = {}
         self._returning: list[tuple[float, int, WaitingRun, WaitingRun]] = []
@@ -127,9 +128,13 @@ class Scheduler:
         run = self._lost.get(key.run_id)
         if run is not None and key.attempt in run.lost_on:
             left = {number: agent_id for number, agent_id in run.lost_on.items() if number != key.attempt}
+            run = replace(run, lost_on=left)
+            if run.run_id in self._writing:
+                self._lost[run.run_id] = run
+                return
             self._queue.remove(run.run_id)
             del self._lost[run.run_id]
-            self.add(replace(run, lost_on=left))
+            self.add(run)
 
     def explain(self, run_id: str) -> tuple[Placement, ...]:
         """Returns why a run waits; nothing for one that does not."""
@@ -164,7 +169,6 @@ class Scheduler:
                 self._queue.park(shape)
                 continue
             self._queue.take(run.run_id)
-            self._lost.pop(run.run_id, None)
             self._writing[run.run_id] = (run, shape)
             self._hold(Held(run.run_id, 0, offer.agent_id, shape.cpu_milli_cores, shape.memory_bytes))
             decided.append((run, offer))
@@ -191,15 +195,24 @@ class Scheduler:
         self._left.discard(run.run_id)
         self._troubles.pop(run.run_id, None)
         again = self._again.pop(run.run_id, None)
+        # Of its lost attempts some may have been released, or their agents have come back, while this was written.
+        run = self._lost.pop(run.run_id, run)
         if key is not None:
             log.info("run assigned", run=run.run_id, attempt=key.attempt, agent=offer.name)
             if again is not None:
                 self.add(again)
         elif trouble and not left:
-            self._troubles[run.run_id] = trouble
+            self._wait_again(run, shape, trouble)
+        self._wake.set()
+
+    def _wait_again(self, run: WaitingRun, shape: Shape, trouble: str) -> None:
+        """The placement of a run could not be written: for a while no agent known now gets it."""
+        self._troubles[run.run_id] = trouble
+        if run.lost_on:
+            self._lost[run.run_id] = run
+        if not self._being_stopped(run):
             self._queue.add(run, replace(shape, excluded=shape.excluded | set(self._offers)))
             self._return_later(run, WRITE_RETRY_SECONDS, run)
-        self._wake.set()
 
     def _being_stopped(self, run: WaitingRun) -> int:
         """Number of a lost attempt that is stopped now, since its agent is back; 0 = there is none.
@@ -214,6 +227,8 @@ class Scheduler:
 
     def _weigh_lost(self, run: WaitingRun) -> None:
         """The agent of a lost attempt went or came: its run may be placed, or has to wait for the attempt's end."""
+        if run.run_id in self._writing:
+            return
         if self._being_stopped(run):
             self._queue.remove(run.run_id)
         else:

@@ -300,3 +300,53 @@ async def test_a_retry_that_was_cancelled_is_not_placed_when_its_lost_attempt_en
         await world.settle()
         assert world.placed == []
         assert world.scheduler.explain("a") == ()
+
+
+async def test_a_retry_that_could_not_be_written_goes_by_what_became_of_its_lost_attempt_meanwhile() -> None:
+    world = World()
+    async with world.running():
+        world.agent("lost", offline=True)
+        world.agent("other")
+        world.fail_with = Unavailable("the disk is full")
+        world.retry("a", {1: "lost"})
+        await world.settle()
+        world.agent("lost")
+        await world.clock.advance(2.1)
+        assert "attempt 1 of this run, which was lost, is being stopped there first" in world.why("a")
+        world.scheduler.released(AttemptKey("a", 1, "token"))
+        world.fail_with = None
+        await world.clock.advance(2.1)
+        assert [run for run, _ in world.placed] == ["a"]
+
+
+async def test_a_retry_does_not_wait_for_a_lost_attempt_that_ended_between_two_tries_to_write_it() -> None:
+    world = World()
+    async with world.running():
+        world.agent("lost", offline=True)
+        world.agent("other")
+        world.fail_with = Unavailable("the disk is full")
+        world.retry("a", {1: "lost"})
+        await world.settle()
+        world.agent("lost")
+        world.scheduler.released(AttemptKey("a", 1, "token"))
+        world.fail_with = None
+        await world.clock.advance(2.1)
+        assert [run for run, _ in world.placed] == ["a"]
+
+
+async def test_a_retry_does_not_wait_for_a_lost_attempt_that_ended_while_it_was_written_in_vain() -> None:
+    world = World()
+    async with world.running():
+        world.agent("lost", offline=True)
+        world.agent("other")
+        world.gate.clear()
+        world.fail_with = Unavailable("the disk is full")
+        world.retry("a", {1: "lost"})
+        await world.settle()
+        world.agent("lost")
+        world.scheduler.released(AttemptKey("a", 1, "token"))
+        world.gate.set()
+        await world.settle()
+        world.fail_with = None
+        await world.clock.advance(2.1)
+        assert [run for run, _ in world.placed] == ["a"]
