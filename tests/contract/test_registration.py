@@ -48,6 +48,14 @@ async def test_an_agent_that_saw_more_than_the_database_is_in_quarantine_until_i
     assert (await hello(rows, FACTS, cluster=OURS, revision=42)).quarantine_reason == ""
 
 
+async def test_no_run_is_assigned_to_an_agent_that_came_into_quarantine_meanwhile(rows: Rows) -> None:
+    # It would count as assigned before the acceptance, and so as one that may have begun.
+    await hello(rows, FACTS)
+    assert await rows.store.read(lambda connection: agents.takes_runs(connection, "id-1"))
+    await hello(rows, FACTS, cluster=OURS, revision=41)
+    assert not await rows.store.read(lambda connection: agents.takes_runs(connection, "id-1"))
+
+
 async def test_a_quarantine_ends_by_itself_with_the_newer_database(rows: Rows) -> None:
     agent = await hello(rows, FACTS)
     assert (await hello(rows, FACTS, cluster=OURS, revision=1)).quarantine_reason

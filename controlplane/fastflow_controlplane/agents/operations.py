@@ -170,6 +170,9 @@ class AgentOperations:
         agent_id = row.facts.agent_id
 
         def stop(connection: Connection) -> list[AttemptKey]:
+            # Resumed, or given another deadline, since this one was looked at: nothing is stopped.
+            if not agents.is_drained_until(connection, agent_id, row.drain_deadline_time):
+                return []
             return attempts.stop_all(connection, agent_id, "DRAIN", self._stop_grace_usec)
 
         def stopped(keys: list[AttemptKey]) -> None:

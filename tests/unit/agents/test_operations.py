@@ -1,5 +1,6 @@
 """Draining, resuming and removing agents."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,15 @@ async def test_a_deadline_outlives_the_control_plane(world: World) -> None:
     await registry.restore()
     await operations(world.store, world.clock, registry).check()
     assert await world.desired(key) == ("STOP", "DRAIN")
+
+
+async def test_a_resume_that_comes_while_a_deadline_is_acted_upon_keeps_the_runs(world: World) -> None:
+    key = await world.place()
+    await world.operations.drain("w", deadline=60.0)
+    await world.clock.advance(61)
+    # Both wait for the writer, the resume first.
+    await asyncio.gather(world.operations.resume("w"), world.operations.check())
+    assert await world.desired(key) == ("RUN", "")
 
 
 async def test_runs_are_stopped_now_where_that_is_asked_for(world: World) -> None:

@@ -51,7 +51,10 @@ _HEARD = (
 )
 _RAISE = update(agents).where(agents.c.agent_id == bindparam("agent")).values(revision=agents.c.revision + 1)
 _TAKES_RUNS = select(agents.c.agent_id).where(
-    agents.c.agent_id == bindparam("agent"), ~agents.c.draining, agents.c.remove_time.is_(None)
+    agents.c.agent_id == bindparam("agent"),
+    ~agents.c.draining,
+    agents.c.remove_time.is_(None),
+    agents.c.quarantine_reason == "",
 )
 _REVISION = select(agents.c.revision).where(agents.c.agent_id == bindparam("agent"))
 
@@ -134,8 +137,18 @@ def remove(connection: Connection, agent_id: str, session_epoch: int, now: int) 
     return bool(connection.execute(removed).rowcount)
 
 
+def is_drained_until(connection: Connection, agent_id: str, deadline_time: int | None) -> bool:
+    """Returns whether the agent is drained until just this time; locks the row where the database has row locks."""
+    query = (
+        select(agents.c.agent_id)
+        .where(agents.c.agent_id == agent_id, agents.c.draining, agents.c.drain_deadline_time == deadline_time)
+        .with_for_update()
+    )
+    return connection.execute(query).one_or_none() is not None
+
+
 def takes_runs(connection: Connection, agent_id: str) -> bool:
-    """Returns whether runs may be placed on the agent: it is neither drained nor removed."""
+    """Returns whether runs may be placed on the agent: it is neither drained, nor removed, nor in quarantine."""
     return connection.execute(_TAKES_RUNS, {"agent": agent_id}).one_or_none() is not None
 
 
