@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.evidence import Evidence
-from tests.chaos.rules import RULES, violations
+from tests.chaos.rules import RULES, no_two_attempts_of_a_run_lived_at_once, violations
 from tests.unit.chaos.aftermath import COUNTS, FAILS, LOST, NEVER, OUTPUT, OVER, SLOTS, WAITS, Aftermath, journal
 
 Tamper = Callable[[Aftermath], None]
@@ -297,3 +297,12 @@ def test_a_program_killed_while_it_printed_may_have_printed_any_part_of_it(after
         assert violations(Evidence(aftermath.folder)) == []
     log(WAITS, OUTPUT + b"x")(aftermath)
     assert violations(Evidence(aftermath.folder))
+
+
+@pytest.mark.parametrize(("key", "found"), [("lost", 0), ("counts", 2)])
+def test_only_a_lost_attempt_may_live_beside_the_one_that_followed_it(
+    aftermath: Aftermath, key: str, found: int
+) -> None:
+    again(key, "b1", 101.5)(aftermath)
+    aftermath.replace(f"ledger/{key}.b1-again", '"alone": true', '"alone": false')
+    assert len(list(no_two_attempts_of_a_run_lived_at_once(Evidence(aftermath.folder)))) == found
