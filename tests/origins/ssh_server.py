@@ -39,7 +39,11 @@ async def _serve(process: "asyncssh.SSHServerProcess[bytes]") -> None:
     packing = await asyncio.create_subprocess_exec(
         "git", "-c", "safe.directory=*", "upload-pack", path.strip("'"), stdin=-1, stdout=-1, stderr=-1
     )
-    await process.redirect(stdin=packing.stdin, stdout=packing.stdout, stderr=packing.stderr)
+    # The end of either output would else close the channel to the other, and a write after that the connection.
+    await process.redirect(stdout=packing.stdout, stderr=packing.stderr, send_eof=False)
+    await process.redirect_stdin(packing.stdin)
+    await process.stdout.drain()
+    await process.stderr.drain()
     process.exit(await packing.wait())
 
 

@@ -247,6 +247,7 @@ _REMEDIES = (
         r"not appear to be a git repository|could not read refs|status code: 40[34]|not found",
         "check url, and whether it may be read",
     ),
+    (r"could not read data", "the server ended the connection: check url, and whether it may be read, or try again"),
     (r"authenticat", "check the credential and whether it may read the repository"),
     (r"certificate|SSL|TLS", "check the server's certificate, and ca_bundle of the control plane"),
 )
