@@ -134,6 +134,8 @@ class Start:
         self._dossier.reach(AgentPoint.CONTAINER_STARTED)
 
     async def _release(self, environment: Mapping[str, str]) -> bool:
+        # Else an agent that loses its data folder now would be told to start it once more.
+        await self._unless_stopped(self._dossier.until_known())
         self._check_wanted()
         clock = self._services.clock
         releasing = Releasing(clock.now(), clock.monotonic(), self._services.boot_id)

@@ -125,6 +125,11 @@ class Stream:
         )
         await self.send(events_ack=attempts_pb2.AttemptEventsAck(acks=[ack]))
 
+    async def hear_of(self, word: desired_pb2.DesiredAttempt) -> None:
+        """Acknowledge the first event of an attempt: before that its program is not released."""
+        await self.events(1)
+        await self.ack(word.key, 1)
+
     async def until_applied(self, revision: int) -> gateway_pb2.Heartbeat:
         """The first heartbeat that says that `revision` was taken over."""
         while True:

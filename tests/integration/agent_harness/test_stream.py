@@ -122,6 +122,7 @@ async def test_events_are_sent_until_they_are_acknowledged(
     await stream.welcome()
     word = controlplane.run(HELLO)
     await stream.full(word)
+    await stream.hear_of(word)
     await stream.events(5)
     await stream.ack(word.key, 2)
     stream.end()
@@ -159,6 +160,7 @@ async def test_a_gap_is_filled_from_where_the_control_plane_stands(
     await stream.welcome()
     word = controlplane.run(HELLO)
     await stream.full(word)
+    await stream.hear_of(word)
     await stream.events(5)
     await stream.ack(word.key, 1, "GAP")
     assert [event.sequence for event in await stream.events(5)] == [2, 3, 4, 5]
@@ -172,6 +174,7 @@ async def test_a_rejection_settles_an_event(
     await stream.welcome()
     word = controlplane.run(HELLO)
     await stream.full(word)
+    await stream.hear_of(word)
     await stream.events(5)
     await stream.ack(word.key, 5, rejection)
     await stream.next("heartbeat")
@@ -196,6 +199,7 @@ async def test_a_stop_ends_the_program(controlplane: ScriptedControlPlane, agent
     await stream.welcome()
     word = controlplane.run(SLEEPER)
     await stream.full(word)
+    await stream.hear_of(word)
     await agent.until(lambda: b"sleeping" in controlplane.logs.get(word.key.run_id, b""))
     await stream.delta(stop(word), previous=1, revision=2)
     events = await stream.until_fact("container_gone")
@@ -211,6 +215,7 @@ async def test_what_runs_goes_on_while_the_control_plane_is_away(
     await stream.welcome()
     word = controlplane.run(WAITS_FOR_FILE.format(path=tmp_path / "go"))
     await stream.full(word)
+    await stream.hear_of(word)
     await agent.until(lambda: b"waiting" in controlplane.logs.get(word.key.run_id, b""))
     await controlplane.stop()
     (tmp_path / "go").touch()
@@ -232,6 +237,7 @@ async def test_a_stopped_agent_says_goodbye_and_its_successor_takes_over_what_ru
     first = await stream.welcome()
     word = controlplane.run(WAITS_FOR_FILE.format(path=tmp_path / "go"))
     await stream.full(word)
+    await stream.hear_of(word)
     await agent.until(lambda: b"waiting" in controlplane.logs.get(word.key.run_id, b""))
     stopping = asyncio.create_task(agent.stop())
     assert await stream.next("goodbye") is not None
@@ -260,6 +266,7 @@ async def test_another_clusters_control_plane_changes_nothing_here(
     await stream.welcome()
     word = controlplane.run(SLEEPER)
     await stream.full(word)
+    await stream.hear_of(word)
     await agent.until(lambda: b"sleeping" in controlplane.logs.get(word.key.run_id, b""))
     stream.end()
 
@@ -304,6 +311,7 @@ async def test_orphans_are_said_and_live_until_their_grace_is_over(
     await stream.welcome()
     word = controlplane.run(SLEEPER)
     await stream.full(word)
+    await stream.hear_of(word)
     await agent.until(lambda: b"sleeping" in controlplane.logs.get(word.key.run_id, b""))
     stream.end()
 

@@ -289,3 +289,30 @@ async def test_the_environment_of_a_run_that_failed_is_looked_at_and_of_one_that
         world.runtime.end(slot, code)
         await world.forgotten(key)
         assert world.uvcache.suspected == ([slot] if code else [])
+
+
+async def test_a_program_is_not_released_before_the_control_plane_has_stored_that_the_attempt_is_here(
+    world: World,
+) -> None:
+    await world.start()
+    key = world.assign()
+    world.connected = False
+    await world.until(lambda: world.runtime.containers, passing=0.5)
+    for _ in range(20):
+        await world.until(lambda: True, passing=0.5)
+    assert not world.runtime.releases
+    world.connected = True
+    await world.until(lambda: world.runtime.releases)
+    assert world.known[key].states[:1] == [State.PREPARING]
+
+
+async def test_an_attempt_that_the_control_plane_has_not_heard_of_can_be_stopped(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    world.connected = False
+    await world.until(lambda: world.runtime.containers, passing=0.5)
+    world.connected = True
+    world.stop(key)
+    await world.forgotten(key, passing=0.5)
+    assert world.ended(key).state is State.CANCELLED
+    assert not world.runtime.releases
