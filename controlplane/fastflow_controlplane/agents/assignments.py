@@ -81,13 +81,14 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Deliveries:
-    """What an agent shall do as of `revision`."""
+    """What an agent shall do as of `revision`, without the attempts `missing`, of which that can not be told now."""
 
     revision: int
     session_epoch: int
     draining: bool
     drain_deadline_time: int | None
     attempts: tuple[Delivery, ...]
+    missing: frozenset[AttemptKey] = frozenset()
 
 
 class Assignments:
@@ -155,25 +156,37 @@ class Assignments:
         orphans = [Delivery(key, "ORPHAN") for key in reported if key not in known]
         return await self._compose(state, orphans, protocol)
 
-    async def since(self, agent_id: str, revision: int, protocol: int) -> Deliveries:
-        """Returns what changed after `revision`, in order of change."""
-        state = await self._store.read(lambda connection: desired.read_since(connection, agent_id, revision))
-        return await self._compose(state, [], protocol)
+    async def since(
+        self, agent_id: str, revision: int, protocol: int, missing: Collection[AttemptKey] = ()
+    ) -> Deliveries:
+        """Returns what changed after `revision`, in order of change, and first what was `missing` before."""
+        state = await self._store.read(lambda connection: desired.read_since(connection, agent_id, revision, missing))
+        return await self._compose(state, [], protocol, missing)
 
-    async def _compose(self, state: DesiredState, orphans: Sequence[Delivery], protocol: int) -> Deliveries:
-        deliveries = []
+    async def _compose(
+        self,
+        state: DesiredState,
+        orphans: Sequence[Delivery],
+        protocol: int,
+        missed: Collection[AttemptKey] = (),
+    ) -> Deliveries:
+        deliveries, missing = [], set()
         for row in state.rows:
             try:
                 deliveries.append(await self._deliver(row, protocol))
             except FastFlowError as error:
-                # Absence kills nothing: the agent keeps what it has, and hears of this attempt with the next stream.
-                log.error("attempt can not be delivered", run=row.key.run_id, attempt=row.key.attempt, why=str(error))
+                # Absence kills nothing: the agent keeps what it has until it hears of this attempt.
+                missing.add(row.key)
+                if row.key not in missed:
+                    key = row.key
+                    log.error("attempt can not be delivered yet", run=key.run_id, attempt=key.attempt, why=str(error))
         return Deliveries(
             state.revision,
             state.session_epoch,
             state.draining,
             state.drain_deadline_time,
             (*deliveries, *orphans),
+            frozenset(missing),
         )
 
     async def _deliver(self, row: DesiredRow, protocol: int) -> Delivery:

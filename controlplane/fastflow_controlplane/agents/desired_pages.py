@@ -38,7 +38,8 @@ def delta_pages(
     """Gives differences as pages whose revisions form a chain that begins at `sent`.
 
     First what is desired of the agent itself, where it differs from `agent_sent`: an attempt that comes with the same
-    set is not to be begun by an agent that is drained.
+    set is not to be begun by an agent that is drained. An attempt that was missing before may have an older revision
+    than `sent`.
     """
     agent = agent_of(deliveries)
     if agent != agent_sent:
@@ -46,7 +47,7 @@ def delta_pages(
     revisions = {(delivery.key.run_id, delivery.key.attempt): delivery.revision for delivery in deliveries.attempts}
     for attempts in _paged(deliveries.attempts):
         last = attempts[-1].key
-        revision = revisions[last.run_id, last.attempt]
+        revision = max(sent, revisions[last.run_id, last.attempt])
         yield desired_pb2.DesiredPage(revision=revision, previous_revision=sent, last_page=True, attempts=attempts)
         sent = revision
 

@@ -43,6 +43,8 @@ FAREWELL_SECONDS = 5.0
 """How long the last message of a stream may take: a peer that reads nothing must not keep it open."""
 RETRY_SECONDS = 1.0
 """What could not be written (the disk is full) is tried again after this long."""
+MISSING_SECONDS = 5.0
+"""An attempt that could not be delivered (its log or a secret can not be read) is tried again after this long."""
 QUEUED_ANSWERS = 64
 """Answers that wait for a slow agent; behind them its events wait, and behind those its stream."""
 QUEUED_EVENTS = 10_000
@@ -101,6 +103,7 @@ class AgentSession:
         self._events_came = asyncio.Event()
         self._desired_changed = asyncio.Event()
         self._desired_sent = asyncio.Event()
+        self._desired_missing = asyncio.Event()
         self._preheat_changed = asyncio.Event()
         self._report_changed = asyncio.Event()
         self._probe = asyncio.Event()
@@ -120,6 +123,7 @@ class AgentSession:
                     self._write,
                     self._apply_events,
                     self._push_desired,
+                    self._push_missing,
                     self._push_preheat,
                     self._store_reports,
                     self._pass_on_probes,
@@ -343,9 +347,11 @@ class AgentSession:
         agent_sent = agent_of(deliveries)
         self._desired_sent.set()
         while True:
+            if deliveries.missing:
+                self._desired_missing.set()
             await self._desired_changed.wait()
             self._desired_changed.clear()
-            deliveries = await self._parts.assignments.since(agent_id, read, self._protocol)
+            deliveries = await self._parts.assignments.since(agent_id, read, self._protocol, deliveries.missing)
             if deliveries.session_epoch != self.epoch:
                 raise _StreamOver
             read = deliveries.revision
@@ -353,6 +359,13 @@ class AgentSession:
                 await self._outgoing.put(gateway_pb2.ConnectResponse(desired=page))
                 sent = page.revision
             agent_sent = agent_of(deliveries)
+
+    async def _push_missing(self) -> None:
+        while True:
+            await self._desired_missing.wait()
+            self._desired_missing.clear()
+            await self._parts.clock.sleep(MISSING_SECONDS)
+            self._desired_changed.set()
 
     async def _push_preheat(self) -> None:
         await self._desired_sent.wait()

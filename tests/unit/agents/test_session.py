@@ -1,12 +1,14 @@
 """A session whose database fails, whose peer is silent, or who is told too much; no network between."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
-from fastflow.agent.v1 import gateway_pb2
+from fastflow.agent.v1 import desired_pb2, gateway_pb2
 from fastflow.v1 import agents_pb2
 from fastflow_controlplane.agents import session as session_module
 from fastflow_controlplane.errors import Unavailable
+from fastflow_controlplane.store.queries import runs
 
 from tests.unit.agents.streams import HELLO, World
 
@@ -45,6 +47,31 @@ async def test_a_database_that_stalls_does_not_make_the_agent_silent(world: Worl
         world.registry.check()
     assert (await world.registry.get("w")).state == "ACTIVE"
     assert not peer.served.done()
+    peer.say(None)
+    await peer.served
+
+
+async def test_a_stop_that_can_not_be_delivered_holds_up_nothing_and_is_delivered_later(
+    world: World, tmp_path: Path
+) -> None:
+    peer = world.dial()
+    await peer.greets()
+    key = await world.live_attempt()
+    peer.reports(key, ["RUNNING"])
+    assert (await peer.hears()).events_ack.acks
+    in_the_way = tmp_path / "logs"
+    in_the_way.touch()
+    await world.store.write(lambda connection: runs.cancel(connection, key.run_id, 0, 0))
+    later = await world.live_attempt()
+    world.registry.desired_changed("id of w")
+    page = (await peer.hears()).desired
+    assert [attempt.key.run_id for attempt in page.attempts] == [later.run_id]
+    in_the_way.unlink()
+    await world.clock.advance(6)
+    missing = (await peer.hears()).desired
+    (stopped,) = missing.attempts
+    assert (stopped.key.run_id, stopped.action) == (key.run_id, desired_pb2.DESIRED_ACTION_STOP)
+    assert (missing.previous_revision, missing.revision) == (page.revision, page.revision)
     peer.say(None)
     await peer.served
 

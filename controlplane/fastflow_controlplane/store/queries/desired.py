@@ -105,18 +105,28 @@ _AGENT = select(agents.c.revision, agents.c.session_epoch, agents.c.draining, ag
 
 def read_all(connection: Connection, agent_id: str, reported: Collection[AttemptKey]) -> DesiredState:
     """Returns everything unsettled of an agent, and of the attempts it `reported` those that are its own."""
-    rows = {row.key: row for row in map(_row, connection.execute(_UNSETTLED, {"agent": agent_id}))}
-    settled = sorted({key.run_id for key in reported if key not in rows})
-    for start in range(0, len(settled), PORTION):
-        wanted = connection.execute(_OF_RUNS, {"agent": agent_id, "runs": settled[start : start + PORTION]})
-        rows.update({row.key: row for row in map(_row, wanted) if row.key in reported})
-    return _state(connection, agent_id, rows.values())
+    rows = [*map(_row, connection.execute(_UNSETTLED, {"agent": agent_id}))]
+    settled = {*reported} - {row.key for row in rows}
+    return _state(connection, agent_id, [*rows, *_named(connection, agent_id, settled)])
 
 
-def read_since(connection: Connection, agent_id: str, revision: int) -> DesiredState:
-    """Returns what changed after `revision`."""
-    changed = connection.execute(_CHANGED, {"agent": agent_id, "since": revision})
-    return _state(connection, agent_id, map(_row, changed))
+def read_since(
+    connection: Connection, agent_id: str, revision: int, missing: Collection[AttemptKey] = ()
+) -> DesiredState:
+    """Returns what changed after `revision`, in order of change, behind those of `missing` that did not."""
+    changed = [*map(_row, connection.execute(_CHANGED, {"agent": agent_id, "since": revision}))]
+    unchanged = {*missing} - {row.key for row in changed}
+    return _state(connection, agent_id, [*_named(connection, agent_id, unchanged), *changed])
+
+
+def _named(connection: Connection, agent_id: str, keys: Collection[AttemptKey]) -> list[DesiredRow]:
+    """Those of `keys` that are the agent's own."""
+    run_ids = sorted({key.run_id for key in keys})
+    rows = []
+    for start in range(0, len(run_ids), PORTION):
+        wanted = connection.execute(_OF_RUNS, {"agent": agent_id, "runs": run_ids[start : start + PORTION]})
+        rows += [row for row in map(_row, wanted) if row.key in keys]
+    return rows
 
 
 def read_abandoned(connection: Connection, agent_id: str, reported: Collection[AttemptKey]) -> list[DesiredRow]:
