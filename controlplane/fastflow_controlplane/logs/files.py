@@ -199,7 +199,8 @@ class FileLog(Log):
 
     async def skip(self, offset: int, end: int) -> None:
         """See `Log.skip`."""
-        async with self._changing:
+        # Of two syncs at once the kernel tells only one that bytes were lost.
+        async with self._syncing, self._changing:
             await self._change(lambda: self._skip(offset, end))
             self._notify()
 
@@ -331,10 +332,10 @@ class FileLog(Log):
         file = self._writable()
         gap = Gap(self.end, end)
         # What stands before a gap has to be as durable as the gap: its offset is found again only behind it.
-        file.sync()
+        self._sync()
         self._marks.add(f"gap {gap.offset} {gap.end}")
         file.resize(end)
-        file.sync()
+        self._flush(file)
         self._add_gap(gap)
         self.end = self.durable = end
 
@@ -347,12 +348,15 @@ class FileLog(Log):
     def _sync(self) -> None:
         goal = self.end
         if self._file is not None and not self._doubtful:
-            try:
-                self._file.sync()
-            except OSError:
-                self._doubtful = True
-                raise
+            self._flush(self._file)
             self.durable = max(self.durable, goal)
+
+    def _flush(self, file: "_File") -> None:
+        try:
+            file.sync()
+        except OSError:
+            self._doubtful = True
+            raise
 
     def _go_back(self) -> None:
         # After a failed sync the kernel may have dropped the pages, though reading still shows them (the trap known

@@ -1,5 +1,7 @@
 """Logs as files: what a crash or a failing disk may leave behind."""
 
+import errno
+import os
 import resource
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 from fastflow_controlplane.conditions import Problem
 from fastflow_controlplane.logs.files import QUIET_CHECKS, FileLogStore
-from fastflow_controlplane.logs.store import Gap, LogKey, LogMismatch, StoreUnavailable
+from fastflow_controlplane.logs.store import Gap, LogKey, LogMismatch, LogOutOfOrder, StoreUnavailable
 
 KEY = LogKey("01939f3e-7c1a-7b5e-9d2f-0123456789ab", 3)
 
@@ -106,6 +108,39 @@ async def test_a_disk_that_refuses_loses_nothing_and_the_same_bytes_are_taken_la
         with pytest.raises(LogMismatch):
             await log.append(6, [b"b"])
     assert file.read_bytes() == b"before" + b"".join(pieces)
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+async def test_bytes_that_a_failed_sync_may_have_lost_come_again_before_a_gap(
+    store: FileLogStore, file: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    calls = 0
+
+    def fdatasync(descriptor: int) -> None:
+        # The kernel tells of a failed write-back once: the next sync succeeds, though the bytes are gone.
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            os.pwrite(descriptor, bytes(3), 3)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with store.open(KEY) as log:
+        await log.append(0, [b"abc"])
+        await log.sync()
+        await log.append(3, [b"def"])
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        with pytest.raises(StoreUnavailable):
+            await log.skip(6, 10)
+        if failing == 1:
+            with pytest.raises(LogOutOfOrder):
+                await log.skip(6, 10)
+            assert log.end == log.durable == 3
+            await log.append(3, [b"def"])
+            await log.skip(6, 10)
+            assert await log.read(0, 10) == b"abcdef"
+        else:
+            await log.skip(6, 10)
+        assert (list(log.gaps), log.end, log.durable) == ([Gap(6, 10)], 10, 10)
 
 
 async def test_a_link_in_a_logs_place_is_not_followed(store: FileLogStore, file: Path, tmp_path: Path) -> None:
