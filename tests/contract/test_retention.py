@@ -70,7 +70,7 @@ async def test_a_run_that_was_lost_with_an_agent_that_an_operator_removed_can_be
     await rows.lose(agent)
     remove = partial(retention.remove_runs, run_ids=[key.run_id])
     assert await store.write(remove) == []
-    await store.write(lambda each: agents.remove(each, agent.facts.agent_id, agent.session_epoch, NOW))
+    await store.write(lambda each: agents.remove(each, agent.facts.agent_id, NOW))
     (run,) = await store.read(partial(retention.read_oldest, pipeline="hello", after="", limit=9))
     assert [attempt.settled for attempt in run.attempts] == [True]
     assert await store.write(remove) == [key.run_id]

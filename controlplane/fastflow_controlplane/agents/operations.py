@@ -18,7 +18,6 @@ from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
 from fastflow_controlplane.conditions import is_told
 from fastflow_controlplane.errors import (
-    Aborted,
     FailedPrecondition,
     FieldViolation,
     InvalidArgument,
@@ -121,18 +120,18 @@ class AgentOperations:
         """
         epochs = Epochs(session=0, leader=self._leader_epoch)
         now = self._clock.now()
+        away = self._registry.away()
 
         def remove(connection: Connection, row: AgentRow) -> Lost:
             agent_id = row.facts.agent_id
-            if agent_id in self._registry.connected():
+            if away.get(agent_id) != row.session_epoch:
                 raise _connected(name)
             unended = attempts.read_unended(connection, agent_id)
             if unended and not force:
                 raise _has_runs(name, unended)
             message = f'agent "{name}" was removed by an operator; should it return, the program is stopped'
             lost = attempts.lose_all(connection, agent_id, message, epochs, now)
-            if not agents.remove(connection, agent_id, row.session_epoch, now):
-                raise Aborted(f'agent "{name}" connected meanwhile')
+            agents.remove(connection, agent_id, now)
             return with_waiting(connection, lost)
 
         def removed(row: AgentRow, lost: Lost) -> None:

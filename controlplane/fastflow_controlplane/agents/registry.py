@@ -79,6 +79,10 @@ class AgentRegistry:
         """Returns the ids of agents that have a stream."""
         return frozenset(agent_id for agent_id, agent in self._agents.items() if agent.stream is not None)
 
+    def away(self) -> Mapping[str, int]:
+        """Returns the ids of agents that have no stream, each with the epoch of its last session."""
+        return {agent_id: agent.row.session_epoch for agent_id, agent in self._agents.items() if agent.stream is None}
+
     def attach(self, row: AgentRow, stream: AgentStream) -> None:
         """A session begins; an older one of the same agent is told that it is superseded."""
         agent_id = row.facts.agent_id

@@ -204,6 +204,15 @@ async def test_an_agent_is_not_removed_while_it_is_connected(world: World) -> No
         await world.operations.remove("w", force=True)
 
 
+async def test_an_agent_that_connects_while_it_is_removed_stays(world: World) -> None:
+    world.leave()
+    # Both wait for the writer, the agent first; the registry hears of it only once it is stored.
+    _, refusal = await asyncio.gather(world.connect(), world.operations.remove("w"), return_exceptions=True)
+    assert isinstance(refusal, FailedPrecondition)
+    assert "is connected" in refusal.message
+    assert (await world.registry.get("w")).state is AgentState.ACTIVE
+
+
 async def test_an_agent_is_not_removed_while_something_is_to_come_from_it(world: World) -> None:
     key = await world.place()
     world.leave()

@@ -127,14 +127,13 @@ def resume(connection: Connection, agent_id: str) -> None:
     )
 
 
-def remove(connection: Connection, agent_id: str, session_epoch: int, now: int) -> bool:
-    """Takes an agent off the list; should it come back, it is not drained. False = it began a newer session."""
-    removed = (
+def remove(connection: Connection, agent_id: str, now: int) -> None:
+    """Takes an agent off the list; should it come back, it is not drained."""
+    connection.execute(
         update(agents)
-        .where(agents.c.agent_id == agent_id, agents.c.session_epoch == session_epoch)
+        .where(agents.c.agent_id == agent_id)
         .values(remove_time=now, draining=False, drain_time=None, drain_deadline_time=None)
     )
-    return bool(connection.execute(removed).rowcount)
 
 
 def is_drained_until(connection: Connection, agent_id: str, deadline_time: int | None) -> bool:
