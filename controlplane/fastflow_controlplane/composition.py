@@ -119,7 +119,7 @@ async def _compose(
     scheduler.restore(await store.read(runs.read_waiting), await store.read(attempts.read_held))
     await registry.restore()
     syncs = SyncService(store, clock, catalog, _fetching(settings, secrets), settings.sync_interval)
-    retention = Retention(store, clock, settings, logs, registry.is_told)
+    retention = Retention(store, clock, settings, logs, registry.is_told, scheduler.forget)
     conditions = Conditions({Part.DATABASE: store, Part.LOGS: logs}, clock)
     return ControlPlane(
         services=Parts(

@@ -4,7 +4,7 @@ One task, in small operations of the one writer, so that runs never wait for it.
 function (`may_go`), and checked again by the operation that removes it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,6 +36,8 @@ LOGS_SETTING = "log_max_total"
 
 Told = Callable[[str, int], bool]
 """Whether an agent (id) has taken over a revision of what it shall do, or is away for long."""
+Removed = Callable[[Collection[str]], None]
+"""Hears of runs (ids) that are no more, after the commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,21 @@ def may_go(run: KeptRun, bounds: Bounds, told: Told) -> bool:
 class Retention:
     """Looks, each `retention_interval`, for what need not be kept."""
 
-    def __init__(self, store: Store, clock: Clock, settings: ControlPlaneSettings, logs: LogStore, told: Told) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        settings: ControlPlaneSettings,
+        logs: LogStore,
+        told: Told,
+        on_removed: Removed,
+    ) -> None:
         self._store = store
         self._clock = clock
         self._settings = settings
         self._logs = logs
         self._told = told
+        self._on_removed = on_removed
 
     async def run(self) -> None:
         """Works until cancelled; what the database or a disk refuses is tried again."""
@@ -103,7 +114,7 @@ class Retention:
             chosen = [run.id for run in page if may_go(run, bounds, self._told)]
             for start in range(0, len(chosen), BATCH):
                 batch = chosen[start : start + BATCH]
-                removed += len(await self._store.write(partial(rows.remove_runs, run_ids=batch)))
+                removed += len(await self._store.write(partial(rows.remove_runs, run_ids=batch), self._on_removed))
                 reach(ControlPlanePoint.RUNS_REMOVED)
                 await self._remove_files()
             if len(page) < PAGE or bounds.end_at(page[-1]):

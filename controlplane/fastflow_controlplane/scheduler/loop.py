@@ -136,6 +136,12 @@ class Scheduler:
             del self._lost[run.run_id]
             self.add(run)
 
+    def forget(self, run_ids: Collection[str]) -> None:
+        """Runs are no more. What one lost on an agent that was removed may hold, nobody will tell of."""
+        gone = frozenset(run_ids)
+        for run_id, attempt in [held for held in self._held if held[0] in gone]:
+            self._release(run_id, attempt)
+
     def explain(self, run_id: str) -> tuple[Placement, ...]:
         """Returns why a run waits; nothing for one that does not."""
         found = self._queue.find(run_id) or self._writing.get(run_id)

@@ -14,9 +14,10 @@ from fastflow_controlplane.runs.attempt_logs import AttemptLogRecords
 from fastflow_controlplane.runs.model import AttemptKey, NewRun
 from fastflow_controlplane.runs.retention import REQUESTS_KEPT_SECONDS, Bounds, Retention, may_go
 from fastflow_controlplane.runs.states import Actor, Reason, RunState
+from fastflow_controlplane.scheduler.placement import Offer
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.models import metadata
-from fastflow_controlplane.store.queries import attempts
+from fastflow_controlplane.store.queries import agents, attempts
 from fastflow_controlplane.store.queries.attempts import Ending
 from fastflow_controlplane.store.queries.registration import Belonging, register
 from fastflow_controlplane.store.queries.retention import KeptAttempt, KeptRun
@@ -35,7 +36,9 @@ def everybody_is_told(agent_id: str, revision: int) -> bool:
 
 
 def retention(world: World, told: bool = True) -> Retention:
-    return Retention(world.store, world.clock, world.settings, world.logs, lambda agent_id, revision: told)
+    return Retention(
+        world.store, world.clock, world.settings, world.logs, lambda agent_id, revision: told, world.scheduler.forget
+    )
 
 
 async def ended_run(world: World, pipeline: str = "hello", log: bytes = OUTPUT, settled: bool = True) -> AttemptKey:
@@ -177,6 +180,21 @@ async def test_a_run_stays_until_its_agent_knows_that_it_is_to_be_forgotten(worl
     assert len(await kept(world)) == 3
     await retention(world).tick()
     assert len(await kept(world)) == 1
+
+
+async def test_what_a_removed_run_held_on_a_removed_agent_is_free_should_that_come_back(world: World) -> None:
+    key = await ended_run(world, settled=False)
+    waiting = await world.service.create(NewRun("hello"))
+    await world.store.write(lambda connection: agents.remove(connection, "agent", world.clock.now()))
+    world.scheduler.restore([], await world.store.read(attempts.read_held))
+    limits = waiting.limits
+    capacity = Capacity(limits.cpu_hard_milli_cores, limits.memory_hard_bytes)
+    world.scheduler.agent_changed(Offer("agent", "w", capacity))
+    assert [placement.fits for placement in world.scheduler.explain(waiting.id)] == [False]
+    world.configure(run_max_count=1)
+    await retention(world).tick()
+    assert key.run_id not in await kept(world)
+    assert [placement.fits for placement in world.scheduler.explain(waiting.id)] == [True]
 
 
 async def test_no_limit_means_that_all_is_kept(world: World) -> None:
