@@ -114,7 +114,8 @@ class Retention:
             chosen = [run.id for run in page if may_go(run, bounds, self._told)]
             for start in range(0, len(chosen), BATCH):
                 batch = chosen[start : start + BATCH]
-                removed += len(await self._store.write(partial(rows.remove_runs, run_ids=batch), self._on_removed))
+                gone: list[str] = await self._store.write(partial(rows.remove_runs, run_ids=batch), self._on_removed)
+                removed += len(gone)
                 reach(ControlPlanePoint.RUNS_REMOVED)
                 await self._remove_files()
             if len(page) < PAGE or bounds.end_at(page[-1]):
