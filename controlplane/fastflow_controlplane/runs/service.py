@@ -42,7 +42,6 @@ CREATE_RUN = "CREATE_RUN"
 RERUN_RUN = "RERUN_RUN"
 MAX_PRIORITY = 1000
 """Priorities run from -1000 to 1000; aging adds one step per `priority_aging`."""
-MAX_REQUEST_ID_LENGTH = 255
 MAX_REF_LENGTH = 255
 MAX_GRACE_SECONDS = 86_400.0
 """A program that needs longer to stop than a day is not being stopped."""
@@ -124,7 +123,7 @@ class RunService:
         the same. Secrets are those of now. Repeats as `create`. Raises NotFound and FailedPrecondition where the code
         is gone, and with `latest` what the catalog raises.
         """
-        _raise_for(_request_id_faults(request_id))
+        _raise_for(requests.faults(request_id))
         view = await self.get(run_id)
         fingerprint = _digest([view.id, latest])
         if request_id:
@@ -360,7 +359,7 @@ def _check(new: NewRun) -> None:
     violations = [
         FieldViolation(f"environment[{fault.variable}]", str(fault)) for fault in environment.faults(new.environment)
     ]
-    violations += _request_id_faults(new.request_id)
+    violations += requests.faults(new.request_id)
     if abs(new.priority) > MAX_PRIORITY:
         violations.append(
             FieldViolation("priority", f"priority is {new.priority}; allowed is -{MAX_PRIORITY} to {MAX_PRIORITY}")
@@ -368,12 +367,6 @@ def _check(new: NewRun) -> None:
     if len(new.ref) > MAX_REF_LENGTH:
         violations.append(FieldViolation("ref", f"ref has at most {MAX_REF_LENGTH} characters"))
     _raise_for(violations)
-
-
-def _request_id_faults(request_id: str) -> list[FieldViolation]:
-    if len(request_id) <= MAX_REQUEST_ID_LENGTH:
-        return []
-    return [FieldViolation("request_id", f"request_id has at most {MAX_REQUEST_ID_LENGTH} characters")]
 
 
 def _raise_for(violations: Sequence[FieldViolation]) -> None:

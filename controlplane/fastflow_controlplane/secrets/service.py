@@ -36,7 +36,6 @@ PRUNE_SECONDS = 300.0
 SOURCE_SCOPE = "sources/"
 """What the scopes of sources begin with. A pipeline is named after a folder, so no name of one has a "/"."""
 
-MAX_REQUEST_ID_LENGTH = 255
 _ALL = ""
 
 
@@ -295,8 +294,7 @@ def _check(name: str, value: bytes, scopes: Sequence[str], request_id: str) -> N
         )
     if not scopes or (_ALL in scopes and len(scopes) > 1):
         violations.append(FieldViolation("pipelines", "say who gets it: names of pipelines, or all_pipelines"))
-    if len(request_id) > MAX_REQUEST_ID_LENGTH:
-        violations.append(FieldViolation("request_id", f"request_id has at most {MAX_REQUEST_ID_LENGTH} characters"))
+    violations += requests.faults(request_id)
     if violations:
         raise InvalidArgument("; ".join(violation.description for violation in violations), violations=violations)
 

@@ -199,6 +199,12 @@ async def test_what_makes_no_sense_is_refused_with_the_field(world: World) -> No
         await world.operations.drain("ww")
 
 
+async def test_a_request_id_that_no_database_keeps_whole_is_refused(world: World) -> None:
+    with pytest.raises(InvalidArgument, match="at most 255") as caught:
+        await world.operations.drain("w", request_id="x" * 256)
+    assert [violation.field for violation in caught.value.violations] == ["request_id"]
+
+
 async def test_an_agent_is_not_removed_while_it_is_connected(world: World) -> None:
     with pytest.raises(FailedPrecondition, match="is connected"):
         await world.operations.remove("w", force=True)

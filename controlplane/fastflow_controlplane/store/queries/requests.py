@@ -2,19 +2,24 @@
 
 from sqlalchemy import Connection, delete, insert, select
 
-from fastflow_controlplane.errors import AlreadyExists
+from fastflow_controlplane.errors import AlreadyExists, FieldViolation, InvalidArgument
 from fastflow_controlplane.store.models import requests
 
+LONGEST_REQUEST_ID = 255
+"""Characters; what is stored of it is not cut off."""
 _TRIAL = "trial"
 
 
 def answered(connection: Connection, kind: str, request_id: str, fingerprint: str) -> str | None:
     """Returns the answer's id if this very call was answered before; None = it is new, or has no request id.
 
-    `fingerprint` is a SHA-256 of what is asked. Raises AlreadyExists where the request id belongs to another body.
+    `fingerprint` is a SHA-256 of what is asked. Raises AlreadyExists where the request id belongs to another body, and
+    InvalidArgument for one that is too long.
     """
     if not request_id:
         return None
+    if violations := faults(request_id):
+        raise InvalidArgument(violations[0].description, violations=violations)
     row = connection.execute(
         select(requests.c.fingerprint, requests.c.answer_id).where(
             requests.c.kind == kind, requests.c.request_id == request_id
@@ -25,6 +30,13 @@ def answered(connection: Connection, kind: str, request_id: str, fingerprint: st
     if row.fingerprint != fingerprint:
         raise reused(request_id, row.answer_id)
     return str(row.answer_id)
+
+
+def faults(request_id: str) -> list[FieldViolation]:
+    """Returns what is wrong with a request id."""
+    if len(request_id) <= LONGEST_REQUEST_ID:
+        return []
+    return [FieldViolation("request_id", f"request_id has at most {LONGEST_REQUEST_ID} characters")]
 
 
 def reused(request_id: str, answer_id: str) -> AlreadyExists:
