@@ -76,6 +76,26 @@ async def test_a_copy_is_put_where_there_was_no_database(empty_url: str, tmp_pat
         assert check(url, no_log)[1] == []
 
 
+async def test_a_restore_that_dies_leaves_the_former_database_or_the_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, copy = tmp_path / "fastflow.db", tmp_path / "copy"
+    async with opened(f"sqlite:///{database}") as store:
+        run = await finished_run(Rows(store))
+    back_up(f"sqlite:///{database}", copy)
+    rename = Path.rename
+
+    def die_before(source: Path, target: Path) -> Path:
+        if target == database:
+            raise KeyboardInterrupt
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", die_before)
+    with pytest.raises(KeyboardInterrupt):
+        restore(f"sqlite:///{database}", copy, replace=True)
+    assert execute(f"sqlite:///{database}", "SELECT id FROM runs") == [run]
+
+
 def test_what_is_no_copy_of_ours_replaces_nothing(database_url: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("not a database at all")
     with pytest.raises(FailedPrecondition):

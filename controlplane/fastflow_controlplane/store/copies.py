@@ -79,9 +79,12 @@ def _restore_file(place: Place, copy: Path, aside: str, *, replace: bool) -> str
         kept = str(former) if database.exists() else ""
         _settle(database)
         # A log that is left would be applied to whatever database bears this name.
-        for suffix in ("-wal", "-shm", ""):
+        for suffix in ("-wal", "-shm"):
             with suppress(FileNotFoundError):
                 database.with_name(database.name + suffix).rename(former.with_name(former.name + suffix))
+        # At no moment there is none: whoever dies in between would have the next start make an empty one.
+        with suppress(FileNotFoundError):
+            former.hardlink_to(database)
         draft.rename(database)
         sync_folder(database.parent)
         return kept
