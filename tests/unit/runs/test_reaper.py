@@ -2,7 +2,7 @@
 
 from fastflow.ids import new_id
 from fastflow_controlplane.agents.model import AgentFacts, Capacity
-from fastflow_controlplane.runs.model import NewRun, RunView
+from fastflow_controlplane.runs.model import AttemptKey, NewRun, RunView
 from fastflow_controlplane.runs.states import Reason, RunState
 from fastflow_controlplane.store.queries import attempts
 from fastflow_controlplane.store.queries.registration import Belonging, register
@@ -90,6 +90,25 @@ async def test_a_run_that_waits_past_the_deadline_fails(world: World) -> None:
     failed = await world.service.get(run.id)
     assert (failed.state, failed.reason) == (RunState.FAILED, Reason.QUEUE_DEADLINE)
     assert world.scheduler.explain(run.id) == ()
+
+
+async def test_time_on_an_agent_that_could_not_start_it_is_no_waiting(world: World) -> None:
+    world.configure(queue_deadline=100.0)
+    _, run = await live_run(world)
+    await world.clock.advance(90)
+    key = AttemptKey(run.id, 1, "token")
+    assert await world.store.write(
+        lambda connection: attempts.give_back_untold(
+            connection, key, Reason.ENVIRONMENT, "no index", Epochs(0, 1), world.clock.now()
+        )
+    )
+    reaper = world.reaper
+    await world.clock.advance(90)
+    await reaper.tick()
+    assert (await world.service.get(run.id)).state is RunState.QUEUED
+    await world.clock.advance(12)
+    await reaper.tick()
+    assert (await world.service.get(run.id)).reason is Reason.QUEUE_DEADLINE
 
 
 async def test_a_clock_that_is_set_forward_ends_no_waiting_run_too_early(world: World) -> None:

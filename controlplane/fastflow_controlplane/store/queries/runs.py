@@ -308,10 +308,16 @@ def fail_waiting(connection: Connection, run_id: str, reason: Reason, message: s
 
 
 def read_overdue(connection: Connection, queued_before: int, limit: int) -> list[str]:
-    """Returns runs that wait since before `queued_before`."""
+    """Returns runs that wait since before `queued_before`; while one is on an agent it does not wait."""
+    placed_later = select(attempts.c.run_id).where(attempts.c.run_id == runs.c.id, attempts.c.end_time >= queued_before)
     query = (
         select(runs.c.id)
-        .where(runs.c.state == RunState.QUEUED, runs.c.end_time.is_(None), runs.c.queue_time < queued_before)
+        .where(
+            runs.c.state == RunState.QUEUED,
+            runs.c.end_time.is_(None),
+            runs.c.queue_time < queued_before,
+            ~placed_later.exists(),
+        )
         .order_by(runs.c.id)
         .limit(limit)
     )
