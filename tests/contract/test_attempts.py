@@ -107,6 +107,16 @@ async def test_events_never_go_back(rows: Rows) -> None:
     ]
 
 
+@pytest.mark.parametrize("state", [PREPARING, RUNNING, RunState.QUEUED, RunState.LOST])
+async def test_nothing_ends_in_a_state_that_is_no_end_or_not_the_agents_to_say(rows: Rows, state: RunState) -> None:
+    agent, key = await rows.assigned()
+    journal = Journal(key)
+    assert answers(await rows.apply(agent, [journal.ended(state)])) == [(1, "")]
+    assert ((await rows.view(key.run_id)).state, (await rows.newest(key.run_id)).end_time) == (RunState.ASSIGNED, None)
+    await rows.apply(agent, [journal.ended(RunState.FAILED, exit_code=3)])
+    assert (await rows.view(key.run_id)).exit_code == 3
+
+
 async def test_a_repeated_batch_is_acknowledged_and_changes_nothing(rows: Rows) -> None:
     agent, key = await rows.assigned()
     journal = Journal(key)

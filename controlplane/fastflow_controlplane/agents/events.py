@@ -253,7 +253,7 @@ class _AttemptWrites:
             return ALREADY_TERMINAL if self._row.newest else STALE_ATTEMPT
         state = fact.state
         if isinstance(fact, Ended):
-            moved = self._end(fact, sequence, time)
+            moved = fact.state in TERMINAL and self._end(fact, sequence, time)
         elif fact.state is RunState.QUEUED:
             moved, state = self._give_back(fact, sequence, time), attempts.state_given_back(fact.reason)
         else:

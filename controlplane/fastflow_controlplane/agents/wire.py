@@ -245,7 +245,7 @@ def _warning(warning: runs_pb2.SoftLimitWarning) -> SoftLimitWarning:
 
 def _loss(loss: runs_pb2.LogLoss) -> LogLoss:
     return LogLoss(
-        kind=runs_pb2.LogLossKind.Name(loss.kind).removeprefix("LOG_LOSS_KIND_"),
+        kind=_name(runs_pb2.LogLossKind.DESCRIPTOR, loss.kind).removeprefix("LOG_LOSS_KIND_"),
         offset=loss.offset,
         bytes=_optional(loss, "bytes"),
         time=loss.time.ToMicroseconds(),

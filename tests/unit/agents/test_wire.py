@@ -74,6 +74,9 @@ def test_states_facts_and_reasons_of_a_later_protocol_are_no_fault() -> None:
     assert read() == events.Unrecognized()
     assert read(state_changed=attempts_pb2.StateChanged(state=LATER)) == events.Unrecognized()
     assert read(ended=attempts_pb2.Ended(state=LATER)) == events.Unrecognized()
+    lost = read(log_loss_found=attempts_pb2.LogLossFound(loss=runs_pb2.LogLoss(kind=LATER, message="why")))
+    assert isinstance(lost, events.LogLossFound)
+    assert (lost.loss.kind, lost.loss.message) == ("UNSPECIFIED", "why")
     fact = read(ended=attempts_pb2.Ended(state="RUN_STATE_SUCCEEDED", reason=LATER))
     assert isinstance(fact, events.Ended)
     assert fact.reason is Reason.NONE
