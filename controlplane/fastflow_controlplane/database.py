@@ -47,8 +47,10 @@ def check(settings: ControlPlaneSettings) -> None:
         from fastflow_controlplane.store.checks import check as look
 
         def log_size(run_id: str, attempt: int) -> int:
-            file = log_file(settings.data_dir / "logs", run_id, attempt)
-            return file.stat().st_size if file.exists() else 0
+            try:
+                return log_file(settings.data_dir / "logs", run_id, attempt).stat().st_size
+            except FileNotFoundError:
+                return 0
 
         what, faults = look(settings.database, log_size)
         for fault in faults:

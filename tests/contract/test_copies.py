@@ -143,6 +143,16 @@ async def test_a_log_that_is_missing_is_named(empty_url: str) -> None:
     assert faults == [f"the log files of run {run} are not as long as they were: put back the folder logs of data_dir"]
 
 
+async def test_a_log_that_retention_removes_meanwhile_is_no_fault(empty_url: str) -> None:
+    def removed_now(run_id: str, attempt: int) -> int:
+        execute(empty_url, "UPDATE attempts SET log_remove_time = 1")
+        return 0
+
+    async with opened(empty_url) as store:
+        await finished_run(Rows(store))
+    assert check(empty_url, removed_now)[1] == []
+
+
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
