@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Table, and_, exists, func, or_, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, Table, and_, exists, func, or_, select, text, tuple_
 from sqlalchemy.exc import DBAPIError
 
 from fastflow_controlplane.errors import FailedPrecondition
@@ -105,28 +104,28 @@ def _contradictions(connection: Connection) -> Iterator[str]:
 
 def _logs(connection: Connection, log_size: LogSize) -> Iterator[str]:
     """Whether each log that is complete is there."""
-    lacking = [(row.run_id, row.number) for row in _kept_logs(connection) if _differs(row, log_size)]
+    lacking = [*_differing_logs(connection, log_size)]
     # Retention may have removed some since their rows were read: looked at once more, in rows of now.
     connection.rollback()
     still: list[str] = []
     for start in range(0, len(lacking), _PORTION):
         which = tuple_(attempts.c.run_id, attempts.c.number).in_(lacking[start : start + _PORTION])
-        still += [row.run_id for row in _kept_logs(connection, which) if _differs(row, log_size)]
+        still += [run_id for run_id, _ in _differing_logs(connection, log_size, which)]
     if still:
         yield f"the log files of {_named(still)} are not as long as they were: put back the folder logs of data_dir"
 
 
-def _kept_logs(connection: Connection, *which: ColumnElement[bool]) -> Iterator[Row[Any]]:
+def _differing_logs(
+    connection: Connection, log_size: LogSize, *which: ColumnElement[bool]
+) -> Iterator[tuple[str, int]]:
     kept = (
         select(attempts.c.run_id, attempts.c.number, attempts.c.log_bytes)
         .where(attempts.c.log_sealed, attempts.c.log_remove_time.is_(None), attempts.c.log_bytes > 0, *which)
         .order_by(attempts.c.run_id, attempts.c.number)
     )
-    yield from connection.execution_options(yield_per=_PORTION).execute(kept)
-
-
-def _differs(row: Row[Any], log_size: LogSize) -> bool:
-    return bool(log_size(row.run_id, row.number) != row.log_bytes)
+    for row in connection.execution_options(yield_per=_PORTION).execute(kept):
+        if log_size(row.run_id, row.number) != row.log_bytes:
+            yield row.run_id, row.number
 
 
 def _named(run_ids: list[str]) -> str:
