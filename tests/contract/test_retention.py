@@ -51,9 +51,9 @@ async def test_a_settled_run_is_removed_with_its_rows_and_its_logs_are_due(store
     for table in (attempts, attempt_events, run_parameters):
         assert await store.read(lambda each, table=table: each.execute(select(table.c.run_id)).all()) == []
     due = [LogKey(key.run_id, WHOLE_RUN)]
-    assert await store.read(partial(retention.read_due, limit=9)) == due
+    assert await store.read(partial(retention.read_due, after=LogKey("", 0), limit=9)) == due
     await store.write(partial(retention.forget_due, keys=due))
-    assert await store.read(partial(retention.read_due, limit=9)) == []
+    assert await store.read(partial(retention.read_due, after=LogKey("", 0), limit=9)) == []
 
 
 async def test_a_run_whose_agent_may_not_forget_it_yet_is_not_removed(store: Store) -> None:
@@ -90,7 +90,7 @@ async def test_logs_are_summed_and_removed_once_and_their_run_changes_its_etag(s
     attempt = await rows.newest(keys[0].run_id)
     assert (attempt.log_remove_time, attempt.log_removed_by, attempt.log_bytes) == (NOW, "s", 7)
     assert (await rows.view(keys[0].run_id)).etag != etag
-    assert await store.read(partial(retention.read_due, limit=9)) == [keys[0]]
+    assert await store.read(partial(retention.read_due, after=LogKey("", 0), limit=9)) == [keys[0]]
 
 
 async def test_a_run_whose_log_is_due_already_can_be_removed(store: Store) -> None:
@@ -98,7 +98,9 @@ async def test_a_run_whose_log_is_due_already_can_be_removed(store: Store) -> No
     log = LogKey(key.run_id, key.attempt)
     await store.write(partial(retention.remove_logs, keys=[log], setting="s", now=NOW))
     await store.write(partial(retention.remove_runs, run_ids=[key.run_id]))
-    assert await store.read(partial(retention.read_due, limit=9)) == [LogKey(key.run_id, WHOLE_RUN)]
+    assert await store.read(partial(retention.read_due, after=LogKey("", 0), limit=9)) == [
+        LogKey(key.run_id, WHOLE_RUN)
+    ]
 
 
 async def test_old_answers_are_forgotten_in_portions(store: Store) -> None:

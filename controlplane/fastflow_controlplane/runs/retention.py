@@ -15,7 +15,7 @@ from fastflow_controlplane.clock import MICROSECONDS, Clock
 from fastflow_controlplane.disk import DISK_FULL
 from fastflow_controlplane.errors import Unavailable
 from fastflow_controlplane.logs.retention import surplus
-from fastflow_controlplane.logs.store import LogKey, LogStore
+from fastflow_controlplane.logs.store import LogKey, LogStore, StoreUnavailable
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
@@ -31,6 +31,8 @@ BATCH = 20
 REQUESTS_KEPT_SECONDS = 7 * 24 * 3600.0
 """How long a repeated request gets its first answer: clients repeat for minutes, a person after a weekend."""
 REQUESTS_BATCH = 500
+FIRST = LogKey("", 0)
+"""Comes before every log."""
 LOGS_SETTING = "log_max_total"
 """What `Attempt.log_removed_by` says of a log that went for its bytes."""
 
@@ -87,6 +89,7 @@ class Retention:
         self._logs = logs
         self._told = told
         self._on_removed = on_removed
+        self._stuck: dict[LogKey, StoreUnavailable] = {}
 
     async def run(self) -> None:
         """Works until cancelled; what the database or a disk refuses is tried again."""
@@ -99,12 +102,15 @@ class Retention:
             await self._clock.sleep(self._settings.retention_interval)
 
     async def tick(self) -> None:
-        """Removes all there is to remove now. Raises Unavailable."""
+        """Removes all there is to remove now. Raises Unavailable, where it is for single files once all was tried."""
+        self._stuck.clear()
         await self._remove_files()
         for pipeline, newest in (await self._store.read(rows.read_newest)).items():
             await self._remove_runs(pipeline, newest)
         await self._remove_logs()
         await self._forget_requests()
+        for fault in self._stuck.values():
+            raise fault
 
     async def _remove_runs(self, pipeline: str, newest: str) -> None:
         bounds = await self._bounds(pipeline, newest)
@@ -140,7 +146,7 @@ class Retention:
         if excess <= 0:
             return
         newest = frozenset((await self._store.read(rows.read_newest)).values())
-        freed, after = 0, LogKey("", 0)
+        freed, after = 0, FIRST
         while freed < excess:
             page = await self._store.read(partial(rows.read_oldest_logs, after=after, limit=PAGE))
             chosen = surplus(page, newest, excess - freed)
@@ -160,12 +166,23 @@ class Retention:
         rows.remove_logs(connection, keys, LOGS_SETTING, self._clock.now())
 
     async def _remove_files(self) -> None:
-        """Removes the files that are due, those of a process that died in between as well."""
-        while due := await self._store.read(partial(rows.read_due, limit=PAGE)):
-            for key in due:
-                await self._logs.remove(key.run_id, key.attempt)
-            reach(ControlPlanePoint.FILES_REMOVED)
-            await self._store.write(partial(rows.forget_due, keys=due))
+        """Removes the files that are due, those of a process that died in between as well.
+
+        One that can not be removed holds up no other; it is tried again at the next look.
+        """
+        after = FIRST
+        while due := await self._store.read(partial(rows.read_due, after=after, limit=PAGE)):
+            after = due[-1]
+            fresh = [key for key in due if key not in self._stuck]
+            for key in fresh:
+                try:
+                    await self._logs.remove(key.run_id, key.attempt)
+                except StoreUnavailable as fault:
+                    self._stuck[key] = fault
+            gone = [key for key in fresh if key not in self._stuck]
+            if gone:
+                reach(ControlPlanePoint.FILES_REMOVED)
+                await self._store.write(partial(rows.forget_due, keys=gone))
 
     async def _forget_requests(self) -> None:
         before = self._clock.now() - round(REQUESTS_KEPT_SECONDS * MICROSECONDS)

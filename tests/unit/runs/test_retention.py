@@ -276,6 +276,20 @@ async def test_files_that_can_not_be_removed_now_are_removed_later(
     assert len(files(world)) == 2
 
 
+async def test_a_file_that_can_never_be_removed_keeps_no_other(world: World) -> None:
+    world.configure(run_max_count=1)
+    keys = [await ended_run(world) for _ in range(4)]
+    (log,) = [path for path in files(world) if path.parent.name == keys[0].run_id and path.suffix == ".log"]
+    log.unlink()
+    (log / "in the way").mkdir(parents=True)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await retention(world).tick()
+        assert {path.parent.name for path in files(world)} == {keys[0].run_id, keys[3].run_id}
+        assert await kept(world) == [keys[3].run_id]
+        keys[3] = await ended_run(world)
+
+
 async def test_files_that_no_row_speaks_of_are_left_alone(world: World) -> None:
     world.configure(run_max_count=1)
     await ended_run(world)

@@ -145,9 +145,14 @@ def remove_logs(connection: Connection, keys: Sequence[LogKey], setting: str, no
     return removed
 
 
-def read_due(connection: Connection, limit: int) -> list[LogKey]:
-    """Returns logs whose files are to go; attempt WHOLE_RUN = all of the run."""
-    query = select(log_removals).order_by(log_removals.c.run_id, log_removals.c.attempt).limit(limit)
+def read_due(connection: Connection, after: LogKey, limit: int) -> list[LogKey]:
+    """Returns logs whose files are to go, from behind `after` on; attempt WHOLE_RUN = all of the run."""
+    query = (
+        select(log_removals)
+        .where(tuple_(log_removals.c.run_id, log_removals.c.attempt) > (after.run_id, after.attempt))
+        .order_by(log_removals.c.run_id, log_removals.c.attempt)
+        .limit(limit)
+    )
     return [LogKey(row.run_id, row.attempt) for row in connection.execute(query)]
 
 
