@@ -96,7 +96,7 @@ async def _compose(
     )
     preheat = Preheat(settings.uv_pre_heat, catalog.list, registry)
     catalog.on_change = preheat.pipelines_changed
-    reaper = Reaper(store, clock, settings, changes, scheduler, registry, leadership.leader_epoch, catalog)
+    reaper = Reaper(store, clock, settings, changes, scheduler, registry, leadership.leader_epoch)
     run_service = RunService(store, clock, settings, changes, catalog, secrets, logs, scheduler, registry)
     operations = AgentOperations(
         store, clock, changes, scheduler, registry, leadership.leader_epoch, settings.stop_grace

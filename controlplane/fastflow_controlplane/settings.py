@@ -118,12 +118,6 @@ class ControlPlaneSettings(ServiceSettings):
     queue_deadline: float = Field(
         default=0.0, ge=0, description="A run that waits in the queue for longer FAILS; 0 = it may wait for ever."
     )
-    gone_grace: float = Field(
-        default=60.0,
-        ge=0,
-        description="Waiting runs of a pipeline that disappeared FAIL after this long; a folder that is being "
-        "replaced, or mounted again, returns sooner.",
-    )
     max_placements: int = Field(
         default=5, ge=1, description="A run that could not be started on this many placements in a row FAILS."
     )

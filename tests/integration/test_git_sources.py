@@ -61,6 +61,37 @@ def test_new_code_runs_after_a_sync_and_old_code_by_its_commit(tmp_path: Path) -
         assert syncs(cluster, "flows")[0]["added"] == [], "what was known before is no news after a restart"
 
 
+SLOW = """
+import pathlib, time
+print('began', flush=True)
+while not pathlib.Path({go!r}).exists():
+    time.sleep(0.05)
+import answer
+print(answer.VALUE)
+"""
+
+
+def test_no_push_changes_a_run_that_waits_or_runs(tmp_path: Path) -> None:
+    origin, go = Origin(tmp_path / "flows.git"), tmp_path / "go"
+    origin.push({"slow/main.py": SLOW.format(go=str(go)), "slow/answer.py": "VALUE = 'old'\n"})
+    with cluster_of(tmp_path, {"name": "flows", "url": origin.url}, agent=False) as cluster:
+        cluster.until(lambda: cluster.ffctl("pipelines", "show", "slow").exit_code == 0, 30, "the first sync")
+        cluster.add_agent("worker-1", FASTFLOW_SLOTS="1")
+        running = cluster.run("slow")
+        cluster.wait_for_log(running, b"began")
+        waiting = cluster.run("slow")
+        origin.push({"slow/answer.py": "VALUE = 'new'\n"})
+        assert cluster.ffctl("sync", "--wait").stderr == "flows: changed slow\n"
+        newer = cluster.run("slow")
+        origin.push({"other/main.py": "print('other')\n"}, force=True)
+        assert cluster.ffctl("sync", "--wait").stderr == "flows: added other; removed slow\n"
+        assert cluster.ffctl("run", "slow").exit_code == 4
+        go.touch()
+        for run, said in ((running, b"old"), (waiting, b"old"), (newer, b"new")):
+            assert cluster.finish(run)["state"] == "RUN_STATE_SUCCEEDED"
+            assert cluster.log(run) == b"began\n" + said + b"\n"
+
+
 def test_a_token_is_set_as_a_secret_and_seen_nowhere(tmp_path: Path) -> None:
     origin = Origin(tmp_path / "served" / "flows.git")
     origin.push({"hello/main.py": "import os\nprint(sorted(os.environ))\n"})

@@ -1,8 +1,4 @@
-"""Ends runs that nobody else will end: their agent is gone, their pipeline is gone, their queue deadline passed, or an
-operator says so."""
-
-from functools import partial
-from typing import Protocol
+"""Ends runs that nobody else will end: their agent is gone, their queue deadline passed, or an operator says so."""
 
 import structlog
 from fastflow.ids import short
@@ -10,7 +6,7 @@ from fastflow.ids import short
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
 from fastflow_controlplane.conditions import is_told
-from fastflow_controlplane.errors import FailedPrecondition, NotFound, Unavailable
+from fastflow_controlplane.errors import FailedPrecondition, Unavailable
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.lost import Lost, LostRuns, with_waiting
 from fastflow_controlplane.runs.model import RunView
@@ -39,17 +35,6 @@ BATCH = 500
 """Runs ended in one operation, so that others get their turn at the writer."""
 
 
-class Pipelines(Protocol):
-    """What is known of pipelines; see `sources.catalog.Catalog`."""
-
-    @property
-    def condition(self) -> str:
-        """Why pipelines can not be read at the moment; "" = they can."""
-
-    def get(self, name: str) -> object:
-        """Returns a pipeline as of the last look at the folder. Raises NotFound."""
-
-
 class Reaper:
     """Writes LOST, with what follows by the run's retry policy, and FAILED for runs that wait in vain."""
 
@@ -62,7 +47,6 @@ class Reaper:
         scheduler: Scheduler,
         registry: AgentRegistry,
         leader_epoch: int,
-        pipelines: Pipelines,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -71,10 +55,8 @@ class Reaper:
         self._scheduler = scheduler
         self._registry = registry
         self._leader_epoch = leader_epoch
-        self._pipelines = pipelines
         self._lost = LostRuns(changes, scheduler, registry)
         self._handled: dict[str, float] = {}
-        self._gone_since: dict[str, float] = {}
         self._queue_checked = float("-inf")
         self._looked = clock.now(), clock.monotonic()
         self._leaps: list[tuple[int, float]] = []
@@ -103,7 +85,6 @@ class Reaper:
         if now - self._queue_checked >= QUEUE_CHECK_SECONDS:
             self._queue_checked = now
             await self._end_overdue(now)
-            await self._end_orphaned(now)
 
     async def abandon(self, run_id: str, request_id: str = "") -> str:
         """Declares one run LOST on an operator's word, whatever its agent does; returns its whole id.
@@ -168,24 +149,6 @@ class Reaper:
         overdue = await self._store.read(lambda connection: runs.read_overdue(connection, before, BATCH))
         message = f"waited in the queue for more than {deadline:g} s (setting queue_deadline)"
         await self._fail(overdue, Reason.QUEUE_DEADLINE, message)
-
-    async def _end_orphaned(self, now: float) -> None:
-        awaited = await self._store.read(runs.read_awaited_pipelines)
-        gone = [name for name in awaited if self._is_gone(name)]
-        self._gone_since = {name: self._gone_since.get(name, now) for name in gone}
-        for name, since in self._gone_since.items():
-            if now - since >= self._settings.gone_grace:
-                waiting = await self._store.read(partial(runs.read_waiting_of, pipeline=name, limit=BATCH))
-                await self._fail(waiting, Reason.PIPELINE_GONE, f'pipeline "{name}" no longer exists')
-
-    def _is_gone(self, name: str) -> bool:
-        if self._pipelines.condition:
-            return False  # a folder that can not be read says nothing about its pipelines
-        try:
-            self._pipelines.get(name)
-        except NotFound:
-            return True
-        return False
 
     async def _fail(self, run_ids: list[str], reason: Reason, message: str) -> None:
         if not run_ids:

@@ -43,7 +43,7 @@ class Reason(StrEnum):
     CANCEL_REQUESTED = "CANCEL_REQUESTED"
     TIMEOUT = "TIMEOUT"
     AGENT_LOST = "AGENT_LOST"
-    PIPELINE_GONE = "PIPELINE_GONE"
+    PIPELINE_GONE = "PIPELINE_GONE"  # in rows of former versions
     QUEUE_DEADLINE = "QUEUE_DEADLINE"
     RUNTIME = "RUNTIME"
     DISK_FULL = "DISK_FULL"
@@ -95,7 +95,7 @@ TRANSITIONS: Mapping[tuple[RunState | None, RunState], Actor] = MappingProxyType
         # A stop that lost to the exit keeps the real result.
         (RunState.STOPPING, RunState.SUCCEEDED): Actor.AGENT,
         (RunState.STOPPING, RunState.FAILED): Actor.AGENT,
-        # The pipeline is gone, or the queue deadline.
+        # The queue deadline.
         (RunState.QUEUED, RunState.FAILED): Actor.REAPER,
         # The agent was away for too long.
         (RunState.ASSIGNED, RunState.LOST): Actor.REAPER,

@@ -97,9 +97,7 @@ class World:
 
     @property
     def reaper(self) -> Reaper:
-        return Reaper(
-            self.store, self.clock, self.settings, self.changes, self.scheduler, self.registry, 1, self.catalog
-        )
+        return Reaper(self.store, self.clock, self.settings, self.changes, self.scheduler, self.registry, 1)
 
     def configure(self, **settings: float) -> None:
         """Changes settings; parts made afterwards go by them."""

@@ -141,25 +141,3 @@ async def test_runs_wait_for_ever_without_a_deadline(world: World) -> None:
     await world.clock.advance(10**7)
     await world.reaper.tick()
     assert (await world.service.get(run.id)).state is RunState.QUEUED
-
-
-async def test_waiting_runs_of_a_pipeline_that_stays_gone_fail(world: World) -> None:
-    run = await world.service.create(NewRun("hello"))
-    reaper = world.reaper
-    del world.catalog.metadata["hello"]
-    await reaper.tick()
-    await world.clock.advance(61)
-    await reaper.tick()
-    failed = await world.service.get(run.id)
-    assert (failed.state, failed.reason) == (RunState.FAILED, Reason.PIPELINE_GONE)
-
-
-async def test_a_folder_that_can_not_be_read_fails_nothing(world: World) -> None:
-    run = await world.service.create(NewRun("hello"))
-    reaper = world.reaper
-    world.catalog.metadata.clear()
-    world.catalog.condition = "the folder does not answer"
-    for _ in range(20):
-        await world.clock.advance(11)
-        await reaper.tick()
-    assert (await world.service.get(run.id)).state is RunState.QUEUED

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from fastflow.pipelines.metadata import Limits
-from sqlalchemy import Connection, Select, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, Select, bindparam, func, insert, select, update
 
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFound
 from fastflow_controlplane.runs.model import AttemptKey, FailedPlacements, Rerun, RunView, WaitingRun
@@ -321,26 +321,6 @@ def read_overdue(connection: Connection, queued_before: int, limit: int) -> list
         .order_by(runs.c.id)
         .limit(limit)
     )
-    return list(connection.execute(query).scalars())
-
-
-_AWAITS_PIPELINE = (
-    runs.c.state == RunState.QUEUED,
-    runs.c.end_time.is_(None),
-    # Code that was asked for by name, or by the run that had it, need not be what the pipeline is now.
-    runs.c.ref == "",
-    or_(runs.c.rerun_of.is_(None), runs.c.rerun_latest),
-)
-
-
-def read_awaited_pipelines(connection: Connection) -> list[str]:
-    """Returns the names of pipelines that have waiting runs of their newest code."""
-    return list(connection.execute(select(runs.c.pipeline).where(*_AWAITS_PIPELINE).distinct()).scalars())
-
-
-def read_waiting_of(connection: Connection, pipeline: str, limit: int) -> list[str]:
-    """Returns runs that wait with the newest code of one pipeline."""
-    query = select(runs.c.id).where(*_AWAITS_PIPELINE, runs.c.pipeline == pipeline).order_by(runs.c.id).limit(limit)
     return list(connection.execute(query).scalars())
 
 
