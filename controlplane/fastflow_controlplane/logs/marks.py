@@ -1,4 +1,4 @@
-"""What a log file can not tell by its size: its gaps and its end, in a file of lines beside it; see `logs.files`."""
+"""What a log file can not tell by its size: its gaps and its end, in a file of lines beside it; see `logs.file_log`."""
 
 import errno
 import os
