@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -297,11 +298,13 @@ class _File:
 
 
 async def finish(work: asyncio.Future[T]) -> T:
-    """Waits for work in a thread even when cancelled: the lock around it must not be given up before it ended."""
+    """Waits for work in a thread, however often cancelled: the lock around it must not be given up before it ended."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait([work])
+        while not work.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
         raise
     finally:
         # An exception that knows this frame, which knows the exception, would keep the file open until collected.
