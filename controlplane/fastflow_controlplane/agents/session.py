@@ -14,7 +14,7 @@ from fastflow.service.failpoints import ControlPlanePoint, reach
 
 from fastflow_controlplane.agents import greeting, wire
 from fastflow_controlplane.agents.assignments import Assignments
-from fastflow_controlplane.agents.desired_pages import agent_of, delta_pages, full_pages
+from fastflow_controlplane.agents.desired_push import DesiredPush
 from fastflow_controlplane.agents.duplicates import Duplicates
 from fastflow_controlplane.agents.events import AttemptEvent, Effects, Ended, SessionSuperseded, apply_events
 from fastflow_controlplane.agents.model import AgentFacts
@@ -43,8 +43,6 @@ FAREWELL_SECONDS = 5.0
 """How long the last message of a stream may take: a peer that reads nothing must not keep it open."""
 RETRY_SECONDS = 1.0
 """What could not be written (the disk is full) is tried again after this long."""
-MISSING_SECONDS = 5.0
-"""An attempt that could not be delivered (its log or a secret can not be read) is tried again after this long."""
 QUEUED_ANSWERS = 64
 """Answers that wait for a slow agent; behind them its events wait, and behind those its stream."""
 QUEUED_EVENTS = 10_000
@@ -101,9 +99,7 @@ class AgentSession:
         self._inventory_complete = asyncio.Event()
         self._events: list[AttemptEvent] = []
         self._events_came = asyncio.Event()
-        self._desired_changed = asyncio.Event()
-        self._desired_sent = asyncio.Event()
-        self._desired_missing = asyncio.Event()
+        self._desired = DesiredPush(parts.assignments, parts.clock, self._outgoing.put)
         self._preheat_changed = asyncio.Event()
         self._report_changed = asyncio.Event()
         self._probe = asyncio.Event()
@@ -123,7 +119,7 @@ class AgentSession:
                     self._write,
                     self._apply_events,
                     self._push_desired,
-                    self._push_missing,
+                    self._desired.retry_missing,
                     self._push_preheat,
                     self._store_reports,
                     self._pass_on_probes,
@@ -153,7 +149,7 @@ class AgentSession:
 
     def desired_changed(self) -> None:
         """See `AgentStream.desired_changed`."""
-        self._desired_changed.set()
+        self._desired.changed()
 
     def preheat_changed(self) -> None:
         """See `AgentStream.preheat_changed`."""
@@ -338,37 +334,12 @@ class AgentSession:
         await self._inventory_complete.wait()
         if self._greeted.quarantine_reason:
             return
-        agent_id = self._greeted.facts.agent_id
-        deliveries = await self._parts.assignments.all(agent_id, frozenset(self._inventory), self._protocol)
-        self._inventory.clear()
-        sent = read = deliveries.revision
-        for page in full_pages(deliveries):
-            await self._outgoing.put(gateway_pb2.ConnectResponse(desired=page))
-        agent_sent = agent_of(deliveries)
-        self._desired_sent.set()
-        while True:
-            if deliveries.missing:
-                self._desired_missing.set()
-            await self._desired_changed.wait()
-            self._desired_changed.clear()
-            deliveries = await self._parts.assignments.since(agent_id, read, self._protocol, deliveries.missing)
-            if deliveries.session_epoch != self.epoch:
-                raise _StreamOver
-            read = deliveries.revision
-            for page in delta_pages(deliveries, sent, agent_sent):
-                await self._outgoing.put(gateway_pb2.ConnectResponse(desired=page))
-                sent = page.revision
-            agent_sent = agent_of(deliveries)
-
-    async def _push_missing(self) -> None:
-        while True:
-            await self._desired_missing.wait()
-            self._desired_missing.clear()
-            await self._parts.clock.sleep(MISSING_SECONDS)
-            self._desired_changed.set()
+        reported, self._inventory = frozenset(self._inventory), []
+        await self._desired.run(self._greeted.facts.agent_id, self.epoch, reported, self._protocol)
+        raise _StreamOver
 
     async def _push_preheat(self) -> None:
-        await self._desired_sent.wait()
+        await self._desired.full_sent.wait()
         agent_id = self._greeted.facts.agent_id
         sent: tuple[WantedEnvironment, ...] | None = None
         while True:
