@@ -22,7 +22,7 @@ from fastflow_controlplane.runs.states import Reason, RunState
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import attempts, runs
 from fastflow_controlplane.store.queries.agents import AgentRow
-from fastflow_controlplane.store.queries.attempts import LostAttempt
+from fastflow_controlplane.store.queries.lost_attempts import LostAttempt, lose_all
 from fastflow_controlplane.store.queries.registration import Belonging, register
 from fastflow_controlplane.store.queries.runs import Cancelled, StoredRun
 from fastflow_controlplane.store.queries.transitions import Epochs, note
@@ -115,7 +115,7 @@ class Rows:
         """Declares the agent's attempts lost."""
         epochs = Epochs(session=0, leader=1)
         return await self.store.write(
-            lambda connection: attempts.lose_all(connection, agent.facts.agent_id, "away", epochs, NOW)
+            lambda connection: lose_all(connection, agent.facts.agent_id, "away", epochs, NOW)
         )
 
     async def seal(self, key: AttemptKey) -> str:

@@ -28,6 +28,7 @@ from fastflow_controlplane.runs.states import TERMINAL, Reason, RunState
 from fastflow_controlplane.store.queries import attempts, desired, requests, runs
 from fastflow_controlplane.store.queries.cluster import take_over
 from fastflow_controlplane.store.queries.desired import DesiredRow
+from fastflow_controlplane.store.queries.lost_attempts import lose_all
 from fastflow_controlplane.store.queries.registration import Belonging, register
 from fastflow_controlplane.store.queries.transitions import Epochs, note
 from sqlalchemy import Connection
@@ -190,7 +191,7 @@ class World:
     def lose(self, host: Host, leader: int, *, commits: bool = True) -> None:
         """Declares all attempts of a host lost."""
         epochs = Epochs(0, leader)
-        self.write(lambda connection: attempts.lose_all(connection, host.name, "away", epochs, NOW), commits=commits)
+        self.write(lambda connection: lose_all(connection, host.name, "away", epochs, NOW), commits=commits)
 
     def crash(self) -> None:
         """The control plane dies and another takes over: all streams are gone."""

@@ -12,6 +12,7 @@ from fastflow_controlplane.runs.model import AttemptKey, RunView
 from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, RunState, allowed
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents, attempts, runs
+from fastflow_controlplane.store.queries.lost_attempts import lose_all
 from fastflow_controlplane.store.queries.registration import Belonging, register
 from fastflow_controlplane.store.queries.transitions import Epochs, note
 from hypothesis import given, settings
@@ -103,7 +104,7 @@ class Life:
                 self._apply(event, self.owners[-1], 1)
 
     def lose(self, name: str) -> None:
-        attempts.lose_all(self.connection, name, "away", Epochs(0, 1), NOW)
+        lose_all(self.connection, name, "away", Epochs(0, 1), NOW)
 
     def cancel(self, _: None) -> None:
         runs.cancel(self.connection, self.run_id, NOW, 10_000_000)

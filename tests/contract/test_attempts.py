@@ -18,7 +18,7 @@ from fastflow_controlplane.runs.model import AttemptKey, LateResult, LogLoss, Pr
 from fastflow_controlplane.runs.states import LIVE, TERMINAL, Reason, RunState
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.models import attempt_events
-from fastflow_controlplane.store.queries.attempts import LostAttempt
+from fastflow_controlplane.store.queries.lost_attempts import LostAttempt
 from sqlalchemy import select
 
 from tests.contract.rows import MAX_PLACEMENTS, NOW, Journal, Rows

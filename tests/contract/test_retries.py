@@ -7,7 +7,7 @@ from fastflow_controlplane.runs.states import Reason, RunState
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import runs
 from fastflow_controlplane.store.queries.agents import AgentRow
-from fastflow_controlplane.store.queries.attempts import LostAttempt
+from fastflow_controlplane.store.queries.lost_attempts import LostAttempt
 
 from tests.contract.rows import NOW, Journal, Rows
 

@@ -32,6 +32,7 @@ from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents, attempts, requests
 from fastflow_controlplane.store.queries.agents import AgentRow
+from fastflow_controlplane.store.queries.lost_attempts import lose_all
 from fastflow_controlplane.store.queries.transitions import Epochs
 
 log = structlog.get_logger(__name__)
@@ -130,7 +131,7 @@ class AgentOperations:
             if unended and not force:
                 raise _has_runs(name, unended)
             message = f'agent "{name}" was removed by an operator; should it return, the program is stopped'
-            lost = attempts.lose_all(connection, agent_id, message, epochs, now)
+            lost = lose_all(connection, agent_id, message, epochs, now)
             agents.remove(connection, agent_id, now)
             return with_waiting(connection, lost)
 

@@ -11,7 +11,7 @@ from fastflow_controlplane.runs.model import WaitingRun
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.queries import runs
-from fastflow_controlplane.store.queries.attempts import LostAttempt
+from fastflow_controlplane.store.queries.lost_attempts import LostAttempt
 
 log = structlog.get_logger(__name__)
 

@@ -15,9 +15,10 @@ from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
-from fastflow_controlplane.store.queries import attempts, requests, runs
+from fastflow_controlplane.store.queries import requests, runs
 from fastflow_controlplane.store.queries.agents import AgentRow, is_current_session
 from fastflow_controlplane.store.queries.attempts import Ending
+from fastflow_controlplane.store.queries.lost_attempts import is_newest, lose, lose_all
 from fastflow_controlplane.store.queries.transitions import Epochs
 
 log = structlog.get_logger(__name__)
@@ -105,7 +106,7 @@ class Reaper:
                 "stopped as soon as the agent is told"
             )
             ending = Ending(RunState.LOST, Reason.ABANDONED, message, self._clock.now())
-            lost = attempts.lose(connection, attempts.is_newest(whole_id), ending, epochs)
+            lost = lose(connection, is_newest(whole_id), ending, epochs)
             requests.remember(connection, ABANDON_RUN, request_id, whole_id, whole_id, ending.time)
             return whole_id, with_waiting(connection, lost)
 
@@ -123,7 +124,7 @@ class Reaper:
             # An agent that came back in between has a newer session: nothing of it is lost.
             if not is_current_session(connection, row.facts.agent_id, row.session_epoch):
                 return Lost()
-            lost = attempts.lose_all(connection, row.facts.agent_id, message, epochs, self._clock.now())
+            lost = lose_all(connection, row.facts.agent_id, message, epochs, self._clock.now())
             return with_waiting(connection, lost)
 
         await self._store.write(lose, self._lost.tell)

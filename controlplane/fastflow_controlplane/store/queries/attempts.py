@@ -1,17 +1,17 @@
-"""Attempts: made, moved, ended, settled. Each write compares-and-sets on state, attempt and claim token.
+"""Attempts: made, moved, ended, settled; `lost_attempts` declares them LOST.
 
-A run mirrors its newest attempt: both are written in one operation, and the row count of each write is checked.
+Each write compares-and-sets on state, attempt and claim token. A run mirrors its newest attempt: both are written in
+one operation, and the row count of each write is checked.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from fastflow_controlplane.errors import Aborted
 from fastflow_controlplane.runs.model import AttemptKey, Held, OutOfMemory, Provenance, Usage
-from fastflow_controlplane.runs.retry import RetryPolicy, explanation, is_retried
 from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, Reason, RunState
 from fastflow_controlplane.store.models import attempts, runs
 from fastflow_controlplane.store.queries.agents import raise_revision
@@ -23,7 +23,6 @@ from fastflow_controlplane.store.queries.transitions import (
     naming,
     note,
 )
-from fastflow_controlplane.store.queries.views import retry_policy_of
 
 NO_FAILURE = frozenset({Reason.AGENT_DRAINED})
 """Reasons for which an attempt comes back from its agent through no fault of anybody: it does not count."""
@@ -80,15 +79,6 @@ _SETTLED = (
 )
 _SETTLING = select(attempts.c.agent_id).where(*_SETTLED)
 _FORGET = update(attempts).where(*_SETTLED).values(desired="FORGET", revision=bindparam("new_revision"))
-_RETRIED = (
-    select(func.count())
-    .select_from(attempts)
-    .where(
-        attempts.c.run_id == bindparam("is_run"),
-        attempts.c.number < bindparam("is_number"),
-        attempts.c.state.in_(bindparam("endings", expanding=True)),
-    )
-)
 _TOUCH = update(runs).where(runs.c.id == bindparam("run")).values(version=runs.c.version + 1)
 
 
@@ -260,50 +250,6 @@ def give_back_untold(
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class LostAttempt:
-    """An attempt that was declared LOST on the agent `agent_id`; `retried` = its run waits again."""
-
-    key: AttemptKey
-    agent_id: str
-    retried: bool
-
-
-def lose_all(connection: Connection, agent_id: str, message: str, epochs: Epochs, now: int) -> list[LostAttempt]:
-    """Declares all live attempts of an agent LOST; see `lose`."""
-    ending = Ending(RunState.LOST, Reason.AGENT_LOST, message, now)
-    return lose(connection, attempts.c.agent_id == agent_id, ending, epochs)
-
-
-def lose(connection: Connection, which: ColumnElement[bool], ending: Ending, epochs: Epochs) -> list[LostAttempt]:
-    """Declares the live attempts that `which` (a condition on attempts) names LOST, as `ending` says.
-
-    Their stop is desired, in case they still live. A run whose policy says so waits again with the same commit.
-    """
-    query: Select[Any] = (
-        select(
-            attempts.c.run_id,
-            attempts.c.number,
-            attempts.c.claim_token,
-            attempts.c.agent_id,
-            runs.c.retry_on,
-            runs.c.retry_attempts,
-            runs.c.cancel_time,
-        )
-        .join(runs, runs.c.id == attempts.c.run_id)
-        .where(which, attempts.c.desired != "FORGET", attempts.c.state.in_(LIVE))
-    )
-    lost = []
-    for row in connection.execute(query).all():
-        key = AttemptKey(row.run_id, row.number, row.claim_token)
-        stop = {"desired": "STOP", "stop_cause": "SUPERSEDED", "revision": raise_revision(connection, row.agent_id)}
-        if end(connection, key, Actor.REAPER, ending, epochs, stop):
-            policy, cancelled = retry_policy_of(row), row.cancel_time is not None
-            retried = _retry(connection, key, policy, ending, cancelled=cancelled)
-            lost.append(LostAttempt(key, row.agent_id, retried))
-    return lost
-
-
 def stop_all(connection: Connection, agent_id: str, cause: str, grace_usec: int) -> list[AttemptKey]:
     """Makes the stop of all live attempts of an agent desired; those that are to stop already stay as they are."""
     query = select(attempts.c.run_id, attempts.c.number, attempts.c.claim_token).where(
@@ -319,12 +265,6 @@ def stop_all(connection: Connection, agent_id: str, cause: str, grace_usec: int)
     return keys
 
 
-def is_newest(run_id: str) -> ColumnElement[bool]:
-    """Returns the condition that names the attempt a run mirrors."""
-    newest = select(runs.c.attempt).where(runs.c.id == run_id).scalar_subquery()
-    return (attempts.c.run_id == run_id) & (attempts.c.number == newest)
-
-
 def read_unended(connection: Connection, agent_id: str) -> list[str]:
     """Returns the runs of which something is still to come from an agent: an end, or the rest of a log.
 
@@ -336,25 +276,6 @@ def read_unended(connection: Connection, agent_id: str) -> list[str]:
         .order_by(attempts.c.run_id)
     )
     return list(connection.execute(query).scalars())
-
-
-def _retry(connection: Connection, key: AttemptKey, policy: RetryPolicy, ended: Ending, *, cancelled: bool) -> bool:
-    """Lets the run of an attempt that just ended wait again, if its policy says so."""
-    if ended.state not in policy.on:
-        return False
-    before = connection.execute(_RETRIED, naming(key) | {"endings": policy.on}).scalar_one()
-    if not is_retried(policy, ended.state, before, cancelled=cancelled):
-        return False
-    waits = {
-        "state": RunState.QUEUED,
-        "reason": ended.reason,
-        "message": explanation(key.attempt, ended.message, before + 1, policy),
-        "queue_time": ended.time,
-        "exit_code": None,
-        "start_time": None,
-        "end_time": None,
-    }
-    return move_run(connection, key.run_id, key.attempt, Actor.RETRY, RunState.QUEUED, waits)
 
 
 def provenance_column(provenance: Provenance) -> dict[str, Any]:
