@@ -137,7 +137,7 @@ class LiveAgent:
             python_versions=self.facts.runtime.python_versions,
             blocked=self.why,
             connected=self.stream is not None,
-            offline=self.state is AgentState.OFFLINE,
+            offline=self.state is AgentState.OFFLINE or bool(self.row.quarantine_reason),
             draining=self.row.draining,
             environments=frozenset(key for key, result in self.results.items() if result.state == "READY"),
         )

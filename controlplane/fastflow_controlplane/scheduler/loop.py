@@ -223,7 +223,7 @@ class Scheduler:
     def _being_stopped(self, run: WaitingRun) -> int:
         """Number of a lost attempt that is stopped now, since its agent is back; 0 = there is none.
 
-        An agent out of reach is not waited for: it may never come back.
+        An agent out of reach is not waited for: it may never come back. Nor is one in quarantine, which stops nothing.
         """
         for attempt, agent_id in run.lost_on.items():
             offer = self._offers.get(agent_id)

@@ -26,7 +26,8 @@ class Shape:
 class Offer:
     """What one agent has. `blocked` says why it takes nothing at present; "" = it does.
 
-    `offline` = out of reach for so long that nothing is known of what runs on it.
+    `offline` = out of reach for so long that nothing is known of what runs on it, or in quarantine, where it stops
+    nothing: nobody waits for the end of what was lost on it.
     `environments` are those that are ready on it, so that a run starts with its packages already there.
     """
 

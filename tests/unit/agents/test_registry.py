@@ -51,6 +51,7 @@ class Offers:
 
     blocked: dict[str, str] = field(default_factory=dict)
     environments: dict[str, frozenset[EnvironmentKey]] = field(default_factory=dict)
+    offline: dict[str, bool] = field(default_factory=dict)
 
     def agent_removed(self, agent_id: str) -> None:
         pass
@@ -58,6 +59,7 @@ class Offers:
     def agent_changed(self, offer: Offer) -> None:
         self.blocked[offer.name] = offer.blocked
         self.environments[offer.name] = offer.environments
+        self.offline[offer.name] = offer.offline
 
 
 @dataclass
@@ -68,11 +70,11 @@ class World:
     offers: Offers
     registry: AgentRegistry
 
-    async def connect(self, name: str = "w", agent_id: str = "") -> tuple[str, Stream]:
+    async def connect(self, name: str = "w", agent_id: str = "", revision: int = 0) -> tuple[str, Stream]:
         facts = AgentFacts(agent_id or f"id of {name}", name, new_id(), capacity=Capacity(4000, 2**33))
         row = await self.store.write(
             lambda connection: register(
-                connection, facts, self.registry.connected(), Belonging(), "c", self.clock.now()
+                connection, facts, self.registry.connected(), Belonging("c", revision), "c", self.clock.now()
             )
         )
         stream = Stream(row.session_epoch)
@@ -98,6 +100,14 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     settings = ControlPlaneSettings(data_dir=tmp_path, recovery_window=0)
     yield World(store, clock, settings, offers, AgentRegistry(store, clock, settings, offers))
     await store.close()
+
+
+async def test_nobody_waits_for_what_an_agent_in_quarantine_is_to_stop(world: World) -> None:
+    await world.connect()
+    assert not world.offers.offline["w"]
+    await world.connect(revision=7)
+    assert "is in quarantine" in world.offers.blocked["w"]
+    assert world.offers.offline["w"]
 
 
 async def test_three_missed_heartbeats_make_an_agent_suspect_and_four_cut_its_stream(world: World) -> None:
