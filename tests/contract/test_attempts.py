@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from fastflow_controlplane.agents.events import (
@@ -18,6 +19,7 @@ from fastflow_controlplane.runs.model import AttemptKey, LateResult, LogLoss, Pr
 from fastflow_controlplane.runs.states import LIVE, TERMINAL, Reason, RunState
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.models import attempt_events
+from fastflow_controlplane.store.queries import events
 from fastflow_controlplane.store.queries.lost_attempts import LostAttempt
 from sqlalchemy import select
 
@@ -317,6 +319,14 @@ async def test_warnings_losses_and_provenance_are_kept_also_when_they_come_late(
     assert attempt.warnings == (cleared,)
     assert attempt.log_losses == (loss,)
     assert attempt.provenance == provenance
+
+
+async def test_a_loss_that_the_control_plane_finds_again_is_stored_once(rows: Rows) -> None:
+    _, key = await rows.assigned()
+    for offset in (5, 5, 9):
+        loss = LogLoss("DISK", offset, None, NOW, "lost")
+        await rows.store.write(partial(events.add_own_loss, key=key, loss=loss))
+    assert [loss.offset for loss in (await rows.newest(key.run_id)).log_losses] == [5, 9]
 
 
 async def test_a_fact_of_a_later_protocol_is_acknowledged_and_kept(rows: Rows) -> None:

@@ -257,13 +257,15 @@ class Assignments:
     async def _close(self, row: DesiredRow) -> None:
         key = row.key
         async with self._logs.open(LogKey(key.run_id, key.attempt)) as opened:
-            end, complete = opened.end, opened.sealed
-            await opened.seal(end)
+            end = opened.end
+            if not opened.sealed:
+                # First: a log that is found sealed counts as delivered.
+                message = "the agent no longer has the attempt; output that was not delivered before is lost"
+                loss = LogLoss("DISK", end, None, self._clock.now(), message)
+                await self._store.write(lambda connection: events.add_own_loss(connection, key, loss))
+                await opened.seal(end)
 
         def close(connection: Connection) -> None:
-            if not complete:
-                message = "the agent no longer has the attempt; output that was not delivered before is lost"
-                events.add_own_loss(connection, key, LogLoss("DISK", end, None, self._clock.now(), message))
             note(connection, key, {"log_sealed": True, "log_bytes": end, "released": True})
             attempts.touch_run(connection, key.run_id)
             attempts.settle(connection, key)

@@ -44,6 +44,6 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         changes=changes,
         version="test",
     )
-    yield World(store, clock, registry, AgentSessions(parts), parts, [])
+    yield World(store, clock, registry, AgentSessions(parts), parts, [], logs)
     await logs.aclose()
     await store.close()

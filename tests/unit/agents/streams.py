@@ -14,6 +14,7 @@ from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions, SessionParts
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.errors import Unavailable
+from fastflow_controlplane.logs.files import FileLogStore
 from fastflow_controlplane.runs.model import AttemptKey
 from fastflow_controlplane.sources.model import PipelineView
 from fastflow_controlplane.store.engine import Store
@@ -110,6 +111,7 @@ class World:
     sessions: AgentSessions
     parts: SessionParts
     pipelines: list[PipelineView]
+    logs: FileLogStore
 
     @asynccontextmanager
     async def preheating(self, *, enabled: bool = True) -> AsyncIterator[Preheat]:

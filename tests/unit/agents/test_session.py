@@ -8,7 +8,11 @@ from fastflow.agent.v1 import desired_pb2, gateway_pb2
 from fastflow.v1 import agents_pb2
 from fastflow_controlplane.agents import session as session_module
 from fastflow_controlplane.errors import Unavailable
+from fastflow_controlplane.logs.store import LogKey
+from fastflow_controlplane.runs.model import AttemptKey
 from fastflow_controlplane.store.queries import runs
+from fastflow_controlplane.store.queries.lost_attempts import lose_all
+from fastflow_controlplane.store.queries.transitions import Epochs
 
 from tests.unit.agents.streams import HELLO, World
 
@@ -74,6 +78,32 @@ async def test_a_stop_that_can_not_be_delivered_holds_up_nothing_and_is_delivere
     assert (missing.previous_revision, missing.revision) == (page.revision, page.revision)
     peer.say(None)
     await peer.served
+
+
+async def test_what_an_agent_did_not_deliver_is_a_recorded_loss_also_where_the_first_try_to_say_so_failed(
+    world: World,
+) -> None:
+    peer = world.dial()
+    await peer.greets()
+    key = await world.live_attempt()
+    peer.reports(key, ["RUNNING"])
+    assert (await peer.hears()).events_ack.acks
+    peer.say(None)
+    await peer.served
+    async with world.logs.open(LogKey(key.run_id, key.attempt)) as log:
+        await log.append(0, [b"delivered"])
+    await world.store.write(lambda connection: lose_all(connection, "id of w", "away", Epochs(0, 1), 0))
+
+    nothing: frozenset[AttemptKey] = frozenset()
+    world.store.full = True
+    with pytest.raises(Unavailable):
+        await world.parts.assignments.all("id of w", nothing, 1)
+    world.store.full = False
+    for _ in range(2):
+        await world.parts.assignments.all("id of w", nothing, 1)
+    (attempt,) = (await world.store.read(lambda connection: runs.read_run(connection, key.run_id))).attempts
+    assert (attempt.log_sealed, attempt.log_bytes) == (True, 9)
+    assert [(loss.kind, loss.offset) for loss in attempt.log_losses] == [("DISK", 9)]
 
 
 async def test_more_events_than_can_wait_end_the_stream_so_that_they_come_again(

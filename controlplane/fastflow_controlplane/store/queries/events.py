@@ -71,13 +71,18 @@ def add_agent_loss(connection: Connection, key: AttemptKey, sequence: int, loss:
 
 
 def add_own_loss(connection: Connection, key: AttemptKey, loss: LogLoss) -> None:
-    """Stores a loss of output that the control plane found."""
-    last = select(func.coalesce(func.max(log_losses.c.number), 0)).where(
+    """Stores a loss of output that the control plane found; one that is found again is stored once."""
+    found = (
         log_losses.c.run_id == key.run_id,
         log_losses.c.attempt == key.attempt,
         log_losses.c.origin == "controlplane",
     )
-    _add_loss(connection, key, "controlplane", connection.execute(last).scalar_one() + 1, loss)
+    same = select(log_losses.c.number).where(
+        *found, log_losses.c.kind == loss.kind, log_losses.c.offset == loss.offset, log_losses.c.message == loss.message
+    )
+    if connection.execute(same).first() is None:
+        last = select(func.coalesce(func.max(log_losses.c.number), 0)).where(*found)
+        _add_loss(connection, key, "controlplane", connection.execute(last).scalar_one() + 1, loss)
 
 
 def _add_loss(connection: Connection, key: AttemptKey, origin: str, number: int, loss: LogLoss) -> None:
