@@ -112,14 +112,14 @@ class Scheduler:
             len(held),
         )
         self._offers[offer.agent_id] = replace(offer, reserved=reserved)
-        for run in [run for run in self._lost.values() if offer.agent_id in run.lost_on.values()]:
-            self._weigh_lost(run)
+        self._weigh_lost_on(offer.agent_id)
         self._wake_fitting(offer.agent_id)
         self._tell_watchers({attempt.run_id for attempt in held})
 
     def agent_removed(self, agent_id: str) -> None:
-        """An agent is no more."""
+        """An agent is no more, and nobody waits for what it is to stop."""
         if self._offers.pop(agent_id, None) is not None:
+            self._weigh_lost_on(agent_id)
             self._tell_watchers()
 
     def released(self, key: AttemptKey) -> None:
@@ -231,14 +231,15 @@ class Scheduler:
                 return attempt
         return 0
 
-    def _weigh_lost(self, run: WaitingRun) -> None:
-        """The agent of a lost attempt went or came: its run may be placed, or has to wait for the attempt's end."""
-        if run.run_id in self._writing:
-            return
-        if self._being_stopped(run):
-            self._queue.remove(run.run_id)
-        else:
-            self.add(run)
+    def _weigh_lost_on(self, agent_id: str) -> None:
+        """An agent went or came: runs with attempts lost on it may be placed, or have to wait for their end."""
+        for run in [run for run in self._lost.values() if agent_id in run.lost_on.values()]:
+            if run.run_id in self._writing:
+                continue
+            if self._being_stopped(run):
+                self._queue.remove(run.run_id)
+            else:
+                self.add(run)
 
     def _hold(self, held: Held) -> None:
         self._held[held.run_id, held.attempt] = held

@@ -129,6 +129,32 @@ async def test_an_ended_attempt_that_its_agent_no_longer_has_is_closed_and_its_c
     assert (await plane.agent()).reserved.slots == 0
 
 
+async def test_a_retry_goes_elsewhere_once_the_agent_that_has_its_lost_attempt_is_removed(
+    plane: ControlPlane, agent: ScriptedAgent, agent_of: Agent
+) -> None:
+    plane.pipeline("retried", '{"retry_on": ["lost"]}')
+    stream = await agent.connect()
+    run = await plane.create("retried")
+    key = (await stream.assignment()).key
+    await stream.report([Journal(key).moved("RUNNING")])
+    await plane.runs.AbandonRun(runs_pb2.AbandonRunRequest(id=run.id))
+    (stopped,) = (await stream.desired()).attempts
+    assert (stopped.key, stopped.action) == (key, STOP)
+    (waits,) = (await plane.run(run.id)).placements
+    assert "is being stopped there first" in waits.explanation
+
+    await stream.close()
+
+    async def away() -> bool:
+        return (await plane.agent()).state == agents_pb2.AGENT_STATE_SUSPECT
+
+    await until(away)
+    await plane.agents.RemoveAgent(agents_pb2.RemoveAgentRequest(name="worker-1"))
+    other = await (await agent_of("worker-2")).connect()
+    assignment = other.full[0] if other.full else await other.assignment()
+    assert (assignment.key.run_id, assignment.key.attempt) == (run.id, 2)
+
+
 async def test_a_large_desired_set_comes_in_pages(plane: ControlPlane, agent_of: Agent) -> None:
     large = await agent_of("large", cpu=1_000_000, memory=10**15)
     stream = await large.connect()

@@ -290,6 +290,18 @@ async def test_a_retry_is_placed_when_the_agent_of_the_lost_attempt_goes_away_ag
         assert world.placed == [("a", "other")]
 
 
+async def test_a_retry_is_placed_when_the_agent_of_the_lost_attempt_is_removed() -> None:
+    world = World()
+    async with world.running():
+        world.agent("lost")
+        world.retry("a", {1: "lost"})
+        world.scheduler.agent_removed("lost")
+        assert "no agent is connected" in world.why("a")
+        world.agent("other")
+        await world.settle()
+        assert world.placed == [("a", "other")]
+
+
 async def test_a_retry_that_was_cancelled_is_not_placed_when_its_lost_attempt_ends() -> None:
     world = World()
     async with world.running():
