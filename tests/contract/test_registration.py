@@ -1,15 +1,21 @@
 """Agents that say Hello to a database that knows something else than they do."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 from fastflow_controlplane.agents.model import AgentFacts
 from fastflow_controlplane.errors import AlreadyExists
+from fastflow_controlplane.store import models
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents
 from fastflow_controlplane.store.queries.agents import AgentRow
+from fastflow_controlplane.store.queries.cluster import take_over
 from fastflow_controlplane.store.queries.desired import read_doubtful
 from fastflow_controlplane.store.queries.registration import Belonging, accept, register
+from sqlalchemy import select, update
 
 from tests.contract.rows import NOW, Rows
 
@@ -40,6 +46,7 @@ async def test_an_agent_that_saw_more_than_the_database_is_in_quarantine_until_i
     assert "older copy" in restored.quarantine_reason
     assert restored.revision == 0
     assert (await hello(rows, FACTS, cluster=OURS, revision=41)).quarantine_reason
+    await started(rows)
 
     await accepted(rows)
     row = await hello(rows, FACTS, cluster=OURS, revision=41)
@@ -56,11 +63,72 @@ async def test_no_run_is_assigned_to_an_agent_that_came_into_quarantine_meanwhil
     assert not await rows.store.read(lambda connection: agents.takes_runs(connection, "id-1"))
 
 
+async def copied(rows: Rows) -> Mapping[str, Any]:
+    """The agent as a copy of the database has it."""
+    row = await rows.store.read(lambda connection: connection.execute(select(models.agents)).one())
+    return row._mapping
+
+
+async def put_in_place(rows: Rows, copy: Mapping[str, Any]) -> None:
+    """The database is replaced by a copy, and a control plane starts with it."""
+    await rows.store.write(lambda connection: connection.execute(update(models.agents).values(**copy)))
+    await started(rows)
+
+
+async def started(rows: Rows) -> None:
+    """A control plane takes the database over."""
+    await rows.store.write(lambda connection: take_over(connection, NOW))
+
+
 async def test_a_quarantine_ends_by_itself_with_the_newer_database(rows: Rows) -> None:
     agent = await hello(rows, FACTS)
-    assert (await hello(rows, FACTS, cluster=OURS, revision=1)).quarantine_reason
+    older = await copied(rows)
     await rows.assign(await rows.run(), agent)
+    newer = await copied(rows)
+    await put_in_place(rows, older)
+    assert (await hello(rows, FACTS, cluster=OURS, revision=1)).quarantine_reason
+    await put_in_place(rows, newer)
     assert (await hello(rows, FACTS, cluster=OURS, revision=1)).quarantine_reason == ""
+
+
+async def test_nothing_that_is_done_to_an_agent_in_quarantine_ends_it(rows: Rows) -> None:
+    await hello(rows, FACTS)
+    quarantined = await hello(rows, FACTS, cluster=OURS, revision=2)
+    for change in (partial(agents.drain, deadline_time=None, now=NOW), agents.resume, agents.raise_revision):
+        await rows.store.write(partial(change, agent_id="id-1"))
+        again = await hello(rows, FACTS, cluster=OURS, revision=2)
+        assert again.quarantine_reason == quarantined.quarantine_reason
+    assert again.revision > 2
+    # Nor does that the agent has lost its memory of it.
+    assert (await hello(rows, FACTS)).quarantine_reason
+    assert (await hello(rows, FACTS, cluster=OURS)).quarantine_reason
+    await accepted(rows)
+    assert (await hello(rows, FACTS, cluster=OURS, revision=2)).quarantine_reason == ""
+
+
+async def test_what_an_older_copy_does_while_an_agent_is_away_is_nothing_that_the_agent_has_seen(rows: Rows) -> None:
+    agent = await hello(rows, FACTS)
+    older = await copied(rows)
+    await rows.assign(await rows.run(), agent)
+    await put_in_place(rows, older)
+    # It takes what ran there for lost, and is started once more.
+    for _ in range(2):
+        await rows.store.write(lambda connection: agents.raise_revision(connection, "id-1"))
+        await started(rows)
+    assert (await hello(rows, FACTS, cluster=OURS, revision=1)).quarantine_reason
+
+
+async def test_what_changed_while_an_agent_was_away_puts_it_in_no_quarantine(rows: Rows) -> None:
+    agent = await hello(rows, FACTS)
+    await rows.assign(await rows.run(), agent)
+    for _ in range(2):
+        await started(rows)
+        await rows.store.write(lambda connection: agents.raise_revision(connection, "id-1"))
+    assert (await hello(rows, FACTS, cluster=OURS, revision=1)).quarantine_reason == ""
+    # Told all of it, and then more.
+    assert (await hello(rows, FACTS, cluster=OURS, revision=3)).quarantine_reason == ""
+    await rows.store.write(lambda connection: agents.raise_revision(connection, "id-1"))
+    assert (await hello(rows, FACTS, cluster=OURS, revision=4)).quarantine_reason == ""
 
 
 async def test_a_member_of_the_cluster_that_the_database_never_saw_is_in_quarantine(rows: Rows) -> None:

@@ -80,6 +80,9 @@ agents = Table(
     # What the last Hello said: the cluster the agent belonged to, and the highest revision of it that it had seen.
     Column("hello_cluster_id", Name, nullable=False, server_default=text("''")),
     Column("hello_revision", BigInteger, nullable=False, server_default=text("0")),
+    # The most that the agent can have been told of `revision`, fixed when a control plane takes over: what changes from
+    # then on it hears on a new stream alone. NULL = all of it.
+    Column("told_revision", BigInteger),
     # A foreign cluster that an operator lets the agent leave for this one; "" = none.
     Column("accepted_cluster_id", Name, nullable=False, server_default=text("''")),
     # Attempts of this revision or an older one may have begun, whatever is known of them: a restored database.

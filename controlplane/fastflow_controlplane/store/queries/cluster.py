@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fastflow.ids import new_id
 from sqlalchemy import Connection, insert, select, update
 
-from fastflow_controlplane.store.models import cluster
+from fastflow_controlplane.store.models import agents, cluster
 
 _ROW = 1
 
@@ -19,12 +19,16 @@ class Leadership:
 
 
 def take_over(connection: Connection, now: int) -> Leadership:
-    """Raises the leader epoch; gives a new database its cluster id."""
+    """Raises the leader epoch, and gives a new database its cluster id.
+
+    All streams of before are over: an agent that saw more than there is at this moment did not see it in this database.
+    """
     raised = connection.execute(
         update(cluster).where(cluster.c.id == _ROW).values(leader_epoch=cluster.c.leader_epoch + 1)
     )
     if not raised.rowcount:
         connection.execute(insert(cluster).values(id=_ROW, cluster_id=new_id(), leader_epoch=1, create_time=now))
+    connection.execute(update(agents).where(agents.c.told_revision.is_(None)).values(told_revision=agents.c.revision))
     row = connection.execute(select(cluster.c.cluster_id, cluster.c.leader_epoch)).one()
     return Leadership(row.cluster_id, row.leader_epoch)
 

@@ -63,6 +63,7 @@ def register(
         "quarantine_reason": _contradiction(known, facts.name, belonging, cluster_id),
         "hello_cluster_id": belonging.cluster_id,
         "hello_revision": belonging.revision,
+        "told_revision": None,
         "connect_time": now,
         "last_seen_time": now,
         "message": "",
@@ -94,6 +95,7 @@ def accept(connection: Connection, agent_id: str, cluster_id: str) -> None:
         accepted |= {
             "quarantine_reason": "",
             "revision": revision,
+            "told_revision": None,
             "doubtful_revision": revision,
             "accepted_cluster_id": "" if ours else row.hello_cluster_id,
         }
@@ -159,11 +161,25 @@ def _contradiction(known: Row[Any] | None, name: str, belonging: Belonging, clus
             f"it belongs to cluster {belonging.cluster_id}, this control plane to {cluster_id}: connect it to its own; "
             f"or, to take it over, run: ffctl agents accept {quote(name)}"
         )
-    seen = 0 if known is None else known.revision
-    if belonging.cluster_id != accepted and belonging.revision > seen:
+    if _is_doubted(known, cluster_id) or (belonging.cluster_id != accepted and belonging.revision > _told(known)):
         return (
-            f"it knows revision {belonging.revision} of what it shall do, the database only {seen}: an older copy of "
-            "the database was restored. Put the newer one back; or, if this one is to hold from now on, run: "
+            "it was told more of what it shall do than the database knows: an older copy of the database was restored. "
+            "Put the newer one back; or, if this one is to hold from now on, run: "
             f"ffctl agents accept {quote(name)}"
         )
     return ""
+
+
+def _is_doubted(known: Row[Any] | None, cluster_id: str) -> bool:
+    """Whether this database was found to be an older copy, and nobody has accepted it since.
+
+    What it knows goes on rising, so what its agents say next tells nothing any more.
+    """
+    return known is not None and bool(known.quarantine_reason) and known.hello_cluster_id in ("", cluster_id)
+
+
+def _told(known: Row[Any] | None) -> int:
+    """The highest revision that this database can have told the agent."""
+    if known is None:
+        return 0
+    return int(known.revision if known.told_revision is None else known.told_revision)
