@@ -9,11 +9,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from docker.errors import APIError, ImageNotFound, NotFound
-
 from fastflow_agent.runtime.base import WRAPPER_FAILED, Observation, RuntimeFault, RuntimeUnavailable, SlotState
 from fastflow_agent.runtime.container_spec import LABEL_AGENT
-from fastflow_agent.runtime.docker_engine import Client, Engine
+from fastflow_agent.runtime.docker_engine import Client, Engine, EngineRefused
 from fastflow_agent.runtime.docker_events import Ends
 from fastflow_agent.runtime.docker_image import missing
 from fastflow_agent.runtime.docker_options import DockerOptions
@@ -24,6 +22,7 @@ REMOVAL_PAUSE_SECONDS = 0.1
 """The engine refuses a second removal while one is under way; that takes it a moment, on a busy disk seconds."""
 
 KILLED = 128 + signals.SIGKILL
+_NOT_FOUND, _CONFLICT = 404, 409
 _STATES = {
     "created": SlotState.CREATED,
     "running": SlotState.RUNNING,
@@ -47,10 +46,10 @@ class Containers:
             await self._engine.call(
                 lambda client: client.create_container_from_config(config, name), self._times.action
             )
-        except ImageNotFound as error:
-            raise missing(self._image) from error
-        except APIError as error:
-            if error.status_code != 409:
+        except EngineRefused as error:
+            if error.no_image:
+                raise missing(self._image) from error
+            if error.status != _CONFLICT:
                 raise _fault("create", name, error) from error
 
     async def start(self, name: str) -> None:
@@ -58,17 +57,15 @@ class Containers:
         self._ends.expect(name)
         try:
             await self._engine.call(lambda client: client.start(name), self._times.action)
-        except APIError as error:
+        except EngineRefused as error:
             raise _fault("start", name, error) from error
 
     async def signal(self, name: str, signal: int) -> bool:
         """Signal its first process; false if it had ended. The engine itself lets a paused one go on for it."""
         try:
             await self._engine.call(lambda client: client.kill(name, signal), self._times.action)
-        except NotFound:
-            return False
-        except APIError as error:
-            if error.status_code == 409 or "is not running" in str(error.explanation):
+        except EngineRefused as error:
+            if error.status in (_NOT_FOUND, _CONFLICT) or error.says("is not running"):
                 return False
             raise _fault("signal", name, error) from error
         return True
@@ -77,12 +74,10 @@ class Containers:
         """Freeze it by its control group; false if it had ended."""
         try:
             await self._engine.call(lambda client: client.pause(name), self._times.action)
-        except NotFound:
-            return False
-        except APIError as error:
-            if _says(error, "already paused"):
+        except EngineRefused as error:
+            if error.says("already paused"):
                 return True
-            if _says(error, "is not running"):
+            if error.status == _NOT_FOUND or error.says("is not running"):
                 return False
             raise _fault("pause", name, error) from error
         return True
@@ -91,10 +86,9 @@ class Containers:
         """Let it go on; no error if it is not paused, or has ended."""
         try:
             await self._engine.call(lambda client: client.unpause(name), self._times.action)
-        except NotFound:
-            return
-        except APIError as error:
-            if not _says(error, "is not paused") and not _says(error, "is not running"):
+        except EngineRefused as error:
+            ended = error.status == _NOT_FOUND or error.says("is not running")
+            if not ended and not error.says("is not paused"):
                 raise _fault("unpause", name, error) from error
 
     async def remove(self, name: str) -> bool:
@@ -104,11 +98,11 @@ class Containers:
                 await self._engine.call(
                     lambda client: client.remove_container(name, v=True, force=True), self._times.action
                 )
-            except NotFound:
-                self._ends.forget(name)
-                return False
-            except APIError as error:
-                if error.status_code != 409:
+            except EngineRefused as error:
+                if error.status == _NOT_FOUND:
+                    self._ends.forget(name)
+                    return False
+                if error.status != _CONFLICT:
                     raise _fault("remove", name, error) from error
                 await asyncio.sleep(REMOVAL_PAUSE_SECONDS)
             else:
@@ -133,16 +127,16 @@ class Containers:
 
         try:
             await self._engine.call(remove, self._times.action)
-        except APIError as error:
+        except EngineRefused as error:
             raise _fault("remove", f"volume {label}", error) from error
 
     async def observe(self, name: str, gate: Gate) -> Observation:
         """Its state now; at its gate the wrapper leaves word."""
         try:
             found = await self._engine.call(lambda client: client.inspect_container(name), self._times.question)
-        except NotFound:
-            return Observation(SlotState.ABSENT)
-        except APIError as error:
+        except EngineRefused as error:
+            if error.status == _NOT_FOUND:
+                return Observation(SlotState.ABSENT)
             raise _fault("inspect", name, error) from error
         return observation(found["State"], gate)
 
@@ -206,9 +200,5 @@ def _time(text: str) -> datetime | None:
     return datetime.fromisoformat(f"{whole}.{fraction[:6].ljust(6, '0')}+00:00")
 
 
-def _says(error: APIError, words: str) -> bool:
-    return words in str(error.explanation)
-
-
-def _fault(verb: str, name: str, error: APIError) -> RuntimeFault:
-    return RuntimeFault(f"The Docker engine could not {verb} {name}: {error.explanation}")
+def _fault(verb: str, name: str, error: EngineRefused) -> RuntimeFault:
+    return RuntimeFault(f"The Docker engine could not {verb} {name}: {error.words}")

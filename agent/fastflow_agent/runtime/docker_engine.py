@@ -15,10 +15,10 @@ from typing import Any, TypeAlias, TypeVar
 
 import requests
 from docker import APIClient
-from docker.errors import APIError, DockerException
+from docker.errors import APIError, DockerException, ImageNotFound
 from docker.transport import UnixHTTPAdapter
 
-from fastflow_agent.runtime.base import RuntimeUnavailable
+from fastflow_agent.runtime.base import RuntimeFault, RuntimeUnavailable
 
 T = TypeVar("T")
 
@@ -27,6 +27,20 @@ Client: TypeAlias = Any
 
 MINIMUM_API = "1.41"
 """Docker 20.10: the first that tells the version of its control groups."""
+
+
+class EngineRefused(RuntimeFault):
+    """The engine is there and does not do this. `status` is its answer's in HTTP, `words` are its own."""
+
+    def __init__(self, host: str, error: APIError) -> None:
+        self.status = int(error.status_code)
+        self.words = str(error.explanation)
+        self.no_image = isinstance(error, ImageNotFound)
+        super().__init__(f"The Docker engine at {host} refused: {self.words}")
+
+    def says(self, words: str) -> bool:
+        """Whether it gives `words` as its reason; for many it has no status of their own."""
+        return words in self.words
 
 
 class Engine:
@@ -42,13 +56,17 @@ class Engine:
     async def call(self, operation: Callable[[Client], T], patience: float) -> T:
         """Run `operation` with a client of its thread, within `patience` seconds, waiting for a thread included.
 
-        Raises RuntimeUnavailable when the engine is gone or does not answer; what it refuses is an APIError.
+        Raises RuntimeUnavailable when the engine is gone, does not answer or takes no work at all; what it refuses in
+        particular is EngineRefused. No error of the SDK gets past here.
         """
         return await self._run(self._pool, operation, patience)
 
     async def probe(self, operation: Callable[[Client], T], patience: float) -> T:
-        """As `call`, but out of the way of all other calls."""
-        return await self._run(self._probe_pool, operation, patience)
+        """As `call`, but out of the way of all other calls. An engine that refuses to answer here is no engine."""
+        try:
+            return await self._run(self._probe_pool, operation, patience)
+        except EngineRefused as refusal:
+            raise self._unavailable(refusal) from refusal
 
     @contextmanager
     def connection(self) -> Iterator[Client]:
@@ -84,6 +102,8 @@ class Engine:
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
             # A kept connection to an engine that was restarted fails once; every operation of ours may be repeated.
             pass
+        except requests.RequestException as error:
+            raise self._unavailable(error) from error
         try:
             return self._once(operation, patience)
         except requests.RequestException as error:
@@ -96,13 +116,15 @@ class Engine:
         client.timeout = patience
         try:
             return operation(client)
+        except APIError as error:
+            # First, as it is a RequestException too: the engine has answered, and the connection is as good as before.
+            refusal = EngineRefused(self._host, error)
+            if refusal.status == 503 or refusal.says("shutting down"):
+                raise self._unavailable(refusal) from error
+            raise refusal from error
         except requests.RequestException:
             self._close(client)
             self._clients.client = None
-            raise
-        except APIError as error:
-            if error.status_code == 503 or "shutting down" in str(error.explanation):
-                raise self._unavailable(error) from error
             raise
 
     def _open(self, patience: float | None) -> Client:
@@ -122,8 +144,8 @@ class Engine:
         causes = list(_causes(error))
         if any(isinstance(cause, requests.Timeout) for cause in causes):
             problem = "does not answer"
-        elif isinstance(error, APIError):
-            problem = f"refuses work ({error.explanation})"
+        elif isinstance(error, EngineRefused):
+            problem = f"refuses work ({error.words})"
         else:
             problem = f"can not be reached ({getattr(causes[-1], 'strerror', None) or causes[-1]})"
         return RuntimeUnavailable(

@@ -15,10 +15,9 @@ from typing import Any, TypeAlias
 
 import requests
 import structlog
-from docker.errors import DockerException
 
 from fastflow_agent.runtime.base import RuntimeUnavailable
-from fastflow_agent.runtime.docker_engine import Engine
+from fastflow_agent.runtime.docker_engine import Engine, EngineRefused
 from fastflow_agent.runtime.docker_options import DockerTimes
 
 Event: TypeAlias = Mapping[str, Any]
@@ -109,7 +108,7 @@ class Ends:
                 running = await self._engine.call(self._list_running, self._times.question)
             except RuntimeUnavailable:
                 continue
-            except DockerException as error:
+            except EngineRefused as error:
                 log.warning("containers could not be listed", error=str(error))
                 continue
             for name, ending in self._endings.items():

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from docker.errors import APIError, ImageNotFound
+from docker.errors import ImageNotFound
 
 from fastflow_agent.runtime.base import ImageMissing, RuntimeFault
-from fastflow_agent.runtime.docker_engine import Client, Engine
+from fastflow_agent.runtime.docker_engine import Client, Engine, EngineRefused
 from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.runtime.interpreters import Interpreters, look_script, parse
 
@@ -75,9 +75,9 @@ class Images:
                 image = await self._engine.call(
                     lambda client: self._kept(found) or self._look(client, found), self._options.times.image_look
                 )
-            except APIError as error:
+            except EngineRefused as error:
                 raise RuntimeFault(
-                    f"The image {self._options.image} is no runner image: it does not start ({error.explanation})."
+                    f"The image {self._options.image} is no runner image: it does not start ({error.words})."
                 ) from error
             self._seen[found] = image
         return self._seen[found]

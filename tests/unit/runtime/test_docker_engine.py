@@ -1,0 +1,131 @@
+"""What becomes of an engine's refusals: an engine that is away is waited for, and nothing else passes for that."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from fastflow_agent.model import Limits, SlotId
+from fastflow_agent.runtime.base import ImageMissing, RuntimeFault, RuntimeUnavailable, SlotPaths, SlotSpec, SlotState
+from fastflow_agent.runtime.docker import DockerRuntime
+from fastflow_agent.runtime.docker_options import DockerOptions, DockerTimes
+
+from tests.unit.runtime.scripted_engine import IMAGE_ID, ScriptedEngine
+
+SLOT = SlotId("00000000000000aa")
+QUESTIONS_OF_A_PROBE = ("GET /version", "GET /info", "GET /images/IMAGE/json")
+
+
+@pytest.fixture
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedEngine]:
+    # A short path: that of a Unix socket ends at 107 characters.
+    engine = ScriptedEngine(tmp_path_factory.mktemp("engine"))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+async def runtime(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[DockerRuntime]:
+    """A runtime that knows the image of before."""
+    images = tmp_path / "images"
+    images.mkdir()
+    seen = {"uv_version": "0.9", "default": "/usr/bin/python3", "paths": {"3.11.2": "/usr/bin/python3"}}
+    (images / f"{IMAGE_ID.removeprefix('sha256:')}.json").write_text(json.dumps(seen))
+    options = DockerOptions(
+        agent_id="agent",
+        data_dir=tmp_path,
+        env_dir=tmp_path / "env",
+        image="runner:1",
+        docker_host=engine.host,
+        times=DockerTimes(event_retry=60.0, reinspect=60.0),
+        threads=1,
+    )
+    runtime = DockerRuntime(options)
+    yield runtime
+    await runtime.aclose()
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> SlotSpec:
+    paths = SlotPaths.of(tmp_path, tmp_path / "env", SLOT)
+    return SlotSpec(SLOT, Limits(1000, 1 << 28), paths, code=tmp_path / "code", cache=tmp_path / "cache")
+
+
+async def test_an_engine_that_is_well_is_told_with_its_image(runtime: DockerRuntime) -> None:
+    facts = await runtime.probe()
+    assert (facts.runtime_version, facts.image_digest, facts.problem) == ("20.10.0", IMAGE_ID, "")
+    assert await runtime.slots() == {}
+
+
+@pytest.mark.parametrize("message", ["service unavailable", "daemon is shutting down"])
+async def test_an_engine_that_refuses_all_work_for_now_is_away(
+    engine: ScriptedEngine, runtime: DockerRuntime, spec: SlotSpec, message: str
+) -> None:
+    status = 503 if message.startswith("service") else 500
+    engine.refuse("POST /containers/create", status, message)
+    engine.refuse("POST /containers/NAME/start", status, message)
+    with pytest.raises(RuntimeUnavailable, match=rf"refuses work \({message}\)"):
+        await runtime.create(spec)
+    with pytest.raises(RuntimeUnavailable, match=rf"refuses work \({message}\)"):
+        await runtime.start(SLOT)
+
+
+async def test_one_operation_that_is_refused_is_a_fault_of_that_one(
+    engine: ScriptedEngine, runtime: DockerRuntime, spec: SlotSpec
+) -> None:
+    engine.refuse("POST /containers/create", 500)
+    engine.refuse("POST /containers/NAME/start", 500)
+    engine.refuse("DELETE /containers/NAME", 500, "could not kill")
+    with pytest.raises(RuntimeFault, match=r"could not create .*: it does not work"):
+        await runtime.create(spec)
+    with pytest.raises(RuntimeFault, match=r"could not start .*: it does not work"):
+        await runtime.start(SLOT)
+    with pytest.raises(RuntimeFault, match=r"could not remove .*: could not kill"):
+        await runtime.remove(SLOT)
+
+
+async def test_an_image_that_went_is_missing_and_anything_else_that_is_missing_is_a_fault(
+    engine: ScriptedEngine, runtime: DockerRuntime, spec: SlotSpec
+) -> None:
+    await runtime.probe()
+    engine.refuse("POST /containers/create", 404, "No such image: runner:1")
+    with pytest.raises(ImageMissing, match="runner:1 is not on this worker host"):
+        await runtime.create(spec)
+    engine.refuse("POST /containers/create", 404, "network none-such not found")
+    with pytest.raises(RuntimeFault, match="none-such not found"):
+        await runtime.create(spec)
+
+
+@pytest.mark.parametrize("question", QUESTIONS_OF_A_PROBE)
+async def test_an_engine_that_can_not_say_who_it_is_is_away(
+    engine: ScriptedEngine, runtime: DockerRuntime, question: str
+) -> None:
+    # The connection is open already, which takes a question of its own.
+    engine.answers["GET /info"] = (200, {})
+    await runtime.probe()
+    engine.answers["GET /version"] = (200, {"Version": "20.10.1", "ApiVersion": "1.41"})
+    engine.refuse(question, 500)
+    with pytest.raises(RuntimeUnavailable, match="it does not work"):
+        await runtime.probe()
+
+
+async def test_a_list_that_is_refused_is_the_runtimes_own_fault(engine: ScriptedEngine, runtime: DockerRuntime) -> None:
+    engine.refuse("GET /containers/json", 500)
+    with pytest.raises(RuntimeFault, match="it does not work"):
+        await runtime.slots()
+
+
+async def test_an_answer_that_is_none_is_an_engine_that_is_away(engine: ScriptedEngine, runtime: DockerRuntime) -> None:
+    await runtime.slots()
+    engine.answers["GET /containers/json"] = (200, b"<html>some proxy's</html>")
+    with pytest.raises(RuntimeUnavailable):
+        await runtime.slots()
+
+
+async def test_what_is_refused_costs_no_connection(engine: ScriptedEngine, runtime: DockerRuntime) -> None:
+    await runtime.slots()
+    before = engine.connections
+    for _ in range(5):
+        assert (await runtime.observe(SLOT)).state is SlotState.ABSENT
+    assert engine.asked.count("GET /containers/NAME/json") == 5
+    assert engine.connections == before
