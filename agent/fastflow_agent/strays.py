@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 
 import structlog
 
-from fastflow_agent.attempts.closing import delete_slot
+from fastflow_agent.attempts.closing import REMOVE_AGAIN_SECONDS, delete_slot
 from fastflow_agent.attempts.dossier import Services
 from fastflow_agent.conditions import Conditions, ConditionType
 from fastflow_agent.model import SlotId
@@ -35,21 +35,30 @@ class Strays:
     async def clear(self, orphan_grace: asyncio.Future[float]) -> None:
         """Remove all strays there are; the grace (seconds) is known once the control plane has named it."""
         await self._clear_up_preparations()
-        containers = await self._services.patiently(self._services.runtime.slots)
+        containers = await self._find()
         strays = sorted(slot for slot in containers if slot not in self._bound())
         for slot in self._folders:
             if slot not in containers:
                 await self._delete_folder(slot)
-        if not strays:
-            return
-        self._conditions.hold(
-            ConditionType.STRAY_CONTAINERS,
-            f"containers of lost attempts are stopped after the grace for orphans: {', '.join(strays)}",
-        )
-        await self._services.clock.sleep(await asyncio.shield(orphan_grace))
-        for slot in strays:
-            await self._remove(slot)
+        if strays:
+            self._say(f"containers of lost attempts are stopped after the grace for orphans: {', '.join(strays)}")
+            await self._services.clock.sleep(await asyncio.shield(orphan_grace))
+        while strays := [slot for slot in strays if not await self._removed(slot)]:
+            self._say(f"containers of lost attempts can not be removed, which is tried again: {', '.join(strays)}")
+            await self._services.clock.sleep(REMOVE_AGAIN_SECONDS)
         self._conditions.clear(ConditionType.STRAY_CONTAINERS)
+
+    def _say(self, message: str) -> None:
+        self._conditions.hold(ConditionType.STRAY_CONTAINERS, message)
+
+    async def _find(self) -> Collection[SlotId]:
+        """All slots that have a container. Until the engine tells, nothing is known to be gone."""
+        while True:
+            try:
+                return await self._services.patiently(self._services.runtime.slots)
+            except RuntimeFault as error:
+                self._say(f"it is not known whether containers of lost attempts are left: {error}")
+                await self._services.clock.sleep(REMOVE_AGAIN_SECONDS)
 
     async def _clear_up_preparations(self) -> None:
         try:
@@ -58,13 +67,19 @@ class Strays:
             # The next preparation tries again, and fails by it.
             log.warning("what a dead agent was preparing can not be removed", error=str(error))
 
-    async def _remove(self, slot: SlotId) -> None:
+    async def _removed(self, slot: SlotId) -> bool:
+        """Stop and remove a stray; false if the engine can not do that now, as with a process that does not die."""
         runtime = self._services.runtime
         log.warning("stray container is stopped", slot=slot)
-        if await self._services.patiently(lambda: runtime.signal(slot, signal.SIGTERM)):
-            await self._services.clock.sleep(STRAY_STOP_SECONDS)
-        await self._services.patiently(lambda: runtime.remove(slot))
+        try:
+            if await self._services.patiently(lambda: runtime.signal(slot, signal.SIGTERM)):
+                await self._services.clock.sleep(STRAY_STOP_SECONDS)
+            await self._services.patiently(lambda: runtime.remove(slot))
+        except RuntimeFault as error:
+            log.warning("stray container can not be removed yet", slot=slot, error=str(error))
+            return False
         await self._delete_folder(slot)
+        return True
 
     async def _delete_folder(self, slot: SlotId) -> None:
         paths = self._services.paths(slot)

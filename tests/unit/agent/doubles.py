@@ -20,6 +20,7 @@ from fastflow_agent.runtime.base import (
     PreparerResult,
     PreparerSpec,
     Runtime,
+    RuntimeFault,
     RuntimeUnavailable,
     SlotSpec,
     SlotState,
@@ -86,6 +87,8 @@ class Container:
     signals: list[int] = field(default_factory=list)
     ignores: set[int] = field(default_factory=set)
     frozen: bool = False
+    stuck: bool = False
+    """A process in it does not die, so the engine can not remove it."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -195,6 +198,8 @@ class FakeRuntime(Runtime):
 
     async def remove(self, slot: SlotId) -> None:
         self._check("remove")
+        if slot in self.containers and self.containers[slot].stuck:
+            raise RuntimeFault("a process of it does not die")
         if container := self.containers.pop(slot, None):
             container.changed.set()
 

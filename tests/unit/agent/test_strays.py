@@ -4,15 +4,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from fastflow_agent.attempts.closing import REMOVE_AGAIN_SECONDS
 from fastflow_agent.conditions import ConditionType
 from fastflow_agent.model import SlotId
-from fastflow_agent.runtime.base import SlotState
+from fastflow_agent.runtime.base import RuntimeFault, SlotState
 from fastflow_agent.strays import STRAY_STOP_SECONDS, Strays
 
 from tests.unit.agent.doubles import Container
 from tests.unit.agent.world import World
 
 STRAY = SlotId("00000000000000aa")
+OTHER = SlotId("00000000000000bb")
 
 
 @pytest.fixture
@@ -21,11 +23,23 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield world
 
 
-def _leave_container(world: World) -> Container:
-    container = world.runtime.containers[STRAY] = Container(SlotState.RUNNING)
-    world.paths(STRAY).root.mkdir(parents=True)
-    world.paths(STRAY).log.touch()
+def _leave_container(world: World, slot: SlotId = STRAY) -> Container:
+    container = world.runtime.containers[slot] = Container(SlotState.RUNNING)
+    world.paths(slot).root.mkdir(parents=True)
+    world.paths(slot).log.touch()
     return container
+
+
+def _at_once() -> "asyncio.Future[float]":
+    grace: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+    grace.set_result(0.0)
+    return grace
+
+
+def _said(world: World) -> str:
+    (held,) = world.conditions.all()
+    assert held.type is ConditionType.STRAY_CONTAINERS
+    return held.message
 
 
 async def _begin(world: World, grace: "asyncio.Future[float]") -> "asyncio.Task[None]":
@@ -56,6 +70,40 @@ async def test_a_container_without_journal_is_said_and_stopped_only_after_the_gr
     assert not world.runtime.containers
     assert not world.paths(STRAY).root.exists()
     assert not world.conditions.holds(ConditionType.STRAY_CONTAINERS)
+
+
+async def test_a_stray_the_engine_can_not_remove_is_said_and_tried_again_and_holds_up_no_other(world: World) -> None:
+    stuck, _ = _leave_container(world), _leave_container(world, OTHER)
+    stuck.stuck = True
+    await world.start()
+    clearing = await _begin(world, _at_once())
+    await world.clock.advance(3 * (STRAY_STOP_SECONDS + REMOVE_AGAIN_SECONDS))
+    assert list(world.runtime.containers) == [STRAY]
+    assert not world.paths(OTHER).root.exists()
+    assert world.paths(STRAY).root.exists()
+    assert "can not be removed" in _said(world)
+    assert (STRAY in _said(world), OTHER in _said(world)) == (True, False)
+    assert not clearing.done()
+    stuck.stuck = False
+    await world.clock.advance(STRAY_STOP_SECONDS + REMOVE_AGAIN_SECONDS)
+    await clearing
+    assert not world.runtime.containers
+    assert world.conditions.all() == []
+
+
+async def test_strays_are_looked_for_until_the_engine_tells_them(world: World) -> None:
+    _leave_container(world)
+    await world.start()
+    world.runtime.fail["slots"] = RuntimeFault("it does not work")
+    clearing = await _begin(world, _at_once())
+    await world.clock.advance(3 * REMOVE_AGAIN_SECONDS)
+    assert "it does not work" in _said(world)
+    assert not clearing.done()
+    del world.runtime.fail["slots"]
+    await world.clock.advance(REMOVE_AGAIN_SECONDS + STRAY_STOP_SECONDS)
+    await clearing
+    assert not world.runtime.containers
+    assert world.conditions.all() == []
 
 
 async def test_what_has_a_journal_is_no_stray(world: World) -> None:
