@@ -3,13 +3,15 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import structlog
 from hypothesis import settings
+
+from tests import trees
 
 if TYPE_CHECKING:
     from tests.postgres import PostgresServer
@@ -52,6 +54,19 @@ def postgres() -> "Iterator[PostgresServer]":
 
     with PostgresServer() as server:
         yield server
+
+
+@pytest.fixture
+def make_deep() -> Iterator[Callable[[Path], None]]:
+    """See `trees.make_deep`. What a test leaves of it is deleted: pytest itself can not, and ends with an error."""
+    made: list[Path] = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        trees.make_deep(folder)
+
+    yield make
+    subprocess.run(["rm", "-rf", "--", *made], check=True)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,7 +2,7 @@
 
 A bundle is the folder `<hex digits of its digest>`, all of it read-only. Beside it lies `<digits>.used`: its bytes on
 disk, and as the file's time the last use, so that this outlives the agent. All of it blocks; use from one thread,
-`broken` and `discard` from any.
+`broken` from any.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import structlog
+from fastflow.deletion import delete_trees
 from fastflow.pipelines import bundle
 from fastflow.pipelines.code import read_code
 from fastflow.pipelines.folder import DiskFolder, FolderFault
@@ -39,8 +40,7 @@ class BundleStore:
         if self._opened:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        for path in self._folder.glob(f"{bundle.PARTIAL_PREFIX}*"):
-            bundle.discard(path)
+        delete_trees(*self._folder.glob(f"{bundle.PARTIAL_PREFIX}*"))
         for path in self._folder.iterdir():
             if path.is_dir() and not path.name.startswith("."):
                 self._sizes[path.name] = self._known_size(path)
@@ -105,7 +105,7 @@ class BundleStore:
         return aside
 
     def excess(self, limit: int, in_use: Callable[[str], bool]) -> list[Path]:
-        """Takes away what is to go, and returns where it is now, to be discarded.
+        """Takes away what is to go, and returns where it is now, to be deleted.
 
         That is every damaged bundle that was set aside, and of the others those used least recently until the rest has
         at most `limit` bytes. What is `in_use` stays, whatever its size.
@@ -160,11 +160,6 @@ class BundleStore:
 
     def _measure(self, path: Path) -> int:
         return sum(entry.lstat().st_blocks * 512 for entry in (path, *path.rglob("*")))
-
-
-def discard(path: Path) -> None:
-    """Deletes what `BundleStore.excess` or `set_aside` took out of use."""
-    bundle.discard(path)
 
 
 def _look(path: Path) -> int:

@@ -19,9 +19,10 @@ import grpc.aio
 import structlog
 from fastflow.agent.v1 import gateway_pb2, gateway_pb2_grpc
 from fastflow.backoff import Backoff
+from fastflow.deletion import delete_trees
 from fastflow.pipelines import bundle
 
-from fastflow_agent.bundle_store import BundleStore, discard
+from fastflow_agent.bundle_store import BundleStore
 from fastflow_agent.clock import Clock
 from fastflow_agent.model import SlotId
 from fastflow_agent.singleflight import SingleFlight
@@ -133,8 +134,7 @@ class Bundles:
             async with self._removing:
                 await self._on_disk(self._store.open)
                 gone = await self._on_disk(lambda: self._store.excess(self._size_limit, self._in_use))
-                for path in gone:
-                    await self._on_content(partial(discard, path))
+                await self._on_content(lambda: delete_trees(*gone))
         except OSError as error:
             log.warning("code that is not used can not be removed", error=str(error))
             return

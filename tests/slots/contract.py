@@ -3,6 +3,8 @@
 import asyncio
 import json
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from fastflow_agent.runtime.base import WRAPPER_FAILED, PreparerResult, PreparerSpec, Runtime, RuntimeFault, SlotState
@@ -185,6 +187,16 @@ class RuntimeContract:
         assert not slot.spec.paths.env.exists()
         assert await slot.runtime.slots() == {}
 
+    async def test_a_slot_is_removed_however_deep_its_program_has_filled_its_folder(
+        self, workshop: Workshop, make_deep: Callable[[Path], None]
+    ) -> None:
+        slot = workshop.slot("print('ran')")
+        await slot.run()
+        make_deep(slot.spec.paths.env)
+        await slot.runtime.remove(slot.id)
+        assert not slot.spec.paths.env.exists()
+        assert await slot.runtime.slots() == {}
+
     async def test_a_successor_takes_over_all_slots(self, workshop: Workshop, successor: Runtime) -> None:
         created, waiting, ended = (workshop.slot("print('up'); raise SystemExit(3)") for _ in range(3))
         running = workshop.slot("""
@@ -264,7 +276,7 @@ class RuntimeContract:
         preparing = asyncio.ensure_future(workshop.runtime.run_preparer(stuck))
         folder = workshop.folder / "preparers"
         async with asyncio.timeout(30):
-            while not folder.is_dir() or not list(folder.glob("*/log")):  # noqa: ASYNC110 - nobody tells
+            while not workshop.released():  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.05)
         before = {path.name for path in folder.iterdir()}
         await successor.remove_preparers()

@@ -139,6 +139,11 @@ class Workshop:
         assert (result.exit_code, result.offline) == (0, True), result.output.decode()
         return cache
 
+    def released(self) -> list[Path]:
+        """The environments of all slots and preparers that came for their release."""
+        made = [folder for folder in self.env_dir.iterdir() if folder.suffix != ".draft"]
+        return [folder for folder in made if not (folder / "release").exists()]
+
     async def clear(self) -> None:
         """Remove all slots that were made."""
         for slot in self.made:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from pathlib import Path
 
 import structlog
+from fastflow.deletion import delete_trees
 from fastflow.service.failpoints import AgentPoint
 
 from fastflow_agent.attempts.dossier import Dossier
@@ -49,7 +49,7 @@ async def remove_container(dossier: Dossier) -> None:
     services.uvcache.unpin(slot)
     services.bundles.unpin(slot)
     paths = dossier.paths
-    await _delete(dossier, [paths.tmp, paths.upper, paths.work])
+    await _delete(dossier, paths.tmp, paths.upper, paths.work)
 
 
 async def seal_log(dossier: Dossier, output: Output) -> None:
@@ -98,29 +98,18 @@ async def delete_all(dossier: Dossier, output: Output) -> None:
 
 
 def delete_slot(root: Path, journal: Path) -> None:
-    """Delete a slot's folder; the journal only once all else is gone, so that a crash is seen again. Blocks."""
-    for entry in sorted(root.iterdir()) if root.is_dir() else []:
-        if entry == journal:
-            continue
-        _delete_tree(entry)
-    journal.unlink(missing_ok=True)
+    """Delete a slot's folder; the journal only once all else is gone, so that a crash is seen again.
+
+    Blocks; raises OSError.
+    """
     if root.is_dir():
-        root.rmdir()
+        delete_trees(*(entry for entry in root.iterdir() if entry != journal))
+        delete_trees(root)
 
 
-async def _delete(dossier: Dossier, folders: list[Path]) -> None:
-    loop = asyncio.get_running_loop()
-    for folder in folders:
-        try:
-            await loop.run_in_executor(dossier.services.cleanup, _delete_tree, folder)
-        except OSError as error:
-            # Not lost: the whole slot folder is deleted at the end.
-            log.warning("folder not deleted", folder=str(folder), error=str(error))
-
-
-def _delete_tree(path: Path) -> None:
-    # rmtree works by descriptors, so a link the pipeline left behind is deleted and never followed.
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+async def _delete(dossier: Dossier, *folders: Path) -> None:
+    try:
+        await asyncio.get_running_loop().run_in_executor(dossier.services.cleanup, delete_trees, *folders)
+    except OSError as error:
+        # Not lost: the whole slot folder is deleted at the end.
+        log.warning("folders not deleted", slot=dossier.slot, error=str(error))

@@ -10,6 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from fastflow.deletion import delete_trees
 from fastflow.pipelines import bundle
 from fastflow.pipelines.code import Code
 
@@ -54,8 +55,7 @@ class PackedCode:
         Raises FolderFault for a file that changed meanwhile, OSError.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        for remains in folder.iterdir():
-            bundle.discard(remains)
+        delete_trees(*folder.iterdir())
         with tempfile.TemporaryFile(dir=folder) as archive:
             packed = bundle.pack(code, archive)
             archive.seek(0)
@@ -77,4 +77,4 @@ class PackedCode:
 
     def remove(self) -> None:
         """Removes it from the disk. Blocks."""
-        bundle.discard(self._folder / bundle.digest_hex(self.packed.digest))
+        delete_trees(self._folder / bundle.digest_hex(self.packed.digest))

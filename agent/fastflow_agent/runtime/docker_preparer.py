@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from fastflow.deletion import delete_trees
 from fastflow.pipelines.sizes import format_size
 from fastflow.service.failpoints import AgentPoint, reach
 
@@ -74,7 +74,8 @@ class Preparers:
 
     async def _clear(self, name: str) -> None:
         await self._containers.remove(name)
-        await self._on_disk(lambda: self._remove_folders(self._paths(name)))
+        paths = self._paths(name)
+        await self._on_disk(lambda: delete_trees(paths.env, paths.root))
 
     def _paths(self, name: str) -> SlotPaths:
         # Both by the container's name: agents of one host may share the folder for environments.
@@ -86,10 +87,6 @@ class Preparers:
         settings = paths.env / "settings"
         settings.write_bytes(render(spec.environment))
         os.chown(settings, owner, owner)
-
-    def _remove_folders(self, paths: SlotPaths) -> None:
-        Gate(paths, self._options.container_uid).remove()
-        shutil.rmtree(paths.root, ignore_errors=True)
 
     async def _finish(self, name: str, paths: SlotPaths) -> PreparerResult:
         gate = Gate(paths, self._options.container_uid)

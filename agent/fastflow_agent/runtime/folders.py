@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from pathlib import Path
+
+from fastflow.deletion import delete_trees
 
 from fastflow_agent.runtime.base import SlotPaths
 from fastflow_agent.runtime.release import Gate
@@ -29,7 +30,7 @@ def make_template(data_dir: Path) -> Path:
     if template.exists():
         return template
     draft = template.with_name(f"{digest}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    delete_trees(draft)
     draft.mkdir(parents=True)
     for name, content in scripts.items():
         (draft / name).write_bytes(content)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from fastflow.deletion import delete_trees
 from fastflow.service.failpoints import AgentPoint, reach
 from uv import find_uv_bin
 
@@ -106,7 +107,7 @@ class ProcessRuntime(Runtime):
             box, cache = Box(spec.paths), spec.paths.upper
             if not box.exists():
                 # uv would write into the generation, which must stay as it is: links cost little and keep it whole.
-                shutil.rmtree(cache, ignore_errors=True)
+                delete_trees(cache)
                 shutil.copytree(spec.cache, cache, symlinks=True, copy_function=os.link)
                 box.make(spec.code, cache, _uv(), command)
 
@@ -255,7 +256,7 @@ class ProcessRuntime(Runtime):
 
     async def _clear(self, box: Box) -> None:
         await self._remove(box)
-        await self._run(lambda: shutil.rmtree(box.paths.root, ignore_errors=True))
+        await self._run(lambda: delete_trees(box.paths.root))
 
     async def _prepare(self, box: Box) -> PreparerResult:
         egress = self._options.egress

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal as signals
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from fastflow.deletion import delete_trees
 
 from fastflow_agent.runtime import folders
 from fastflow_agent.runtime.base import WRAPPER_FAILED, Observation, RuntimeFault, SlotPaths, SlotState
@@ -56,7 +57,7 @@ class Box:
 
     def make(self, code: Path, cache: Path, uv: str, command: Sequence[str]) -> None:
         """Lay out the folder; `command` is a wrapper script's name and arguments. `command` is written last."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        delete_trees(self.folder)
         self.folder.mkdir(mode=0o700, parents=True)
         mounts = {"code": code, "log": self.paths.log, "out": self.paths.out, "env": self.paths.env}
         scripts = {script.name: script for script in folders.WRAPPER.iterdir()}
@@ -158,11 +159,10 @@ class Box:
         return found[1] if found else None
 
     def delete(self) -> None:
-        """Delete the folder and the environment; the processes are to be gone."""
+        """Delete the folder and the environment; the processes are to be gone. Raises OSError."""
         # First of all what makes it a slot, so that half a removal is finished by the next one.
         (self.folder / "command").unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.gate.remove()
+        delete_trees(self.folder, self.paths.env)
 
     def recover(self, shim: int, program: int) -> None:
         """Lay out again what is needed to signal and remove processes whose folder was lost."""

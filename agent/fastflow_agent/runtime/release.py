@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from fastflow.deletion import delete_trees
 
 from fastflow_agent.runtime.base import RuntimeFault, SlotPaths
 
@@ -52,7 +53,7 @@ class Gate:
         if self._folder.exists():
             return
         draft = self._folder.with_name(self._folder.name + ".draft")
-        shutil.rmtree(draft, ignore_errors=True)
+        delete_trees(draft)
         draft.mkdir(mode=0o700)
         os.mkfifo(draft / _PIPE, 0o600)
         # Its number is kept where the pipeline can not reach it: a pipe it makes in this one's place has another.
@@ -104,8 +105,8 @@ class Gate:
         return self.says(_FAILED)
 
     def remove(self) -> None:
-        """Remove the folder with all the pipeline put there. No error if it is gone."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Remove the folder with all the pipeline put there. No error if it is gone. Blocks; raises OSError."""
+        delete_trees(self._folder)
 
     @contextmanager
     def _opened(self) -> Iterator[int]:

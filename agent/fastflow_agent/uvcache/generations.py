@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import structlog
+from fastflow.deletion import delete_trees
 from fastflow.durable import sync_folder
 from fastflow.service.failpoints import AgentPoint, reach
 
@@ -146,7 +147,7 @@ class Generations:
     def stage(self, name: str, base: Held | None) -> Path:
         """Makes a folder for a preparation, with `cache` in it, a copy of `base`. Raises OSError."""
         staging = self._folder / "staging" / name
-        tree.remove(staging)
+        delete_trees(staging)
         staging.mkdir(parents=True)
         cache = staging / "cache"
         tree.make_owned_folder(cache, self._owner)
@@ -155,12 +156,19 @@ class Generations:
         return staging
 
     def clear_staging(self) -> None:
-        """Removes what earlier processes staged; their preparers are to be gone, or they go on writing there."""
-        tree.remove(self._folder / "staging")
+        """Removes what earlier processes staged; their preparers are to be gone, or they go on writing there.
+
+        Raises OSError.
+        """
+        delete_trees(self._folder / "staging")
 
     def discard(self, staging: Path) -> None:
-        """Removes what `stage` made."""
-        tree.remove(staging)
+        """Removes what `stage` made. What can not be removed now, the next process removes (`clear_staging`)."""
+        try:
+            delete_trees(staging)
+        except OSError as error:
+            # Neither a preparation that succeeded fails by it, nor is it told in place of why another one failed.
+            log.warning("what was prepared can not be removed", folder=str(staging), error=str(error))
 
     def publish(self, staging: Path, base: Held | None, environments: Mapping[str, Environment], script: str) -> Held:
         """Makes the prepared cache the newest generation, with what was published since `base`. Raises OSError."""
@@ -212,8 +220,7 @@ class Generations:
         gone = [each.number for each in self._held if each.number in numbers]
         if gone:
             self._write([each for each in self._held if each.number not in numbers])
-        for number in (*gone, *remains):
-            tree.remove(self.path(number))
+        delete_trees(*(self.path(number) for number in (*gone, *remains)))
 
     def _write(self, held: list[Held]) -> None:
         path = self._folder / "index.json"

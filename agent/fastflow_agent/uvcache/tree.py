@@ -97,11 +97,6 @@ def sizes(roots: Iterable[Path]) -> list[int]:
     return added
 
 
-def remove(root: Path) -> None:
-    """Removes a tree, if it is there."""
-    shutil.rmtree(root, ignore_errors=True)
-
-
 def make_owned_folder(folder: Path, owner: int) -> None:
     """Makes a new folder of `owner`."""
     folder.mkdir(mode=0o755)

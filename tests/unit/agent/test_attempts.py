@@ -1,6 +1,8 @@
 """One attempt's life, with an engine and a control plane in memory."""
 
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
 from fastflow_agent.desired import Action, Desired
 from fastflow_agent.facts import LogLossFound, ProvenanceKnown, SoftLimitCrossed
@@ -81,6 +83,20 @@ async def test_capacity_is_given_back_only_when_the_container_is_gone(world: Wor
     del world.runtime.fail["remove"]
     await world.forgotten(key, passing=1.0)
     assert world.known[key].gone
+
+
+async def test_a_slot_is_deleted_however_deep_its_program_has_filled_its_folders(
+    world: World, make_deep: Callable[[Path], None]
+) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    paths = world.paths(world.slot(key))
+    for folder in (paths.tmp, paths.out):
+        folder.mkdir()
+        make_deep(folder)
+    world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key)
 
 
 # Stops.

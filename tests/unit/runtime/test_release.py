@@ -15,6 +15,8 @@ from fastflow_agent.runtime.release import Gate, environments_folder, render
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.trees import NOBODY, not_root
+
 SLOT = SlotId("0123456789abcdef")
 
 
@@ -108,6 +110,26 @@ def test_a_folder_that_is_gone_tells_nothing(gate: Gate) -> None:
     gate.remove()
     assert gate.was_released() is None
     assert not gate.wrapper_failed()
+
+
+def test_a_folder_goes_however_deep_a_pipeline_has_filled_it(
+    gate: Gate, paths: SlotPaths, make_deep: Callable[[Path], None]
+) -> None:
+    make_deep(paths.env)
+    gate.remove()
+    assert not paths.env.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can put something there that another user can not delete")
+def test_a_folder_that_can_not_be_removed_is_an_error(gate: Gate, paths: SlotPaths) -> None:
+    (paths.env / "roots").mkdir()
+    (paths.env / "roots" / "file").touch()
+    os.chown(paths.env, NOBODY, NOBODY)
+    paths.env.parent.chmod(0o777)
+    with not_root(), pytest.raises(PermissionError):
+        gate.remove()
+    gate.remove()
+    assert gate.was_released() is None
 
 
 @pytest.mark.parametrize("what", ["pipe", "file", "link", "folder"])

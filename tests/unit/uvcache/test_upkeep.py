@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -151,3 +152,21 @@ async def test_a_generation_that_vanished_under_a_living_agent_is_prepared_anew(
     again = await world.ensure("alpha")
     assert len(world.uv.runs) == 2
     assert again.path.is_dir()
+
+
+async def test_an_environment_counts_as_prepared_though_what_was_staged_can_not_be_removed(
+    world: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*paths: Path) -> None:
+        if any(path.exists() for path in paths):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("fastflow_agent.uvcache.generations.delete_trees", refuse)
+    await world.ensure("alpha")
+    monkeypatch.undo()
+    assert list((world.folder / "cache" / "staging").iterdir())
+    await world.open()
+    await world.cache.clear_up()
+    assert not (world.folder / "cache" / "staging").exists()
+    await world.ensure("alpha")
+    assert len(world.uv.runs) == 1

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+from fastflow.deletion import delete_trees
 from fastflow.durable import sync_folder
 from fastflow.pipelines.code import (
     MAX_CODE_BYTES,
@@ -32,7 +33,7 @@ from fastflow.pipelines.code import (
 from fastflow.pipelines.folder import Kind
 
 PARTIAL_PREFIX = ".partial-"
-"""How the names of folders begin that `unpack` has not finished. After a crash they stay: give them to `discard`."""
+"""How the names of folders begin that `unpack` has not finished. After a crash they stay."""
 
 MTIME = 315_532_800
 """Modification time of every packed file: 1980-01-01 UTC, as Python's zipfile refuses what is older."""
@@ -104,19 +105,11 @@ def unpack(archive: IO[bytes], target: Path) -> None:
         except OSError:
             if not target.is_dir():
                 raise
-            discard(partial)
+            delete_trees(partial)
         sync_folder(target.parent)
     except BaseException:
-        discard(partial)
+        delete_trees(partial)
         raise
-
-
-def discard(folder: Path) -> None:
-    """Removes an unpacked bundle; nothing happens where there is none."""
-    for path, _, _ in os.walk(folder):
-        Path(path).chmod(0o700)
-    if folder.exists():
-        shutil.rmtree(folder)
 
 
 class _HashingWriter:
