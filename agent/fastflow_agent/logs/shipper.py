@@ -59,7 +59,10 @@ class ShipSettings:
 
 @dataclass(eq=False)
 class _Shipment:
-    """One attempt's log on its way. `cursor` is what to send next, `dry` the file size at which there was nothing."""
+    """One attempt's log on its way. `cursor` is what to send next, `dry` the file size at which there was nothing.
+
+    It is `resting` from a failure of its disk until the next close look, and `fault` is what the disk said.
+    """
 
     key: AttemptKey
     spool: Spool
@@ -76,6 +79,8 @@ class _Shipment:
     end: int | None = None
     seal_sent: bool = False
     stopped_at: int | None = None
+    resting: bool = False
+    fault: str = ""
     sealed: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def start_over(self) -> None:
@@ -83,6 +88,12 @@ class _Shipment:
         self.cursor = self.durable
         self.window_end = self.dry = None
         self.asked = self.seal_sent = False
+
+    def complain(self, error: OSError) -> None:
+        """Says that its disk failed, once: a full disk may last for days."""
+        say = log.debug if self.fault == str(error) else log.error
+        say("a log can not be read or kept within its bounds", run=self.key.run_id, error=str(error))
+        self.fault = str(error)
 
 
 class Shipper:
@@ -248,27 +259,37 @@ class Shipper:
             shipment.spool.share(level)
 
     async def _keep_within_bounds(self, shipment: _Shipment, closely: bool) -> None:
-        try:
-            if shipment.spool.wants_care(shipment.size):
+        if shipment.spool.wants_care(shipment.size):
+            try:
                 await self._in_thread(shipment, shipment.spool.care)
-            if closely and shipment.durable > shipment.acknowledged:
-                await self._acknowledge(shipment)
-        except OSError as error:
-            if closely:
-                log.error("a log can not be kept within its bounds", run=shipment.key.run_id, error=str(error))
+            except OSError as error:
+                shipment.complain(error)
+        if closely and shipment.durable > shipment.acknowledged:
+            await self._acknowledge(shipment)
+        if closely and shipment.resting:
+            shipment.resting = False
+            self._wake.set()
 
     async def _acknowledge(self, shipment: _Shipment) -> None:
         shipment.acknowledged = durable = shipment.durable
-        await self._in_thread(shipment, lambda: shipment.spool.acknowledged(durable))
+        try:
+            await self._in_thread(shipment, lambda: shipment.spool.acknowledged(durable))
+        except OSError as error:
+            # What was not punched out is with what is acknowledged next; at the end the whole file goes.
+            shipment.complain(error)
 
     async def _in_thread(self, shipment: _Shipment, operation: Callable[[], T]) -> T:
-        def work() -> tuple[T, list[LogLoss]]:
-            return operation(), shipment.spool.take_losses()
+        loop = asyncio.get_running_loop()
 
-        result, losses = await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        for loss in losses:
-            shipment.on_loss(loss)
-        return result
+        def work() -> T:
+            try:
+                return operation()
+            finally:
+                # From here, since who waits for the result may be cancelled, and the operation may have failed.
+                for loss in shipment.spool.take_losses():
+                    loop.call_soon_threadsafe(shipment.on_loss, loss)
+
+        return await loop.run_in_executor(self._threads, work)
 
     # The stream.
 
@@ -314,17 +335,25 @@ class Shipper:
             self._wake.clear()
             sent = False
             for shipment in tuple(self._shipments.values()):
-                for message in await self._next_messages(shipment):
+                for message in await self._messages(shipment):
                     await call.write(message)
                     sent = True
             if not sent:
                 await self._wake.wait()
 
-    async def _next_messages(self, shipment: _Shipment) -> list[gateway_pb2.UploadLogsRequest]:
+    async def _messages(self, shipment: _Shipment) -> list[gateway_pb2.UploadLogsRequest]:
         """What this attempt may send in its turn."""
-        key = _key_message(shipment.key)
-        if shipment.sealed.done():
+        if shipment.resting or shipment.sealed.done():
             return []
+        try:
+            return await self._next_messages(shipment)
+        except OSError as error:
+            shipment.resting = True
+            shipment.complain(error)
+            return []
+
+    async def _next_messages(self, shipment: _Shipment) -> list[gateway_pb2.UploadLogsRequest]:
+        key = _key_message(shipment.key)
         if not shipment.asked:
             shipment.asked = True
             chunk = gateway_pb2.LogChunk(key=key, offset=shipment.durable)
@@ -369,12 +398,7 @@ class Shipper:
                     cursor = piece.end
             return cursor
 
-        try:
-            cursor = await self._in_thread(shipment, load)
-        except OSError as error:
-            log.error("a log can not be read", run=shipment.key.run_id, error=str(error))
-            shipment.dry = size
-            return []
+        cursor = await self._in_thread(shipment, load)
         # An answer that sends the cursor back while this was read, or while it is sent, must win.
         if shipment.cursor != start:
             return []

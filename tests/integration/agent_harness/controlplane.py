@@ -237,6 +237,8 @@ class ScriptedControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
             log = self.logs.get(run, b"")
             if request.HasField("chunk"):
                 self.logs[run] = log[: part.offset] + part.data if part.data else log
+            elif request.HasField("gap"):
+                self.logs[run] = log[: part.offset] + bytes(part.bytes)
             elif request.HasField("seal"):
                 self.sealed[run] = part.end_offset
             durable = len(self.logs[run])
