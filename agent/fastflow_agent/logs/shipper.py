@@ -12,28 +12,25 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import google_crc32c
 import grpc
 import grpc.aio
 import structlog
-from fastflow.agent.v1 import attempts_pb2, gateway_pb2, gateway_pb2_grpc
+from fastflow.agent.v1 import gateway_pb2, gateway_pb2_grpc
 from fastflow.backoff import Backoff
-from fastflow.service.failpoints import AgentPoint, reach
 
 from fastflow_agent.logs.growth import Growth
 from fastflow_agent.logs.losses import LogLoss
-from fastflow_agent.logs.spool import PUNCH_BYTES, Spool
+from fastflow_agent.logs.shipment import Shipment
+from fastflow_agent.logs.spool import Spool
 from fastflow_agent.model import AttemptKey
 
 if TYPE_CHECKING:
     Call = grpc.aio.StreamStreamCall[gateway_pb2.UploadLogsRequest, gateway_pb2.UploadLogsResponse]
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,45 +54,6 @@ class ShipSettings:
     total_quota: int = 2**62
 
 
-@dataclass(eq=False)
-class _Shipment:
-    """One attempt's log on its way. `cursor` is what to send next, `dry` the file size at which there was nothing.
-
-    It is `resting` from a failure of its disk until the next close look, and `fault` is what the disk said.
-    """
-
-    key: AttemptKey
-    spool: Spool
-    durable: int
-    on_loss: Callable[[LogLoss], None]
-    on_backlog: Callable[[int, int], None]
-    cursor: int = 0
-    window_end: int | None = None
-    asked: bool = False
-    size: int = -1
-    dry: int | None = None
-    acknowledged: int = 0
-    sealing: bool = False
-    end: int | None = None
-    seal_sent: bool = False
-    stopped_at: int | None = None
-    resting: bool = False
-    fault: str = ""
-    sealed: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-    def start_over(self) -> None:
-        """Forgets what was sent: a new stream begins with asking where the control plane stands."""
-        self.cursor = self.durable
-        self.window_end = self.dry = None
-        self.asked = self.seal_sent = False
-
-    def complain(self, error: OSError) -> None:
-        """Says that its disk failed, once: a full disk may last for days."""
-        say = log.debug if self.fault == str(error) else log.error
-        say("a log can not be read or kept within its bounds", run=self.key.run_id, error=str(error))
-        self.fault = str(error)
-
-
 class Shipper:
     """Ships the logs of all attempts of this agent. Use from one event loop.
 
@@ -114,7 +72,7 @@ class Shipper:
         self._metadata = metadata
         self._backoff = backoff or Backoff(0.2, 5.0)
         self._settings = settings or ShipSettings()
-        self._shipments: dict[tuple[str, int], _Shipment] = {}
+        self._shipments: dict[tuple[str, int], Shipment] = {}
         self._allowed = asyncio.Event()
         self._allowed.set()
         self._call: Call | None = None
@@ -156,7 +114,9 @@ class Shipper:
 
         `on_backlog` is called for a spool that pauses, at each look: bytes that wait, and how many may.
         """
-        shipment = _Shipment(key, spool, durable_offset, on_loss, on_backlog, cursor=durable_offset)
+        shipment = Shipment(
+            key, spool, durable_offset, on_loss, on_backlog, threads=self._threads, cursor=durable_offset
+        )
         self._shipments[key.run_id, key.attempt] = shipment
         self._look_now.set()
         self._wake.set()
@@ -258,38 +218,14 @@ class Shipper:
         for shipment in self._shipments.values():
             shipment.spool.share(level)
 
-    async def _keep_within_bounds(self, shipment: _Shipment, closely: bool) -> None:
+    async def _keep_within_bounds(self, shipment: Shipment, closely: bool) -> None:
         if shipment.spool.wants_care(shipment.size):
-            try:
-                await self._in_thread(shipment, shipment.spool.care)
-            except OSError as error:
-                shipment.complain(error)
+            await shipment.care()
         if closely and shipment.durable > shipment.acknowledged:
-            await self._acknowledge(shipment)
+            await shipment.acknowledge()
         if closely and shipment.resting:
             shipment.resting = False
             self._wake.set()
-
-    async def _acknowledge(self, shipment: _Shipment) -> None:
-        shipment.acknowledged = durable = shipment.durable
-        try:
-            await self._in_thread(shipment, lambda: shipment.spool.acknowledged(durable))
-        except OSError as error:
-            # What was not punched out is with what is acknowledged next; at the end the whole file goes.
-            shipment.complain(error)
-
-    async def _in_thread(self, shipment: _Shipment, operation: Callable[[], T]) -> T:
-        loop = asyncio.get_running_loop()
-
-        def work() -> T:
-            try:
-                return operation()
-            finally:
-                # From here, since who waits for the result may be cancelled, and the operation may have failed.
-                for loss in shipment.spool.take_losses():
-                    loop.call_soon_threadsafe(shipment.on_loss, loss)
-
-        return await loop.run_in_executor(self._threads, work)
 
     # The stream.
 
@@ -331,112 +267,24 @@ class Shipper:
         return next((_describe(each) for each in results if isinstance(each, grpc.aio.AioRpcError)), "closed")
 
     async def _send(self, call: Call) -> None:
+        chunk = self._settings.chunk_bytes
         while True:
             self._wake.clear()
             sent = False
             for shipment in tuple(self._shipments.values()):
-                for message in await self._messages(shipment):
+                for message in await shipment.messages(chunk, chunk * self._settings.batch_chunks):
                     await call.write(message)
                     sent = True
             if not sent:
                 await self._wake.wait()
 
-    async def _messages(self, shipment: _Shipment) -> list[gateway_pb2.UploadLogsRequest]:
-        """What this attempt may send in its turn."""
-        if shipment.resting or shipment.sealed.done():
-            return []
-        try:
-            return await self._next_messages(shipment)
-        except OSError as error:
-            shipment.resting = True
-            shipment.complain(error)
-            return []
-
-    async def _next_messages(self, shipment: _Shipment) -> list[gateway_pb2.UploadLogsRequest]:
-        key = _key_message(shipment.key)
-        if not shipment.asked:
-            shipment.asked = True
-            chunk = gateway_pb2.LogChunk(key=key, offset=shipment.durable)
-            return [gateway_pb2.UploadLogsRequest(chunk=chunk)]
-        if shipment.window_end is None:
-            return []
-        if shipment.sealing and shipment.end is None:
-            shipment.end = await self._in_thread(shipment, shipment.spool.finish)
-        end = shipment.end if shipment.stopped_at is None else shipment.stopped_at
-        if shipment.sealing and end is not None and shipment.cursor >= end:
-            if shipment.seal_sent:
-                return []
-            shipment.seal_sent = True
-            return [gateway_pb2.UploadLogsRequest(seal=gateway_pb2.LogSeal(key=key, end_offset=end))]
-        room = min(shipment.window_end - shipment.cursor, self._settings.chunk_bytes * self._settings.batch_chunks)
-        if room <= 0 or shipment.stopped_at is not None or (shipment.end is None and shipment.size == shipment.dry):
-            return []
-        return await self._load(shipment, key, room)
-
-    async def _load(
-        self, shipment: _Shipment, key: attempts_pb2.AttemptKey, room: int
-    ) -> list[gateway_pb2.UploadLogsRequest]:
-        size, start = shipment.size, shipment.cursor
-        # No further than was there at the last look: chasing a writer byte for byte would make tiny messages.
-        chasing = shipment.end is None and size > start
-        stop = min(start + room, size) if chasing else start + room
-        messages: list[gateway_pb2.UploadLogsRequest] = []
-
-        def load() -> int:
-            cursor = start
-            while cursor < stop:
-                piece = shipment.spool.read(cursor, min(self._settings.chunk_bytes, stop - cursor))
-                if piece is None:
-                    break
-                if isinstance(piece, bytes):
-                    chunk = gateway_pb2.LogChunk(key=key, offset=cursor, data=piece, crc32c=google_crc32c.value(piece))
-                    messages.append(gateway_pb2.UploadLogsRequest(chunk=chunk))
-                    cursor += len(piece)
-                else:
-                    gap = gateway_pb2.LogGap(key=key, offset=cursor, bytes=piece.end - cursor)
-                    messages.append(gateway_pb2.UploadLogsRequest(gap=gap))
-                    cursor = piece.end
-            return cursor
-
-        cursor = await self._in_thread(shipment, load)
-        # An answer that sends the cursor back while this was read, or while it is sent, must win.
-        if shipment.cursor != start:
-            return []
-        shipment.cursor = cursor
-        if cursor < start + room:
-            shipment.dry = size
-        return messages
-
     async def _hear(self, call: Call) -> None:
         async for answer in call:
             self._backoff.reset()
             shipment = self._shipments.get((answer.run_id, answer.attempt))
-            if shipment is not None and not shipment.sealed.done():
-                await self._heard(shipment, answer)
+            if shipment is not None:
+                await shipment.heard(answer)
                 self._wake.set()
-
-    async def _heard(self, shipment: _Shipment, answer: gateway_pb2.UploadLogsResponse) -> None:
-        rejection = answer.rejection
-        if rejection in (gateway_pb2.LOG_REJECTION_UNKNOWN_ATTEMPT, gateway_pb2.LOG_REJECTION_BAD_TOKEN):
-            name = gateway_pb2.LogRejection.Name(rejection)
-            log.warning("the control plane refuses a log", run=shipment.key.run_id, reason=name)
-            shipment.sealed.set_result(shipment.durable)
-            return
-        first = shipment.window_end is None
-        shipment.durable, shipment.window_end = answer.durable_offset, answer.window_end
-        if shipment.durable:
-            reach(AgentPoint.LOG_ACKNOWLEDGED)
-        if first or rejection == gateway_pb2.LOG_REJECTION_CORRUPT:
-            shipment.cursor, shipment.dry, shipment.seal_sent = answer.durable_offset, None, False
-        if rejection == gateway_pb2.LOG_REJECTION_MISMATCH and shipment.stopped_at is None:
-            shipment.stopped_at = shipment.cursor = answer.durable_offset
-            shipment.seal_sent = False
-            message = "the log differs from what was delivered before; it ends here, and later output was not kept"
-            shipment.on_loss(LogLoss("TAMPERED", answer.durable_offset, None, message))
-        if shipment.durable - shipment.acknowledged >= PUNCH_BYTES or answer.sealed:
-            await self._acknowledge(shipment)
-        if answer.sealed:
-            shipment.sealed.set_result(answer.durable_offset)
 
 
 def fair_level(amounts: Sequence[int], total: int) -> int:
@@ -456,7 +304,3 @@ _STREAM_ENDED = (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidState
 
 def _describe(error: grpc.aio.AioRpcError) -> str:
     return f"{error.code().name}: {error.details()}"
-
-
-def _key_message(key: AttemptKey) -> attempts_pb2.AttemptKey:
-    return attempts_pb2.AttemptKey(run_id=key.run_id, attempt=key.attempt, claim_token=key.claim_token)
