@@ -34,6 +34,10 @@ class UnknownRecord(Exception):
     """A journal holds a whole record that this version does not understand."""
 
 
+class JournalClosed(Exception):
+    """A record came for a journal that was closed: its attempt is being deleted."""
+
+
 class Journal:
     """The records of one attempt, on disk and as `history`.
 
@@ -46,6 +50,7 @@ class Journal:
         self._executor = executor
         self._clock = clock
         self._order = asyncio.Lock()
+        self._closed = False
         self._acked = history.acked
         self._known = 0
 
@@ -86,8 +91,8 @@ class Journal:
 
         `time` (UTC) is when the facts came about; None = now.
 
-        Not cut short by cancellation: the caller is cancelled after the write. OSError if the disk refuses: then
-        nothing of it is in the journal.
+        Not cut short by cancellation: the caller is cancelled after the write. OSError if the disk refuses,
+        JournalClosed after `close`: then nothing of it is in the journal.
         """
         writing = asyncio.ensure_future(self._append(steps, facts, time or self._clock.now()))
         try:
@@ -106,13 +111,19 @@ class Journal:
         self._known = max(self._known, sequence)
         self.history.apply(Acked(min(sequence, self.history.last_event)))
 
-    def close(self) -> None:
-        """Close the file; the journal is not written any more."""
-        if self._file is not None:
-            self._file.close()
+    async def close(self) -> None:
+        """Close the file, after what is being written; the journal takes nothing more. No effect the second time."""
+        async with self._order:
+            # The number of the file goes to another one: nothing may be done with it again.
+            file, self._file = self._file, None
+            self._closed = True
+            if file is not None:
+                file.close()
 
     async def _append(self, steps: Sequence[Step], facts: Sequence[Fact], time: datetime) -> None:
         async with self._order:
+            if self._closed:
+                raise JournalClosed(str(self.history.intent.slot))
             acked = self.history.acked
             records: list[Step | Noted] = [Acked(acked)] if acked > self._acked else []
             last = self.history.last_event

@@ -113,6 +113,18 @@ class Attempt:
 
     async def run(self) -> None:
         """Return once all of the attempt is deleted. Raises what nobody foresaw; then enter it again."""
+        if not self._dossier.history.forgotten:
+            await self._live_with_helpers()
+        await closing.delete_all(self._dossier, self._output)
+
+    async def fail(self, message: str) -> None:
+        """End an attempt whose user code has not run, because of a fault of the agent itself; a known end stands."""
+        if self.began or self._dossier.history.settled:
+            return
+        await self._dossier.record(facts=(Ended(State.FAILED, Reason.RUNTIME, message),))
+
+    async def _live_with_helpers(self) -> None:
+        """Return once nobody wants anything of the attempt any more, and nothing writes into its journal."""
         helpers = [asyncio.create_task(self._dossier.keep_notes())]
         if self._dossier.history.created and not self._dossier.history.sealed:
             # Taken over from an earlier agent: its output is shipped even while the engine does not answer.
@@ -124,24 +136,16 @@ class Attempt:
                 helper.cancel()
             await asyncio.wait(helpers)
 
-    async def fail(self, message: str) -> None:
-        """End an attempt whose user code has not run, because of a fault of the agent itself; a known end stands."""
-        if self.began or self._dossier.history.settled:
-            return
-        await self._dossier.record(facts=(Ended(State.FAILED, Reason.RUNTIME, message),))
-
     async def _live(self) -> None:
         history = self._dossier.history
-        if not history.forgotten:
-            if not history.settled:
-                await self._until_settled()
-            if not history.container_gone:
-                await closing.remove_container(self._dossier)
-            await closing.seal_log(self._dossier, self._output)
-            await self._until_forgotten()
-            # A loss of output may be found as late as the log's end, when the control plane lacks nothing it knows of.
-            await self._dossier.until_told()
-        await closing.delete_all(self._dossier, self._output)
+        if not history.settled:
+            await self._until_settled()
+        if not history.container_gone:
+            await closing.remove_container(self._dossier)
+        await closing.seal_log(self._dossier, self._output)
+        await self._until_forgotten()
+        # A loss of output may be found as late as the log's end, when the control plane lacks nothing it knows of.
+        await self._dossier.until_told()
 
     async def _until_forgotten(self) -> None:
         wishes = self._dossier.wishes

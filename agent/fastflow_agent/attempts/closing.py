@@ -7,10 +7,11 @@ import contextlib
 from pathlib import Path
 
 import structlog
+from fastflow.backoff import Backoff
 from fastflow.deletion import delete_trees
 from fastflow.service.failpoints import AgentPoint
 
-from fastflow_agent.attempts.dossier import Dossier
+from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, Dossier
 from fastflow_agent.attempts.output import Output
 from fastflow_agent.facts import ContainerGone
 from fastflow_agent.model import Reason
@@ -21,6 +22,9 @@ log = structlog.get_logger(__name__)
 
 REMOVE_AGAIN_SECONDS = 5.0
 """A container the engine can not remove (a process that does not die) holds its capacity; asked again this often."""
+
+DELETE_AGAIN_MAXIMUM_SECONDS = 60.0
+"""Back-off where a slot's folder can not be deleted: it holds up nothing but its own room on the disk."""
 
 
 async def remove_container(dossier: Dossier) -> None:
@@ -90,11 +94,24 @@ async def delete_all(dossier: Dossier, output: Output) -> None:
         with contextlib.suppress(OSError):
             await dossier.journal.append(Forget())
     dossier.reach(AgentPoint.FORGET)
-    dossier.journal.close()
+    await dossier.journal.close()
     if dossier.slot:
-        root, journal = dossier.paths.root, dossier.paths.journal
-        await asyncio.get_running_loop().run_in_executor(dossier.services.cleanup, delete_slot, root, journal)
+        await _until_deleted(dossier)
     dossier.reach(AgentPoint.DELETED)
+
+
+async def _until_deleted(dossier: Dossier) -> None:
+    """Delete the slot's folder, and try again while something in it can not be deleted."""
+    services, paths = dossier.services, dossier.paths
+    backoff = Backoff(RETRY_INITIAL_SECONDS, DELETE_AGAIN_MAXIMUM_SECONDS)
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            await loop.run_in_executor(services.cleanup, delete_slot, paths.root, paths.journal)
+            return
+        except OSError as error:
+            log.warning("slot not deleted yet", folder=str(paths.root), error=str(error))
+            await services.clock.sleep(backoff.next())
 
 
 def delete_slot(root: Path, journal: Path) -> None:

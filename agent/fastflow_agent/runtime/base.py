@@ -269,6 +269,7 @@ class Runtime(ABC):
     async def remove(self, slot: SlotId) -> None:
         """Remove container, overlay, environment and control group; kills what runs. Idempotent.
 
+        Raises RuntimeFault for what can not be removed now: called again, it goes on.
         Log, journal and the other folders under `SlotPaths.root` stay: they are the caller's.
         """
 

@@ -1,9 +1,14 @@
 """One attempt's life, with an engine and a control plane in memory."""
 
+import errno
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from fastflow_agent.attempts import closing
+from fastflow_agent.conditions import ConditionType
 from fastflow_agent.desired import Action, Desired
 from fastflow_agent.facts import LogLossFound, ProvenanceKnown, SoftLimitCrossed
 from fastflow_agent.logs.losses import LogLoss
@@ -97,6 +102,39 @@ async def test_a_slot_is_deleted_however_deep_its_program_has_filled_its_folders
         make_deep(folder)
     world.runtime.end(world.slot(key), 0)
     await world.forgotten(key)
+
+
+async def test_a_slot_that_can_not_be_deleted_yet_is_deleted_later_and_disturbs_no_other_attempt(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = 0
+
+    def refuse(*_: Path) -> None:
+        nonlocal refused
+        refused += 1
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    attempt = world.attempt(key)
+    monkeypatch.setattr(closing, "delete_slot", refuse)
+    world.runtime.end(world.slot(key), 0)
+    await world.until(lambda: refused)
+    # The files of this one get the numbers that those of the other one had.
+    other = world.assign()
+    await world.running(other)
+    attempt.note(SoftLimitCrossed(1, "MEMORY", 10, 12, world.clock.now()))
+    await world.clock.advance(60.0)
+    assert refused > 2
+    world.runtime.end(world.slot(other), 3)
+    await world.until(lambda: world.known[other].ends)
+    assert not world.conditions.holds(ConditionType.DISK_FULL)
+    monkeypatch.undo()
+    await world.clock.advance(60.0)
+    await world.forgotten_one(key)
+    await world.forgotten(other)
+    assert world.ended(other).exit_code == 3
 
 
 # Stops.

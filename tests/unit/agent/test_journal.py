@@ -1,6 +1,8 @@
+import asyncio
 import errno
 import os
-from concurrent.futures import Executor
+import threading
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +11,7 @@ import google_crc32c
 import pytest
 from fastflow_agent.clock import Clock
 from fastflow_agent.facts import ContainerGone, Ended, LogLossFound, SoftLimitCrossed, StateChanged
-from fastflow_agent.journal import Journal, UnknownRecord
+from fastflow_agent.journal import Journal, JournalClosed, UnknownRecord
 from fastflow_agent.model import Limits, Reason, SlotId, State, StopCause
 from fastflow_agent.records import (
     Created,
@@ -81,7 +83,7 @@ async def test_a_journal_cut_anywhere_gives_the_records_before_the_cut_and_takes
     path: Path, disk: Executor
 ) -> None:
     journal = await _whole_life(path, disk)
-    journal.close()
+    await journal.close()
     content = path.read_bytes().rstrip(b"\0")
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
@@ -93,18 +95,18 @@ async def test_a_journal_cut_anywhere_gives_the_records_before_the_cut_and_takes
         assert cut is not None
         last = cut.history.last_event
         await cut.append(facts=[ContainerGone()])
-        cut.close()
+        await cut.close()
         assert path.read_bytes().rstrip(b"\0").count(b"\n") == whole + 1
         again = await Journal.open(path, disk, Clock())
         assert again is not None
         assert again.history.last_event == last + 1
-        again.close()
+        await again.close()
 
 
 async def test_a_whole_line_behind_a_torn_one_is_not_brought_back(path: Path, disk: Executor) -> None:
     journal = await Journal.create(path, INTENT, disk, Clock())
     await journal.append(Prepared("torn-away"), Created(9))
-    journal.close()
+    await journal.close()
     content = bytearray(path.read_bytes())
     torn = content.index(b"torn-away")
     content[torn : torn + 4] = b"\0\0\0\0"
@@ -113,7 +115,7 @@ async def test_a_whole_line_behind_a_torn_one_is_not_brought_back(path: Path, di
     cut = await Journal.open(path, disk, Clock())
     assert cut is not None
     await cut.append(Prepared("torn-away"))
-    cut.close()
+    await cut.close()
     again = await Journal.open(path, disk, Clock())
     assert again is not None
     assert again.history.generation == "torn-away"
@@ -122,7 +124,7 @@ async def test_a_whole_line_behind_a_torn_one_is_not_brought_back(path: Path, di
 
 async def test_a_record_of_a_newer_version_is_an_error_and_nothing_is_cut(path: Path, disk: Executor) -> None:
     journal = await Journal.create(path, INTENT, disk, Clock())
-    journal.close()
+    await journal.close()
     content = path.read_bytes().rstrip(b"\0")
     line = b'{"step":"FROZEN"}'
     path.write_bytes(content + b"%08x %b\n" % (google_crc32c.value(line), line))
@@ -148,7 +150,7 @@ async def test_a_full_disk_leaves_neither_half_a_line_nor_a_number_used(
     monkeypatch.undo()
     assert journal.history.last_event == 0
     await journal.append(facts=[PREPARING])
-    journal.close()
+    await journal.close()
     after = await Journal.open(path, disk, Clock())
     assert after is not None
     assert not after.history.created
@@ -199,10 +201,47 @@ async def test_a_journal_is_readable_by_the_agent_alone(path: Path, disk: Execut
 async def test_the_end_of_a_container_that_is_gone_is_read_back(path: Path, disk: Executor) -> None:
     journal = await Journal.create(path, INTENT, disk, Clock())
     await journal.append(Exited("absent", False, ""), facts=[Ended(State.FAILED, Reason.CONTAINER_VANISHED)])
-    journal.close()
+    await journal.close()
     after = await Journal.open(path, disk, Clock())
     assert after is not None
     assert after.history.ended == Ended(State.FAILED, Reason.CONTAINER_VANISHED)
+
+
+async def test_a_journal_closed_twice_closes_no_file_of_others(path: Path, disk: Executor, tmp_path: Path) -> None:
+    journal = await Journal.create(path, INTENT, disk, Clock())
+    await journal.close()
+    # It gets the number that the journal had, or a lower one.
+    with (tmp_path / "others").open("wb", buffering=0) as others:
+        await journal.close()
+        others.write(b"still open")
+    assert (tmp_path / "others").read_bytes() == b"still open"
+
+
+async def test_a_closed_journal_takes_no_record_and_writes_into_no_file_of_others(
+    path: Path, disk: Executor, tmp_path: Path
+) -> None:
+    journal = await Journal.create(path, INTENT, disk, Clock())
+    await journal.close()
+    with (tmp_path / "others").open("wb"), pytest.raises(JournalClosed):
+        await journal.append(Created(9))
+    assert (tmp_path / "others").read_bytes() == b""
+    assert not journal.history.created
+
+
+async def test_a_journal_is_closed_only_once_what_is_being_written_is_there(path: Path) -> None:
+    with ThreadPoolExecutor(1) as disk:
+        journal = await Journal.create(path, INTENT, disk, Clock())
+        busy = threading.Event()
+        disk.submit(busy.wait)
+        appending = asyncio.ensure_future(journal.append(Created(9)))
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(journal.close())
+        await asyncio.sleep(0)
+        busy.set()
+        await asyncio.gather(appending, closing)
+        after = await Journal.open(path, disk, Clock())
+    assert after is not None
+    assert after.history.created
 
 
 async def test_events_that_were_settled_come_again_for_a_control_plane_that_lost_them(
