@@ -15,6 +15,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _syncfs = ctypes.CDLL(None, use_errno=True).syncfs
@@ -30,16 +31,19 @@ def link(source: Path, target: Path, owner: int) -> None:
     """Makes `target` hold what the cache `source` holds; what `target` has already, stays.
 
     Files are shared, folders belong to `owner`. Environments of scripts are left out, and what uv left unfinished.
+    `target` may have been written by anybody: links in it are never followed, and where one, or a file, stands in the
+    place of a folder, NotADirectoryError is raised.
     """
-    for bucket in _entries(source):
-        if bucket.is_dir(follow_symlinks=False):
-            copied = bucket.name.startswith(_COPIED)
-            _make_folder(target / bucket.name, owner)
-            for entry in _entries(bucket.path):
-                if not _is_script_environment(bucket, entry):
-                    _link(entry, target / bucket.name / entry.name, owner, copied=copied)
-        else:
-            _link(bucket, target / bucket.name, owner, copied=False)
+    with _opened(target) as folder:
+        for bucket in _entries(source):
+            if bucket.is_dir(follow_symlinks=False):
+                copied = bucket.name.startswith(_COPIED)
+                with _made(bucket.name, folder, owner) as inner:
+                    for entry in _entries(bucket.path):
+                        if not _is_script_environment(bucket, entry):
+                            _link(entry, inner, owner, copied=copied)
+            else:
+                _link(bucket, folder, owner, copied=False)
 
 
 def close(root: Path, owner: int) -> None:
@@ -100,28 +104,44 @@ def sizes(roots: Iterable[Path]) -> list[int]:
 def make_owned_folder(folder: Path, owner: int) -> None:
     """Makes a new folder of `owner`."""
     folder.mkdir(mode=0o755)
-    _give(folder, owner)
+    with _opened(folder) as descriptor:
+        _give(descriptor, owner)
 
 
-def _link(entry: os.DirEntry[str], target: Path, owner: int, *, copied: bool) -> None:
+def _link(entry: os.DirEntry[str], folder: int, owner: int, *, copied: bool) -> None:
     if entry.name.startswith(_UNFINISHED):
         return
     if entry.is_dir(follow_symlinks=False):
-        _make_folder(target, owner)
-        for inner in _entries(entry.path):
-            _link(inner, target / inner.name, owner, copied=copied)
-    elif not os.path.lexists(target):
-        if entry.is_symlink() or not (copied or _is_mark(entry)):
-            try:
-                os.link(entry.path, target, follow_symlinks=False)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EMLINK, errno.EXDEV):
-                    raise
-        shutil.copy2(entry.path, target, follow_symlinks=False)
-        if not entry.is_symlink():
-            target.chmod(target.stat().st_mode | stat.S_IWUSR)
-        _give(target, owner)
+        with _made(entry.name, folder, owner) as inner:
+            for each in _entries(entry.path):
+                _link(each, inner, owner, copied=copied)
+    elif entry.is_symlink() or not (copied or _is_mark(entry)):
+        try:
+            os.link(entry.path, entry.name, dst_dir_fd=folder, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.EMLINK, errno.EXDEV):
+                raise
+            if error.errno != errno.EEXIST:
+                _copy(entry, folder, owner)
+    else:
+        _copy(entry, folder, owner)
+
+
+def _copy(entry: os.DirEntry[str], folder: int, owner: int) -> None:
+    """Makes a file or link of the owner's own, unless there is one of that name."""
+    with suppress(FileExistsError):
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), entry.name, dir_fd=folder)  # noqa: PTH115  # no Path has it
+            return
+        found = entry.stat(follow_symlinks=False)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(entry.name, flags, 0o600, dir_fd=folder)
+        with os.fdopen(descriptor, "wb") as copy, Path(entry.path).open("rb") as original:
+            shutil.copyfileobj(original, copy)
+            os.fchmod(copy.fileno(), stat.S_IMODE(found.st_mode) | stat.S_IWUSR)
+            _give(copy.fileno(), owner)
+            copy.flush()
+            os.utime(copy.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def _is_mark(entry: os.DirEntry[str]) -> bool:
@@ -135,14 +155,32 @@ def _is_script_environment(bucket: os.DirEntry[str], entry: os.DirEntry[str]) ->
     return bucket.name.startswith(_SCRIPT_ENVIRONMENTS) and os.path.lexists(Path(entry.path) / "pyvenv.cfg")
 
 
-def _make_folder(folder: Path, owner: int) -> None:
-    if not folder.is_dir():
-        make_owned_folder(folder, owner)
-
-
-def _give(path: Path, owner: int) -> None:
+def _give(descriptor: int, owner: int) -> None:
     if owner != os.geteuid():
-        os.chown(path, owner, owner, follow_symlinks=False)
+        os.fchown(descriptor, owner, owner)
+
+
+@contextmanager
+def _made(name: str, folder: int, owner: int) -> Iterator[int]:
+    """A descriptor of the folder `name` in `folder`, which is made for `owner` if it is not there."""
+    try:
+        os.mkdir(name, 0o755, dir_fd=folder)
+        new = True
+    except FileExistsError:
+        new = False
+    with _opened(name, folder) as inner:
+        if new:
+            _give(inner, owner)
+        yield inner
+
+
+@contextmanager
+def _opened(path: str | Path, folder: int | None = None) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -159,10 +197,7 @@ def _walk(folder: str | Path) -> Iterator[os.DirEntry[str]]:
 
 def _sync(folder: Path) -> None:
     # One call for thousands of files.
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _opened(folder) as descriptor:
         if _syncfs(descriptor) != 0:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error))
-    finally:
-        os.close(descriptor)
