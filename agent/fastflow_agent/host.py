@@ -133,7 +133,7 @@ class AgentHost:
     def acknowledged(self, ack: attempts_pb2.AttemptEventAck) -> None:
         """See `SessionHost.acknowledged`."""
         attempt = ack.run_id, ack.attempt
-        self._worker.acknowledge(attempt, ack.sequence)
+        self._worker.acknowledge(attempt, ack.sequence, stored=not ack.rejection)
         if ack.rejection == attempts_pb2.EVENT_REJECTION_GAP:
             self._close_gap(attempt, ack.sequence)
             return
@@ -178,6 +178,7 @@ class AgentHost:
             log.error("the control plane misses events that it had acknowledged", attempt=attempt, sequence=sequence)
 
     def _quarantine(self, reason: str) -> bool:
+        self._worker.keep_still()
         # A control plane that does not know an attempt would have its log forgotten.
         self._shipper.hold(cut=True)
         self._conditions.hold(ConditionType.QUARANTINED, reason)

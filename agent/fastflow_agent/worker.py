@@ -76,18 +76,25 @@ class Worker:
             attempt.drain(draining)
 
     def pause(self) -> None:
-        """What is desired is not known for certain now: begin and abandon nothing until `take_full`."""
+        """What is desired may have changed meanwhile: begin and abandon nothing more until `take_full`."""
         self._connected = False
+
+    def keep_still(self) -> None:
+        """What was desired holds no more: let no user code begin, and end none for it, until `take_full`."""
+        self.pause()
+        self._desired.clear()
+        for attempt in self._attempts.values():
+            attempt.retract()
 
     def take_delta(self, words: Sequence[Desired]) -> None:
         """Take changes; what is not mentioned stays as it was."""
         self._desired.update({number(word.key): word for word in words})
         self.converge()
 
-    def acknowledge(self, attempt: AttemptNumber, sequence: int) -> None:
-        """All events of the attempt up to `sequence` are settled."""
+    def acknowledge(self, attempt: AttemptNumber, sequence: int, *, stored: bool) -> None:
+        """All events of the attempt up to `sequence` are settled; `stored`: not by turning them down."""
         if known := self._attempts.get(attempt):
-            known.acknowledge(sequence)
+            known.acknowledge(sequence, stored=stored)
 
     def converge(self) -> None:
         """Bring what is here nearer to what is desired. Repeat while connected: orphans are stopped by time."""
@@ -108,6 +115,8 @@ class Worker:
                 case Orphan(key=key):
                     log.warning("the control plane does not know this attempt", attempt=str(key))
                     self._orphaned[number(key)] = self._services.clock.monotonic()
+                    if attempt := self._attempts.get(number(key)):
+                        attempt.retract()
                 case Abandon(key=key):
                     if attempt := self._attempts.get(number(key)):
                         attempt.abandon()
@@ -205,8 +214,9 @@ class Worker:
         self._services.reach(AgentPoint.BOUND)
         del self._binding[number(word.key)]
         attempt = Attempt(journal, self._services, fresh=True)
-        newest = self._desired.get(number(word.key), word)
-        attempt.tell(newest if newest.key == word.key else word)
+        newest = self._desired.get(number(word.key))
+        if newest is not None and newest.key == word.key:
+            attempt.tell(newest)
         self._enter(attempt)
         self.converge()
 

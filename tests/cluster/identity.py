@@ -6,11 +6,14 @@ A test module inherits these classes and brings a `cluster` that is not started 
 import shutil
 import sqlite3
 import subprocess
-from contextlib import closing
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.cluster import Cluster
+from tests.slots import PackageIndex, bridge_address, tiny_wheel
 
 SETTINGS = {
     "FASTFLOW_HEARTBEAT_INTERVAL": "0.5",
@@ -208,6 +211,27 @@ class Restored:
         assert cluster.ffctl("runs", "cancel", lives).exit_code == 0
         assert attempt_of(cluster.finish(lives)) == ("CANCELLED", "CANCEL_REQUESTED", 1)
 
+    def test_no_program_begins_whose_packages_come_in_quarantine(self, cluster: Cluster) -> None:
+        packages_come = threading.Event()
+        with slow_index(cluster, packages_come) as index:
+            cluster.start(FASTFLOW_INDEX_URL=index)
+            cluster.add_pipeline("slow", "import alpha; print('begun')", requirements="alpha\n")
+            cluster.add_pipeline("hello", "print('hello')")
+            run = cluster.run("slow")
+            cluster.wait_for_state(run, "PREPARING")
+            backup(cluster)
+            cluster.finish(cluster.run("hello"))
+            restore(cluster)
+            cluster.wait_for_agent("worker-1", "QUARANTINED")
+            packages_come.set()
+            cluster.until(lambda: programs(cluster), PATIENCE, "a slot that waits for its release")
+            for _ in range(3):
+                assert state_of(cluster) == "AGENT_STATE_QUARANTINED"
+                assert [log.read_bytes() for log in data_dir(cluster).glob("slots/*/log")] == [b""]
+            assert cluster.ffctl("agents", "accept", "worker-1").exit_code == 0
+            assert attempt_of(cluster.finish(run)) == ("SUCCEEDED", "", 1)
+            assert cluster.log(run) == b"begun\n"
+
     def test_a_result_that_the_restored_database_lacks_is_told_again(self, cluster: Cluster) -> None:
         cluster.start()
         cluster.add_pipeline("ledger", LEDGER)
@@ -237,9 +261,29 @@ class Restored:
         forgotten = cluster.log(run)
         restore(cluster)
         cluster.wait_for_agent("worker-1", "QUARANTINED")
+        # What is done to it meanwhile makes the copy no newer.
+        for command in ("drain", "resume"):
+            assert cluster.ffctl("agents", command, "worker-1").exit_code == 0
+        cluster.agent.stop()
+        cluster.wait_for_agent("worker-1", "OFFLINE")
+        cluster.agent.start()
+        cluster.wait_for_agent("worker-1", "QUARANTINED")
         assert cluster.ffctl("agents", "accept", "worker-1").exit_code == 0
         assert attempt_of(cluster.finish(run)) == attempt_of(first)
         assert cluster.log(run) not in (b"", forgotten)
+
+
+@contextmanager
+def slow_index(cluster: Cluster, answers: threading.Event) -> Iterator[str]:
+    """URL of a package index that has "alpha", and says nothing until `answers` is set."""
+    index = PackageIndex("127.0.0.1" if cluster.runtime == "process" else bridge_address())
+    index.add("alpha", *tiny_wheel("alpha", ""))
+    index.on_request = lambda: answers.wait(PATIENCE)
+    try:
+        yield index.url
+    finally:
+        answers.set()
+        index.close()
 
 
 def programs(cluster: Cluster) -> list[str]:

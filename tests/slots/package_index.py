@@ -20,7 +20,7 @@ class PackageIndex:
     def __init__(self, address: str, login: str = "") -> None:
         self.files: dict[str, dict[str, bytes]] = {}
         self.requests: list[str] = []
-        self.on_request: Callable[[], None] = lambda: None
+        self.on_request: Callable[[], object] = lambda: None
         index = self
 
         class Handler(BaseHTTPRequestHandler):

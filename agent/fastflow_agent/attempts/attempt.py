@@ -78,13 +78,17 @@ class Attempt:
 
     def tell(self, word: Desired) -> None:
         """Take the control plane's word."""
-        self.acknowledge(word.known_seq)
+        self._dossier.acknowledge(word.known_seq)
         self._dossier.wishes.tell(word)
 
     def take_up_again(self, word: Desired) -> None:
         """The first word of a new stream: this is what the control plane knows now, perhaps less than before."""
         self._dossier.history.rewind(word.known_seq)
         self._dossier.wishes.renew(word)
+
+    def retract(self) -> None:
+        """Nobody knows whether what it was told last still holds: begin and end nothing for it."""
+        self._dossier.wishes.retract()
 
     def drain(self, draining: bool) -> None:
         """Give it back if its program has not begun, where the agent is being drained."""
@@ -94,9 +98,11 @@ class Attempt:
         """Nobody wants it any more: stop it and delete it."""
         self._dossier.wishes.abandon()
 
-    def acknowledge(self, sequence: int) -> None:
-        """The control plane has settled all events up to `sequence`."""
+    def acknowledge(self, sequence: int, *, stored: bool) -> None:
+        """The control plane has settled all events up to `sequence`; `stored`: not by turning them down."""
         self._dossier.acknowledge(sequence)
+        if stored:
+            self._dossier.wishes.note_stored()
 
     @property
     def unacknowledged(self) -> list[Event]:
@@ -179,8 +185,8 @@ class Attempt:
                 return
             self._fresh = False
             await Start(self._dossier, self._output).bring_up(wishes)
-        except Stopped:
-            await self._end_before_release(wishes.stop or StopCause.CANCEL)
+        except Stopped as stopped:
+            await self._end_before_release(stopped.cause)
         except Failed as failure:
             await self._dossier.record(facts=(Ended(State.FAILED, failure.reason, str(failure)),))
         except NotHere as refusal:

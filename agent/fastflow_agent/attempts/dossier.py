@@ -187,12 +187,6 @@ class Dossier:
         self.journal.acknowledge(sequence)
         self._acknowledged.set()
 
-    async def until_known(self) -> None:
-        """Return once the control plane has stored that the attempt is here, so that it is never started anew."""
-        while not self.history.acked:
-            self._acknowledged.clear()
-            await self._acknowledged.wait()
-
     async def until_told(self) -> None:
         """Return once the control plane has settled every event there is."""
         while self._notes or self.history.unacked:

@@ -45,16 +45,14 @@ class Output:
     async def open(self, *, empty: bool = False) -> Spool:
         """Begin to ship, once the masks are known; an `empty` log needs none. Raises OSError."""
         wishes = self._dossier.wishes
-        await wishes.until(lambda: wishes.log or (empty and wishes.newest))
-        async with self._opening:
-            if self._spool is None:
-                word = wishes.log or wishes.newest
-                assert word is not None
-                self._spool = await self._blocking(lambda: self._open(word))
-                shipper = self._dossier.services.shipper
-                tell = self._dossier.backlog.tell
-                shipper.add(self._dossier.key, self._spool, word.durable_offset, self._lost, tell)
-            return self._spool
+        while True:
+            await wishes.until(lambda: wishes.log or (empty and wishes.newest))
+            async with self._opening:
+                if self._spool is not None:
+                    return self._spool
+                # It may have been retracted while another one tried.
+                if (word := wishes.log or wishes.newest) is not None:
+                    return await self._begin(word)
 
     async def ship(self) -> None:
         """Begin to ship, and try again while the disk refuses."""
@@ -86,6 +84,12 @@ class Output:
         if self._spool is not None:
             await self._dossier.services.shipper.remove(self._dossier.key)
             self._spool = None
+
+    async def _begin(self, word: Desired) -> Spool:
+        self._spool = spool = await self._blocking(lambda: self._open(word))
+        services = self._dossier.services
+        services.shipper.add(self._dossier.key, spool, word.durable_offset, self._lost, self._dossier.backlog.tell)
+        return spool
 
     def _open(self, word: Desired) -> Spool:
         history = self._dossier.history

@@ -20,7 +20,7 @@ from fastflow_agent.bundles import BundleFault
 from fastflow_agent.desired import RunSpec
 from fastflow_agent.facts import ProvenanceKnown, StateChanged
 from fastflow_agent.health import is_disk_full
-from fastflow_agent.model import Reason, State
+from fastflow_agent.model import Reason, State, StopCause
 from fastflow_agent.reconcile import DRAINED
 from fastflow_agent.records import Created, Prepared, Released, Releasing, Started
 from fastflow_agent.runtime.base import Facts, ImageMissing, RuntimeFault, RuntimeUnavailable, SlotSpec, SlotState
@@ -32,6 +32,10 @@ T = TypeVar("T")
 
 class Stopped(Exception):
     """The attempt is not wanted any more, and user code has not run."""
+
+    def __init__(self, cause: StopCause) -> None:
+        super().__init__(cause)
+        self.cause = cause
 
 
 class NotHere(Exception):
@@ -64,9 +68,11 @@ class Start:
         Raises Stopped, NotHere or Failed, all of them only while it is certain that user code has not run.
         """
         self._check_wanted()
-        if wishes.run is None or wishes.run.spec is None:
+        while (word := wishes.run) is None:
+            await self._unless_stopped(wishes.until(lambda: wishes.run))
+        spec = word.spec
+        if spec is None:
             raise Failed(Reason.REJECTED, "the assignment does not say what to run")
-        spec = wishes.run.spec
         slot, generation = await self._prepare(spec)
         await self._make_container(slot)
         # The cache may by now hold other versions as well, prepared for other code.
@@ -134,8 +140,9 @@ class Start:
         self._dossier.reach(AgentPoint.CONTAINER_STARTED)
 
     async def _release(self, environment: Mapping[str, str]) -> bool:
-        # Else an agent that loses its data folder now would be told to start it once more.
-        await self._unless_stopped(self._dossier.until_known())
+        wishes = self._dossier.wishes
+        while not wishes.may_begin:
+            await self._unless_stopped(wishes.until(lambda: wishes.may_begin))
         self._check_wanted()
         clock = self._services.clock
         releasing = Releasing(clock.now(), clock.monotonic(), self._services.boot_id)
@@ -197,8 +204,8 @@ class Start:
             await _cancel(working)
 
     def _check_wanted(self) -> None:
-        if self._dossier.wishes.stop:
-            raise Stopped
+        if cause := self._dossier.wishes.stop:
+            raise Stopped(cause)
         if self._dossier.wishes.unstarted:
             raise NotHere(Reason.AGENT_DRAINED, DRAINED)
 

@@ -19,18 +19,21 @@ class Wishes:
         self._log_word: Desired | None = None
         self._abandoned = False
         self._draining = False
+        self._stored = False
         self.doubted = False
         """Whether a new stream still wants something of the attempt: perhaps its log is not whole there any more."""
 
     def tell(self, word: Desired) -> None:
         """Take the control plane's word."""
         self._word = word
+        self._stored |= word.known_seq > 0
         if word.action in (Action.RUN, Action.STOP) and word.masks_known and self._log_word is None:
             self._log_word = word
         self._wake()
 
     def renew(self, word: Desired) -> None:
-        """Take the first word of a new stream: what it tells of the log holds from now on."""
+        """Take the first word of a new stream: what it tells of the log, and of what is known, holds from now on."""
+        self._stored = word.known_seq > 0
         if word.action in (Action.RUN, Action.STOP):
             if word.masks_known:
                 self._log_word = word
@@ -38,6 +41,17 @@ class Wishes:
                 # Where its masks came before they still hold: values are pinned when the attempt is made.
                 self._log_word = replace(self._log_word, durable_offset=word.durable_offset)
             self.doubted = True
+        self._wake()
+
+    def retract(self) -> None:
+        """The newest word holds no more: until another comes, the attempt neither begins nor is ended for it."""
+        self._word = None
+        self._stored = False
+        self._wake()
+
+    def note_stored(self) -> None:
+        """The control plane has stored that the attempt is here."""
+        self._stored = True
         self._wake()
 
     def abandon(self) -> None:
@@ -64,6 +78,14 @@ class Wishes:
     def run(self) -> Desired | None:
         """The word that lets the attempt start; None while there is none, or another."""
         return self._word if self._word and self._word.action is Action.RUN and not self._abandoned else None
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether user code may run: it is wanted, and the control plane has stored that the attempt is here.
+
+        Else an agent that loses its data folder now would be told to start it once more.
+        """
+        return self.run is not None and self._stored
 
     @property
     def stop(self) -> StopCause | None:

@@ -264,7 +264,7 @@ class LocalRun:
         known = self._here.unacknowledged(number(key))
         events = known[1] if known else []
         if events:
-            self._here.acknowledge(number(key), events[-1].sequence)
+            self._here.acknowledge(number(key), events[-1].sequence, stored=True)
         if key != self._key:
             return
         for event in events:

@@ -241,14 +241,14 @@ class World:
             return
         for report in self.worker.reports:
             if report.key not in self.known:
-                self.worker.acknowledge(number(report.key), report.last_event)
+                self.worker.acknowledge(number(report.key), report.last_event, stored=False)
         for key, known in list(self.known.items()):
             found = self.worker.unacknowledged(number(key))
             for event in found[1] if found else []:
                 assert event.sequence <= len(known.events) + 1, "a gap"
                 if event.sequence == len(known.events) + 1:
                     known.events.append(event)
-                self.worker.acknowledge(number(key), event.sequence)
+                self.worker.acknowledge(number(key), event.sequence, stored=True)
             settled = known.ends and known.gone and key in self.shipper.sealed
             if settled and known.word.action is not Action.FORGET:
                 known.word = Desired(key, Action.FORGET)
