@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from pygit2.enums import CredentialType
 
 from fastflow_controlplane.disk import full_message, says_full
 from fastflow_controlplane.sources.mirror import BRANCHES, BRANCHES_NAMED, TAGS, Mirror
-from fastflow_controlplane.sources.packs import join_packs
+from fastflow_controlplane.sources.packs import adopt_packs, join_packs, remove_cut_off, sync_packs
 from fastflow_controlplane.sources.remote import (
     SSH_KEY_SECRET,
     TOKEN_SECRET,
@@ -46,7 +47,10 @@ MAX_TOLD = 500
 """Characters of what a server says that are repeated."""
 
 _REFSPECS = (f"+refs/heads/*:{BRANCHES}*", f"+refs/tags/*:{TAGS}*")
-_PACK_FILES = frozenset({".pack", ".idx", ".rev", ".synced"})
+_ANEW = "anew.git"
+"""Folder beside a damaged copy that all is fetched into."""
+
+_REFERENCE = re.compile(rb"(?:[0-9a-f]{40}|ref: refs/\S+)\n?")
 
 
 class FetchFault(Exception):
@@ -100,18 +104,35 @@ def configure(home: Path, known_hosts: tuple[str, ...], ca_bundle: str) -> None:
 def fetch(path: Path, remote: Remote, credentials: Credentials) -> str:
     """Brings all branches and tags of a remote into the copy at `path`; returns the commit of the branch to follow.
 
-    Raises FetchFault; what the copy had stays.
+    All that was fetched is on disk then. Raises FetchFault; what the copy had stays.
     """
-    with _explained(path, remote, credentials):
-        mirror = Mirror(path)
-        try:
-            _remove_leftovers(path)
-            return _fetch(mirror, remote, _Callbacks(remote, credentials))
-        finally:
-            mirror.close()
+    with _explained(path, remote, credentials), contextlib.closing(Mirror(path)) as mirror:
+        _remove_leftovers(path)
+        if mirror.is_damaged:
+            _make_whole(mirror, remote, credentials)
+        return _fetch(mirror, remote, credentials)
 
 
-def _fetch(mirror: Mirror, remote: Remote, callbacks: "_Callbacks") -> str:
+def _make_whole(damaged: Mirror, remote: Remote, credentials: Credentials) -> None:
+    """Adds all objects of a remote to a damaged copy, whose other objects, which were pushed over, stay."""
+    anew = damaged.path.with_name(_ANEW)
+    shutil.rmtree(anew, ignore_errors=True)
+    try:
+        with contextlib.closing(Mirror(anew)) as fresh:
+            # Into a copy of its own, for a server leaves out what belongs to a commit that is here.
+            _fetch(fresh, remote, credentials)
+        adopt_packs(_packs(damaged), _packs(fresh))
+    finally:
+        shutil.rmtree(anew, ignore_errors=True)
+    damaged.mark_whole()
+
+
+def _packs(mirror: Mirror) -> Path:
+    return mirror.path / "objects" / "pack"
+
+
+def _fetch(mirror: Mirror, remote: Remote, credentials: Credentials) -> str:
+    callbacks = _Callbacks(remote, credentials)
     origin = mirror.repository.remotes.create_anonymous(remote.address.url)
     heads = origin.list_heads(callbacks=callbacks, proxy=True)
     there = {head.name: str(head.oid) for head in heads if head.name}
@@ -120,6 +141,7 @@ def _fetch(mirror: Mirror, remote: Remote, callbacks: "_Callbacks") -> str:
     wanted = there.get(f"refs/heads/{branch}")
     if wanted is None:
         raise FetchFault(_no_branch(branch, there))
+    mirror.forget_missing()
     here, there = mirror.references(), _as_here(there)
     gone = here.keys() - there.keys()
     moved = {name: target for name, target in there.items() if here.get(name) != target}
@@ -130,7 +152,8 @@ def _fetch(mirror: Mirror, remote: Remote, callbacks: "_Callbacks") -> str:
         mirror.forget(name for name, target in here.items() if mirror.is_no_commit(target))
         origin.fetch(list(_REFSPECS), callbacks=callbacks, proxy=True)
         mirror.forget(name for name, target in there.items() if mirror.is_no_commit(target))
-        join_packs(mirror.repository, mirror.path / "objects" / "pack")
+        join_packs(mirror.repository, _packs(mirror))
+    sync_packs(_packs(mirror))
     return wanted
 
 
@@ -260,12 +283,12 @@ def _sentence(remote: Remote, fault: str) -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Removes what a process left whose end cut off a fetch, or the step to a commit in use."""
-    for file in (path / "objects" / "pack").iterdir():
-        if file.suffix not in _PACK_FILES:
+    """Removes what is left of a fetch, or of the step to a commit in use, that ended with its process or the power."""
+    remove_cut_off(path / "objects" / "pack")
+    references = [file for file in (path / "refs").rglob("*") if file.is_file()]
+    for file in (*path.glob("*.lock"), *references):
+        if file.suffix == ".lock" or not _REFERENCE.fullmatch(file.read_bytes()):
             file.unlink(missing_ok=True)
-    for lock in (*path.glob("*.lock"), *(path / "refs").rglob("*.lock")):
-        lock.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class GitSource:
 
     def advance(self, commit: str) -> Contents:
         """Reads a commit that was fetched and makes it the one in use; if that fails, the one before stays."""
+        self._mirror.see_fetched()
         contents = self._read(self._mirror.commit(commit))
         self._mirror.use(commit)
         return contents
@@ -71,8 +72,8 @@ class GitSource:
         return 0
 
     def repair(self) -> None:
-        """Makes the copy anew, empty: the next sync fetches all of it."""
-        self._mirror.reset()
+        """Has the next sync fetch all of it; what is whole stays, and in use."""
+        self._mirror.mark_damaged()
         self._forget()
 
     def close(self) -> None:

@@ -6,24 +6,20 @@ from pathlib import Path
 
 import pygit2
 import structlog
-from fastflow.durable import sync_folder
+from fastflow.durable import sync_file, sync_folder
 from fastflow.pipelines.folder import FolderFault, Kind
 
 from fastflow_controlplane.sources.model import Commit
-from fastflow_controlplane.sources.packs import sync_file
-from fastflow_controlplane.sources.repository import (
-    DamagedRepository,
-    StorageFault,
-    TreeFolder,
-    open_bare,
-    reset_bare,
-)
+from fastflow_controlplane.sources.repository import DamagedRepository, StorageFault, TreeFolder, open_bare
 from fastflow_controlplane.sources.source import UnknownRef
 
 log = structlog.get_logger(__name__)
 
 IN_USE = "refs/fastflow/in-use"
 """The commit that pipelines are read from: changed in one step, after all its objects are on disk."""
+
+DAMAGED = "damaged"
+"""File in the copy that says that the next fetch is to bring everything, as something is missing."""
 
 BRANCHES = "refs/remotes/origin/"
 TAGS = "refs/tags/"
@@ -56,13 +52,16 @@ class Mirror:
 
     def in_use(self) -> Commit | None:
         """Returns the commit in use; None = none yet."""
-        reference = self._repository.references.get(IN_USE)
+        try:
+            reference = self._repository.references.get(IN_USE)
+        except pygit2.GitError:
+            # The power was cut while the first one was written; the next fetch clears it away.
+            reference = None
         return None if reference is None else self.commit(str(reference.target))
 
     def use(self, commit: str) -> None:
-        """Makes a commit the one in use, durable. Raises StorageFault."""
+        """Makes a commit that was fetched the one in use, durable. Raises StorageFault."""
         try:
-            self._sync_packs()
             self._repository.references.create(IN_USE, pygit2.Oid(hex=commit), force=True)
             sync_file(self.path / IN_USE)
             sync_folder((self.path / IN_USE).parent)
@@ -100,6 +99,12 @@ class Mirror:
             if name in self._repository.references:
                 self._repository.references.delete(name)
 
+    def forget_missing(self) -> None:
+        """Removes references to what is not here, which a power cut took: libgit2 fetches nothing that is named."""
+        self.forget(
+            name for name, target in self.references().items() if pygit2.Oid(hex=target) not in self._repository
+        )
+
     def resolve(self, ref: str) -> Commit:
         """Returns the commit that a branch, a tag, a commit's id or its beginning means. Raises UnknownRef."""
         for prefix in (BRANCHES, TAGS):
@@ -107,15 +112,13 @@ class Mirror:
                 reference = self._repository.references.get(prefix + ref)
             except (ValueError, pygit2.GitError):
                 continue
-            if reference is not None and (found := _commit_of(self._repository[reference.target])) is not None:
+            if reference is not None and (found := self._commit_at(reference.target)) is not None:
                 return _described(found)
         if MIN_COMMIT_DIGITS <= len(ref) <= _COMMIT_DIGITS and set(ref) <= _HEX:
             try:
-                found = _commit_of(self._repository[ref])
+                found = self._commit_at(ref)
             except ValueError:
                 raise UnknownRef(f'"{ref}" is the beginning of several commits: write more of it') from None
-            except (KeyError, pygit2.GitError):
-                found = None
             if found is not None:
                 return _described(found)
         there = ", ".join(sorted(self.branches())[:BRANCHES_NAMED]) or "none"
@@ -156,24 +159,35 @@ class Mirror:
         """Returns the files of a tree."""
         return TreeFolder(self._repository, pygit2.Oid(hex=tree))
 
-    def reset(self) -> None:
-        """Makes the copy anew, empty, so that the next fetch brings everything."""
-        log.warning("the copy of a repository is damaged and is fetched anew", path=str(self.path))
-        self._repository = reset_bare(self._repository, self.path)
+    @property
+    def is_damaged(self) -> bool:
+        """Whether the next fetch is to bring everything."""
+        return (self.path / DAMAGED).exists()
+
+    def mark_damaged(self) -> None:
+        """Has the next fetch bring everything; what can be read stays."""
+        if not self.is_damaged:
+            log.warning("the copy of a repository is damaged: the next sync fetches all of it", path=str(self.path))
+            (self.path / DAMAGED).touch()
+
+    def mark_whole(self) -> None:
+        """Notes that everything was fetched."""
+        (self.path / DAMAGED).unlink(missing_ok=True)
+
+    def see_fetched(self) -> None:
+        """Sees what another process fetched: libgit2 takes a pack for the one of its name that it has open."""
+        self._repository.free()
 
     def close(self) -> None:
         """Releases the files."""
         self._repository.free()
 
-    def _sync_packs(self) -> None:
-        packs = self.path / "objects" / "pack"
-        for pack in packs.glob("*.pack"):
-            marker = pack.with_suffix(".synced")
-            if not marker.exists():
-                sync_file(pack)
-                sync_file(pack.with_suffix(".idx"))
-                marker.touch()
-        sync_folder(packs)
+    def _commit_at(self, name: pygit2.Oid | str) -> pygit2.Commit | None:
+        """Returns the commit of an id or its beginning; None = there is none. Raises ValueError where several are."""
+        try:
+            return _commit_of(self._repository[name])
+        except (KeyError, pygit2.GitError):
+            return None
 
 
 def _under(prefix: str, references: Mapping[str, str]) -> dict[str, str]:

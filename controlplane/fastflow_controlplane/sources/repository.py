@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import pygit2
 import structlog
+from fastflow.durable import sync_file, sync_folder
 from fastflow.pipelines.code import Code, CodeFile, open_exactly
 from fastflow.pipelines.folder import Entry, FolderFault, Kind
 from pygit2.enums import FileMode
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 log = structlog.get_logger(__name__)
+
+_OWN_FILES = ("HEAD", "config")
+"""Files without which a bare repository is none."""
 
 STREAMED_BYTES = 1024 * 1024
 """Files from this size on are streamed into the database; smaller ones are quicker in one piece."""
@@ -40,28 +44,34 @@ class StorageFault(Exception):
 
 
 def open_bare(path: Path) -> pygit2.Repository:
-    """Opens the bare repository in the folder `path`, made anew if it is missing or can not be opened.
+    """Opens the bare repository in the folder `path`. Where it can not be opened, what is missing is made, durable.
 
-    Raises StorageFault where it can not be made.
+    Its objects and references stay. Raises StorageFault where it can not be made.
     """
     # Whoever may read the data folder may use its repository: it has neither hooks nor settings of its own.
     pygit2.settings.owner_validation = False
-    if path.exists():
-        try:
-            return pygit2.Repository(str(path))
-        except pygit2.GitError:
-            shutil.rmtree(path)
     try:
-        return pygit2.init_repository(str(path), bare=True)
+        return _opened(path)
+    except pygit2.GitError:
+        pass
+    try:
+        for name in _OWN_FILES:
+            (path / name).unlink(missing_ok=True)
+        pygit2.init_repository(str(path), bare=True)
+        for name in _OWN_FILES:
+            sync_file(path / name)
+        for folder in (path, path.parent):
+            sync_folder(folder)
+        return _opened(path)
     except (pygit2.GitError, OSError) as fault:
         raise StorageFault(str(fault)) from fault
 
 
-def reset_bare(repository: pygit2.Repository, path: Path) -> pygit2.Repository:
-    """Makes the repository at `path`, open as `repository`, anew: empty. Raises StorageFault."""
-    repository.free()
-    shutil.rmtree(path)
-    return open_bare(path)
+def _opened(path: Path) -> pygit2.Repository:
+    repository = pygit2.Repository(str(path))
+    # A power cut may leave it empty, and then libgit2 opens it, and fails later.
+    repository.references.get("HEAD")
+    return repository
 
 
 class SnapshotRepository:
@@ -130,7 +140,9 @@ class SnapshotRepository:
     def reset(self) -> None:
         """Makes the database anew, empty."""
         log.warning("the object database of snapshots is damaged and made anew", path=str(self.path))
-        self._repository = reset_bare(self._repository, self.path)
+        self._repository.free()
+        shutil.rmtree(self.path)
+        self._repository = open_bare(self.path)
         note_boot(self.path)
 
     def close(self) -> None:

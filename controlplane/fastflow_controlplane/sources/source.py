@@ -60,7 +60,7 @@ class Source(Protocol):
         """
 
     def repair(self) -> None:
-        """Makes anew what is kept of it."""
+        """Makes anew what is kept of it, or has the next sync do so."""
 
     def close(self) -> None:
         """Releases its files."""
