@@ -23,6 +23,9 @@ _SYNCED = ".synced"
 _PACK_SUFFIXES = (".idx", ".pack", ".rev", _SYNCED)
 """Of the files that make up a pack, in the order in which they are removed: without an index nobody looks for it."""
 
+_ESSENTIAL = (".idx", ".pack")
+"""Of these files, those without which the others are worth nothing."""
+
 _INDEX_MAGIC = b"\xfftOc\x00\x00\x00\x02"
 _FANOUT = len(_INDEX_MAGIC) + 255 * 4
 _NAMES = len(_INDEX_MAGIC) + 256 * 4
@@ -66,8 +69,8 @@ def sync_packs(folder: Path) -> None:
 
 def remove_cut_off(folder: Path) -> None:
     """Removes what the end of a process, or of the power, left of packs that were being written or removed."""
-    for file in folder.iterdir():
-        if file.suffix not in _PACK_SUFFIXES or not file.with_suffix(".pack").exists():
+    for file in list(folder.iterdir()):
+        if file.suffix not in _PACK_SUFFIXES or not all(file.with_suffix(each).exists() for each in _ESSENTIAL):
             file.unlink(missing_ok=True)
     for pack in folder.glob("*.pack"):
         if not pack.with_suffix(_SYNCED).exists() and not _is_whole(pack):
@@ -99,10 +102,7 @@ def _remove(pack: Path) -> None:
 
 def _is_whole(pack: Path) -> bool:
     """Tells whether a pack and its index are as they were written; reads them. See gitformat-pack(5)."""
-    try:
-        return all(_ends_with_its_checksum(pack.with_suffix(suffix)) for suffix in (".idx", ".pack"))
-    except FileNotFoundError:
-        return False
+    return all(_ends_with_its_checksum(pack.with_suffix(suffix)) for suffix in _ESSENTIAL)
 
 
 def _ends_with_its_checksum(path: Path) -> bool:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from fastflow_controlplane.errors import InvalidArgument, Unavailable
+from fastflow_controlplane.sources import packs as joining
 from fastflow_controlplane.sources.fetch_process import FetchFailed
+from fastflow_controlplane.sources.fetching import fetch
 from fastflow_controlplane.sources.mirror import BRANCHES, IN_USE
-from fastflow_controlplane.sources.remote import Credentials
+from fastflow_controlplane.sources.remote import Credentials, Remote, parse_address
 
 from tests.origins import Origin
 from tests.unit.sources.conftest import follow
@@ -146,3 +148,23 @@ async def test_a_fetch_anew_that_is_cut_off_begins_again(origin: Origin, tmp_pat
         await again.sync()
         assert again.names() == ["a"]
     assert not half.exists()
+
+
+@pytest.mark.parametrize("left", [(".pack", ".synced"), (".synced",), (".pack",)], ids="+".join)
+async def test_a_join_of_packs_that_was_cut_off_holds_up_no_sync(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(joining, "MANY_PACKS", 2)
+    copy, remote = tmp_path / "repository.git", Remote("git", parse_address(origin.url))
+    for number in range(2):
+        origin.push({"a/main.py": f"{number}"})
+        fetch(copy, remote, Credentials())
+    joined = {
+        pack.with_suffix(suffix): pack.with_suffix(suffix).read_bytes() for pack in packs(tmp_path) for suffix in left
+    }
+    for number in range(2, 6):
+        commit = origin.push({"a/main.py": f"{number}"})
+        for file, content in joined.items():
+            file.write_bytes(content)
+        assert fetch(copy, remote, Credentials()) == commit
+        assert not any(file.exists() for file in joined)
