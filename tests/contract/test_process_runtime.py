@@ -3,14 +3,17 @@
 import asyncio
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fastflow_agent.health import is_disk_full
+from fastflow_agent.runtime.base import RuntimeFault, SlotState
 from fastflow_agent.runtime.process import ProcessOptions, ProcessRuntime
 from fastflow_agent.runtime.release import environments_folder
 
@@ -50,6 +53,25 @@ async def successor(options: ProcessOptions) -> AsyncIterator[ProcessRuntime]:
 def owner() -> int:
     """Programs run as whoever runs the agent."""
     return os.geteuid()
+
+
+def _parents(slot: Slot) -> dict[int, int]:
+    """The processes that run for a slot, each with its parent."""
+    folder = os.fsencode(slot.spec.paths.root)
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if folder in (entry / "cmdline").read_bytes():
+                found[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - processes tell nobody that they come and go
+            await asyncio.sleep(0.01)
 
 
 class TestProcessRuntime(RuntimeContract):
@@ -117,3 +139,32 @@ class TestProcessRuntime(RuntimeContract):
         await slot.run()
         await asyncio.sleep(1.5)
         assert slot.log() == b""
+
+    async def test_a_program_that_the_full_disk_lets_nobody_know_of_is_not_started(self, workshop: Workshop) -> None:
+        slot = workshop.slot("print('ran')")
+        await slot.runtime.prepare_folders(slot.spec)
+        await slot.runtime.create(slot.spec)
+        draft = slot.spec.paths.root / "process" / "identity.draft"
+        draft.symlink_to("/dev/full")
+        with pytest.raises(RuntimeFault, match="No space left on device") as refused:
+            await slot.runtime.start(slot.id)
+        assert is_disk_full(refused.value)
+        await _until(lambda: not _parents(slot))
+        assert (await slot.runtime.observe(slot.id)).state is SlotState.CREATED
+        draft.unlink()
+        assert (await slot.run()).text == "ran"
+
+    async def test_a_program_whose_attendant_dies_before_it_is_known_is_not_started(self, workshop: Workshop) -> None:
+        slot = workshop.slot("print('ran')")
+        await slot.runtime.prepare_folders(slot.spec)
+        await slot.runtime.create(slot.spec)
+        # Nobody reads it, so the attendant waits here for ever.
+        os.mkfifo(slot.spec.paths.root / "process" / "identity.draft")
+        starting = asyncio.ensure_future(slot.runtime.start(slot.id))
+        await _until(lambda: len(_parents(slot)) == 3)
+        parents = _parents(slot)
+        (attendant,) = (pid for pid, parent in parents.items() if parent in parents and pid in parents.values())
+        os.kill(attendant, signal.SIGKILL)
+        with pytest.raises(RuntimeFault, match="could not be started"):
+            await starting
+        await _until(lambda: not _parents(slot))

@@ -84,22 +84,26 @@ class Box:
         return (self.folder / "command").exists()
 
     def start(self) -> None:
-        """Start the slot's program; no error if it was. Raises RuntimeFault."""
+        """Start the slot's program; no error if it was. Raises RuntimeFault: then it never begins."""
         try:
             program = json.loads((self.folder / "command").read_text())
             shim = Path(__file__).with_name("shim.py")
-            subprocess.run(
+            done = subprocess.run(
                 [sys.executable, "-I", "-S", str(shim), str(self.folder.absolute()), *program["arguments"]],
                 env=program["environment"],
                 cwd=self.paths.root,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
                 timeout=SHIM_START_SECONDS,
-                check=True,
+                check=False,
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise RuntimeFault(f"The slot's process could not be started: {error}.") from error
+        if done.returncode != 0:
+            why = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+            raise RuntimeFault(f"The slot's process could not be started: {why}.")
 
     def was_started(self) -> bool:
         """Whether the program was started, whatever became of it."""

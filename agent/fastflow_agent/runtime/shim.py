@@ -1,51 +1,66 @@
 """Runs one program of the process runtime and keeps its exit code: `python -I -S shim.py FOLDER PROGRAM ARGUMENT…`.
 
-Returns once the program is about to run; a process in a session of its own stays with it and outlives the agent.
+Returns once the program is about to run, or fails, and then it never will. A process in a session of its own stays with
+it and outlives the agent.
 FOLDER gets `identity` (pids and start times of that process and of the program) and, in the end, `exit`.
 """
 
 # Nothing of ours and little of the library is imported, to start within milliseconds.
-# ruff: noqa: PTH104, PTH110, PTH118, PTH123, SIM105
+# ruff: noqa: PTH104, PTH108, PTH110, PTH118, PTH123, SIM105
 
 import fcntl
 import os
 import signal
 import sys
 
+STARTED = b"started"
+GO = b"g"
+FAILED = 125
+"""As of the start wrapper: the program did not begin."""
+
 
 def main(folder: str, program: list[str]) -> None:
-    """Start `program` unless it was started before."""
+    """Start `program` unless it was started before; exits with words of why if it could not be."""
     lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    # Waits for a start under way: then it is either done, or its process is gone.
+    # Waits for a start under way: then it is either done, or its processes are gone.
     fcntl.flock(lock, fcntl.LOCK_EX)
     if os.path.exists(os.path.join(folder, "identity")):
         return
-    started, tell_started = os.pipe()
+    told, tell = os.pipe()
     if os.fork() == 0:
-        os.close(lock)
-        os.close(started)
+        os.close(told)
+        # The agent reads the other one to its end.
+        os.dup2(1, 2)
         os.setsid()
-        attend(folder, program, tell_started)
+        attend(folder, program, tell, lock)
     else:
-        os.close(tell_started)
-        os.read(started, 1)
+        os.close(tell)
+        word = os.read(told, 4096)
+        if word != STARTED:
+            sys.exit(word.decode() or "the process that was to attend to it died")
 
 
-def attend(folder: str, program: list[str], tell_started: int) -> None:
-    """Run `program` to its end and write down how it ended."""
+def attend(folder: str, program: list[str], tell: int, lock: int) -> None:
+    """Run `program` to its end and write down how it ended; says into `tell` that it begins, or why it does not."""
     gate, opener = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(opener)
-        os.close(tell_started)
-        os.setsid()
-        # Not before it can be found: a program nobody knows of could not be stopped.
-        os.read(gate, 1)
-        os.close(gate)
-        os.execv(program[0], program)
-    write(folder, "identity", " ".join(f"{pid}:{start_time(pid)}" for pid in (os.getpid(), child)))
-    os.close(tell_started)
-    os.write(opener, b"g")
+        become(program, gate)
+    try:
+        write(folder, "identity", " ".join(f"{pid}:{start_time(pid)}" for pid in (os.getpid(), child)))
+        # Fails if who asked for it has given up, and counts on it that it never begins.
+        os.write(tell, STARTED)
+    except OSError as error:
+        remove(folder, "identity")
+        os.write(tell, str(error).encode())
+        raise
+    os.close(lock)
+    os.close(tell)
+    try:
+        os.write(opener, GO)
+    except BrokenPipeError:
+        pass  # killed already, which is an end like any
     _, status = os.waitpid(child, 0)
     try:
         # What it left running ends with it, as in a container.
@@ -54,6 +69,18 @@ def attend(folder: str, program: list[str], tell_started: int) -> None:
         pass
     code = os.waitstatus_to_exitcode(status)
     write(folder, "exit", str(code if code >= 0 else 128 - code))
+
+
+def become(program: list[str], gate: int) -> None:
+    """Be `program` once the word for it comes through `gate`; never returns."""
+    try:
+        os.setsid()
+        # Not before it can be found: a program nobody knows of could not be stopped. Where the pipe ends without a
+        # word, whoever was to write it down has failed, or died.
+        if os.read(gate, 1) == GO:
+            os.execv(program[0], program)
+    finally:
+        os._exit(FAILED)
 
 
 def start_time(pid: int) -> str:
@@ -70,6 +97,14 @@ def write(folder: str, name: str, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.rename(draft, os.path.join(folder, name))
+
+
+def remove(folder: str, name: str) -> None:
+    """Remove a file, if it is there."""
+    try:
+        os.unlink(os.path.join(folder, name))
+    except FileNotFoundError:
+        pass
 
 
 if __name__ == "__main__":
