@@ -215,18 +215,25 @@ async def withdraw(dossier: Dossier) -> bool:
 
     A container that was not released is removed. One that was is left as it is.
     """
+    # Without RELEASING nothing was; the runtime, which a reboot robs of what it knew, would say in doubt that it ran.
+    if dossier.history.releasing is not None and await _came_through(dossier):
+        return True
+    await dossier.patiently(lambda: dossier.services.runtime.remove(dossier.slot))
+    return False
+
+
+async def _came_through(dossier: Dossier) -> bool:
+    """Whether a release that was begun reached the container; it never will if it has not."""
     runtime, slot = dossier.services.runtime, dossier.slot
     if await dossier.patiently(lambda: runtime.was_released(slot)):
         return True
     seen = await dossier.patiently(lambda: runtime.observe(slot))
-    if dossier.history.releasing is not None and seen.state is SlotState.RUNNING:
-        # Words of a release may be on their way into the container. Only after its end is it certain whether they came.
-        await dossier.patiently(lambda: runtime.signal(slot, signal.SIGKILL))
-        await dossier.patiently(lambda: runtime.wait(slot))
-        if await dossier.patiently(lambda: runtime.was_released(slot)):
-            return True
-    await dossier.patiently(lambda: runtime.remove(slot))
-    return False
+    if seen.state is not SlotState.RUNNING:
+        return False
+    # Words of a release may be on their way into the container. Only after its end is it certain whether they came.
+    await dossier.patiently(lambda: runtime.signal(slot, signal.SIGKILL))
+    await dossier.patiently(lambda: runtime.wait(slot))
+    return await dossier.patiently(lambda: runtime.was_released(slot))
 
 
 def _sorted(error: Exception, dossier: Dossier) -> Exception:

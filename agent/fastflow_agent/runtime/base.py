@@ -233,7 +233,10 @@ class Runtime(ABC):
 
     @abstractmethod
     async def was_released(self, slot: SlotId) -> bool:
-        """Whether the wrapper took its environment: true from then on, also after the end, until `remove`."""
+        """Whether the wrapper took its environment: true from then on, also after the end, until `remove`.
+
+        After a reboot nobody knows: then true of all that was started, whether a release was begun or not.
+        """
 
     @abstractmethod
     async def observe(self, slot: SlotId) -> Observation:

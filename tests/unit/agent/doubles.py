@@ -89,6 +89,8 @@ class Container:
     frozen: bool = False
     stuck: bool = False
     """A process in it does not die, so the engine can not remove it."""
+    gate_lost: bool = False
+    """What told whether it was released was in memory, and the host was restarted."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -120,6 +122,13 @@ class FakeRuntime(Runtime):
         container = self.containers[slot]
         container.state, container.exit_code = SlotState.EXITED, code
         container.changed.set()
+
+    def reboot(self, code: int) -> None:
+        """The host is restarted; what lives ends with `code`."""
+        for slot, container in self.containers.items():
+            container.gate_lost = True
+            if container.state is SlotState.RUNNING:
+                self.end(slot, code)
 
     async def probe(self) -> Facts:
         self._check("probe")
@@ -154,7 +163,11 @@ class FakeRuntime(Runtime):
 
     async def was_released(self, slot: SlotId) -> bool:
         self._check("was_released")
-        return slot in self.containers and self.containers[slot].environment is not None
+        container = self.containers.get(slot)
+        if container is None or container.gate_lost:
+            # Nobody knows; in doubt, what ran was released.
+            return container is not None and container.state in (SlotState.RUNNING, SlotState.EXITED)
+        return container.environment is not None
 
     async def observe(self, slot: SlotId) -> Observation:
         self._check("observe")

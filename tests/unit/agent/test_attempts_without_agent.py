@@ -119,9 +119,7 @@ async def test_a_host_that_was_restarted_is_told_apart_from_a_vanished_container
     await world.start()
     key = world.assign()
     await world.running(key)
-    await world.kill()
-    world.runtime.end(next(iter(world.runtime.containers)), 255)
-    world.boot_id = "boot-2"
+    await world.reboot()
     await world.start()
     await world.forgotten(key)
     assert world.ended(key).reason is Reason.HOST_REBOOT
@@ -131,9 +129,8 @@ async def test_an_engine_that_lost_a_start_with_the_hosts_power_is_not_waited_fo
     await world.start()
     key = world.assign()
     await world.running(key)
-    await world.kill()
+    await world.reboot()
     next(iter(world.runtime.containers.values())).state = SlotState.CREATED
-    world.boot_id = "boot-2"
     await world.start()
     await world.forgotten(key)
     assert world.ended(key).reason is Reason.HOST_REBOOT
@@ -147,10 +144,8 @@ async def test_output_that_was_not_on_disk_when_the_host_went_down_is_lost_to_th
     slot = world.slot(key)
     world.write(key, b"delivered\n")
     world.shipper.logs[key] = b"delivered\n"
-    await world.kill()
-    world.boot_id = "boot-2"
+    await world.reboot()
     os.truncate(world.paths(slot).log, 3)
-    world.runtime.end(slot, 255)
     await world.start()
     await world.forgotten(key)
     assert world.shipper.logs[key] == b"delivered\n"
@@ -164,7 +159,7 @@ async def test_an_attempt_that_ended_before_the_reboot_keeps_its_result(world: W
     await world.running(key)
     await world.kill()
     world.runtime.end(next(iter(world.runtime.containers)), 0)
-    world.boot_id = "boot-2"
+    await world.reboot()
     await world.start()
     await world.forgotten(key)
     assert world.ended(key).state is State.SUCCEEDED
@@ -190,9 +185,7 @@ async def test_a_reboot_before_the_release_only_starts_the_attempt_again(world: 
     await world.start(die_at=AgentPoint.CONTAINER_STARTED)
     key = world.assign()
     await world.until(lambda: not world.alive)
-    await world.kill()
-    world.runtime.end(next(iter(world.runtime.containers)), 255)
-    world.boot_id = "boot-2"
+    await world.reboot()
     await world.start()
     await world.running(key)
     world.runtime.end(world.slot(key), 0)

@@ -145,6 +145,12 @@ class World:
         await self.kill()
         await self.start()
 
+    async def reboot(self, code: int = 255) -> None:
+        """Restart the host, at which its containers end with `code`; no agent is started yet."""
+        await self.kill()
+        self.runtime.reboot(code)
+        self.boot_id = f"after {self.boot_id}"
+
     @property
     def alive(self) -> bool:
         return self._life is not None and not self._life.done()
