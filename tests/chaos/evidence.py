@@ -169,6 +169,12 @@ class Evidence:
             return [dict(row) for row in connection.execute(query)]
 
 
+def given_back(attempt: Row) -> bool:
+    """Whether the attempt's agent said that it did not start, and its run was to be placed elsewhere."""
+    ended = attempt["state"] == "FAILED" or (attempt["state"], attempt["reason"]) == ("CANCELLED", "AGENT_DRAINED")
+    return ended and attempt["start_time"] is None
+
+
 def _lines(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

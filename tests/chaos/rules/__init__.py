@@ -1,0 +1,32 @@
+"""What must hold after a chaos run, each rule apart; every one says in words what broke it."""
+
+from collections.abc import Callable, Iterator
+
+from tests.chaos.evidence import Evidence
+from tests.chaos.rules.journals import journals_tell_the_same
+from tests.chaos.rules.leftovers import nothing_is_left_on_the_hosts, reserved_capacity_is_zero
+from tests.chaos.rules.logs import every_log_equals_the_ledger
+from tests.chaos.rules.programs import no_program_failed
+from tests.chaos.rules.runs import a_request_is_one_run, every_accepted_run_ended_once
+from tests.chaos.rules.starts import no_attempt_started_twice, no_two_attempts_of_a_run_lived_at_once
+from tests.chaos.rules.verdicts import every_verdict_is_true
+
+Rule = Callable[[Evidence], Iterator[str]]
+
+RULES: tuple[Rule, ...] = (
+    every_accepted_run_ended_once,
+    a_request_is_one_run,
+    no_attempt_started_twice,
+    no_two_attempts_of_a_run_lived_at_once,
+    every_log_equals_the_ledger,
+    reserved_capacity_is_zero,
+    nothing_is_left_on_the_hosts,
+    every_verdict_is_true,
+    journals_tell_the_same,
+    no_program_failed,
+)
+
+
+def violations(evidence: Evidence) -> list[str]:
+    """Everything that any rule finds wrong, with the rule's name."""
+    return [f"{check.__name__}: {found}" for check in RULES for found in check(evidence)]
