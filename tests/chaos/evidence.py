@@ -119,6 +119,14 @@ class Evidence:
         return {run["request_id"]: run for run in self.runs}
 
     @cached_property
+    def attempts_of(self) -> dict[str, list[Row]]:
+        """The attempts of each run, in order."""
+        found: dict[str, list[Row]] = defaultdict(list)
+        for attempt in self.attempts:
+            found[attempt["run_id"]].append(attempt)
+        return found
+
+    @cached_property
     def slots(self) -> dict[str, AttemptName]:
         """Which attempt each slot was bound to, as control plane and agents say."""
         told = {row["slot"]: (row["run_id"], row["number"]) for row in self.attempts if row["slot"]}

@@ -24,6 +24,8 @@ KINDS = {
 """Kinds of pipelines with their weights; see `pipeline/main.py`."""
 RETRIED = frozenset({"again"})
 """Kinds that start anew when they are lost."""
+RETRIES = 2
+"""How often at the most."""
 ENDLESS = frozenset({"sleeps", "tidy"})
 """Kinds that end only when somebody stops them."""
 

@@ -22,7 +22,7 @@ from fastflow.v1.runs_pb2_grpc import RunServiceStub
 
 from tests.chaos.host import Host
 from tests.chaos.ledger import Recorder
-from tests.chaos.script import AGENTS, CONTROLPLANE, KINDS, OPERATOR, RETRIED, Act, Script, Step
+from tests.chaos.script import AGENTS, CONTROLPLANE, KINDS, OPERATOR, RETRIED, RETRIES, Act, Script, Step
 from tests.cluster import Cluster, Program
 from tests.cluster.relay import Relay
 
@@ -143,7 +143,7 @@ class Stage:
             "default_env": {"KIND": kind, "LEDGER_FOLDER": str(self.ledger), "LEDGER_ADDRESS": recorder},
         }
         if kind in RETRIED:
-            metadata |= {"retry_on": ["lost"], "retry_attempts": 2}
+            metadata |= {"retry_on": ["lost"], "retry_attempts": RETRIES}
         if kind == "late":
             metadata["timeout"] = TIMEOUT_SECONDS
         folder = self.cluster.add_pipeline(kind, (PIPELINE / "main.py").read_bytes(), pipeline=metadata)

@@ -7,7 +7,7 @@ from tests.chaos.rules.journals import journals_tell_the_same
 from tests.chaos.rules.leftovers import nothing_is_left_on_the_hosts, reserved_capacity_is_zero
 from tests.chaos.rules.logs import every_log_equals_the_ledger
 from tests.chaos.rules.programs import no_program_failed
-from tests.chaos.rules.runs import a_request_is_one_run, every_accepted_run_ended_once
+from tests.chaos.rules.runs import a_request_is_one_run, every_accepted_run_ended_once, every_run_ended_for_a_cause
 from tests.chaos.rules.starts import no_attempt_started_twice, no_two_attempts_of_a_run_lived_at_once
 from tests.chaos.rules.verdicts import every_verdict_is_true
 
@@ -15,6 +15,7 @@ Rule = Callable[[Evidence], Iterator[str]]
 
 RULES: tuple[Rule, ...] = (
     every_accepted_run_ended_once,
+    every_run_ended_for_a_cause,
     a_request_is_one_run,
     no_attempt_started_twice,
     no_two_attempts_of_a_run_lived_at_once,

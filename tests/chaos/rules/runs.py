@@ -4,33 +4,23 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from tests.chaos.evidence import TERMINAL, Evidence, Row, given_back
+from tests.chaos.script import RETRIED, RETRIES
 
 
 def every_accepted_run_ended_once(evidence: Evidence) -> Iterator[str]:
-    """Each accepted run is there, terminal, with one applied end per attempt, and mirrors its newest attempt."""
+    """Each accepted run is there, terminal, with all its attempts and one applied end of each."""
     known = {run["id"]: run for run in evidence.runs}
     for answer in evidence.answers:
         if answer["what"] == "ACCEPTED" and answer["run"] not in known:
             yield f"run {answer['run']} was accepted and is not in the database"
-    attempts: dict[str, list[Row]] = defaultdict(list)
-    for attempt in evidence.attempts:
-        attempts[attempt["run_id"]].append(attempt)
     for run in evidence.runs:
         if run["state"] not in TERMINAL or run["end_time"] is None:
             yield f"run {run['id']} ({run['request_id']}) has not ended: {run['state']}, {run['message']}"
-        yield from _mirrors(run, attempts[run["id"]])
+        numbers = [attempt["number"] for attempt in evidence.attempts_of[run["id"]]]
+        if numbers != list(range(1, run["attempt"] + 1)):
+            yield f"run {run['id']} is at attempt {run['attempt']} and has attempts {numbers}"
     for attempt in evidence.attempts:
         yield from _ended_once(evidence, attempt)
-
-
-def _mirrors(run: Row, attempts: list[Row]) -> Iterator[str]:
-    if [attempt["number"] for attempt in attempts] != list(range(1, run["attempt"] + 1)):
-        yield f"run {run['id']} is at attempt {run['attempt']} and has {len(attempts)} attempts"
-    elif attempts and attempts[-1]["state"] != run["state"]:
-        # A run that waits again after such an attempt may be cancelled.
-        waited = given_back(attempts[-1]) or attempts[-1]["state"] == "LOST"
-        if not (waited and run["state"] in ("CANCELLED", "FAILED")):
-            yield f"run {run['id']} is {run['state']}, its newest attempt {attempts[-1]['state']}"
 
 
 def _ended_once(evidence: Evidence, attempt: Row) -> Iterator[str]:
@@ -48,6 +38,39 @@ def _ended_once(evidence: Evidence, attempt: Row) -> Iterator[str]:
     numbers = [event["sequence"] for event in evidence.history[name]]
     if numbers != list(range(1, len(numbers) + 1)):
         yield f"attempt {name} has events {numbers}"
+
+
+def every_run_ended_for_a_cause(evidence: Evidence) -> Iterator[str]:
+    """What became of a run is what became of its newest attempt, or somebody cancelled it while it waited."""
+    for run in evidence.runs:
+        attempts = evidence.attempts_of[run["id"]]
+        for former in attempts[:-1]:
+            if not _goes_on_after(evidence, run, former):
+                yield f"run {run['id']} went on after attempt {former['number']}, which was {former['state']}"
+        why = _without_cause(evidence, run, attempts[-1] if attempts else None)
+        if why:
+            yield f"run {run['id']} ({run['request_id']}) is {run['state']} {run['reason']}: {why}"
+
+
+def _without_cause(evidence: Evidence, run: Row, newest: Row | None) -> str:
+    """Why a run can not have become what it is; "" = it can."""
+    if run["state"] == "CANCELLED" and run["request_id"] not in evidence.cancelled:
+        return "nobody asked for that"
+    if newest is None or (run["state"] == "CANCELLED" and _goes_on_after(evidence, run, newest)):
+        # While it waits nothing else ends it: what the queue's deadline is, no script reaches.
+        return "" if run["state"] == "CANCELLED" else "it was never placed"
+    if run["state"] == "LOST" and _goes_on_after(evidence, run, newest) and run["cancel_time"] is None:
+        return "it was to start again"
+    told = [name for name in ("state", "reason", "exit_code") if run[name] != newest[name]]
+    return f"its newest attempt is {newest['state']} {newest['reason']}, with another {told[0]}" if told else ""
+
+
+def _goes_on_after(evidence: Evidence, run: Row, attempt: Row) -> bool:
+    """Whether the run waits again after the attempt: it was given back, or lost where the pipeline says so."""
+    if attempt["state"] != "LOST":
+        return given_back(attempt)
+    lost = [row for row in evidence.attempts_of[run["id"]][: attempt["number"]] if row["state"] == "LOST"]
+    return evidence.kinds.get(run["request_id"]) in RETRIED and len(lost) <= RETRIES
 
 
 def a_request_is_one_run(evidence: Evidence) -> Iterator[str]:

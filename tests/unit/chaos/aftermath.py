@@ -3,7 +3,7 @@
 import base64
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,9 @@ WAITS = "00000000-0000-7000-8000-000000000003"
 LOST = "00000000-0000-7000-8000-000000000004"
 NEVER = "00000000-0000-7000-8000-000000000005"
 OVER = "00000000-0000-7000-8000-000000000006"
-SLOTS = {COUNTS: "a1", FAILS: "a2", WAITS: "a3", LOST: "a4", OVER: "a6"}
 KEYS = {COUNTS: "counts", FAILS: "fails", WAITS: "waits", LOST: "lost", NEVER: "never", OVER: "over"}
 KINDS = {"counts": "lines", "fails": "seven", "waits": "sleeps", "lost": "lines", "never": "lines", "over": "hog"}
+Steps = list[dict[str, Any]]
 OUTPUT = b"first\nsecond\n"
 
 
@@ -72,53 +72,60 @@ class Aftermath:
         """The control plane's database."""
         return self.folder / "cluster/controlplane/fastflow.db"
 
-    def run(
+    def run(self, run: str, state: str, reason: str, code: int, *, run_state: str = "", **details: Any) -> None:
+        """A run with one attempt in every place; `details` as of `attempt`.
+
+        `run_state` is what the rows say where that is not what the agent says.
+        """
+        stored = {"state": run_state or state, "reason": "AGENT_LOST" if run_state else reason, "exit_code": code}
+        self.insert(runs, {**_run(run, stored["state"]), **stored})
+        self.insert_request(run)
+        self.attempt(run, 1, state, reason, code, stored=stored, **details)
+
+    def attempt(
         self,
         run: str,
+        number: int,
         state: str,
         reason: str,
         code: int,
         *,
         ended: int | None = -1,
-        run_state: str = "",
+        stored: Mapping[str, Any] | None = None,
         rejection: str = "",
         fate: Mapping[str, Any] | None = None,
     ) -> None:
-        """A run with one attempt in every place. `ended` None = its program was killed; -1 = it ended with `code`."""
+        """An attempt in every place, `stored` so. `ended` None = its program was killed; -1 = it ended with `code`."""
         ended = code if ended == -1 else ended
-        stored = run_state or state
-        reasons = "AGENT_LOST" if run_state else reason
-        self.insert(runs, {**_run(run, stored), "reason": reasons})
-        self.insert(attempts, {**_attempt(run, stored), "reason": reasons, "exit_code": code})
-        self.insert_request(run)
-        slot = SLOTS[run]
-        fact = {"state": "RUNNING", "slot": slot}
-        self.insert_event(run, 1, "state_changed", fact, rejection)
-        self.insert_event(run, 2, "ended", {"state": state, "reason": reason, "exit_code": code}, rejection)
-        self.put(f"cluster/controlplane/logs/{run[-2:]}/{run}/1.log", OUTPUT)
+        slot = slot_of(run, number)
+        stored = stored or {"state": state, "reason": reason, "exit_code": code}
+        self.insert(attempts, {**_attempt(run, number), **stored})
+        self.insert_event(run, 1, "state_changed", {"state": "RUNNING", "slot": slot}, rejection, number)
+        fact = {"state": state, "reason": reason, "exit_code": code}
+        self.insert_event(run, 2, "ended", fact, rejection, number)
+        self.put(f"cluster/controlplane/logs/{run[-2:]}/{run}/{number}.log", OUTPUT)
         planned = {"fate": "stopped"} if ended is None else {"fate": "exit", "code": ended}
+        begin = {"step": "begin", "key": KEYS[run], "slot": slot, "pid": 1, "boot": "b", "alone": True}
         records = [
-            {
-                "step": "begin",
-                "key": KEYS[run],
-                "slot": slot,
-                "pid": 1,
-                "boot": "b",
-                "alone": True,
-                **(fate or planned),
-            },
+            {**begin, **(fate or planned)},
             {"step": "say", "data": base64.b64encode(OUTPUT).decode()},
             {"step": "said"},
         ]
         records += [] if ended is None else [{"step": "end", "code": ended}]
-        self.put_ledger(f"{KEYS[run]}.{slot}", records)
-        self.put_journal(slot, journal(run, state))
+        self.put_ledger(f"{KEYS[run]}.{slot}", records, 100.0 * number)
+        self.put_journal(slot, journal(run, state, number))
 
     def sql(self, statement: str, *values: Any) -> None:
         """Writes to the database."""
         with closing(sqlite3.connect(self.database)) as connection, connection:
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute(statement, values)
+
+    def number(self, run: str) -> int:
+        """Number of the run's newest attempt."""
+        with closing(sqlite3.connect(self.database)) as connection:
+            (number,) = connection.execute("SELECT attempt FROM runs WHERE id = ?", (run,)).fetchone()
+        return int(number)
 
     def insert(self, table: Table, row: Mapping[str, Any]) -> None:
         """Inserts one row; columns that are not named and must be something are 0 or empty."""
@@ -127,9 +134,11 @@ class Aftermath:
         columns = ", ".join(f'"{name}"' for name in filled)
         self.sql(f"INSERT INTO {table.name} ({columns}) VALUES ({places})", *filled.values())
 
-    def insert_event(self, run: str, sequence: int, kind: str, fact: Mapping[str, Any], rejection: str = "") -> None:
-        """Inserts one event of attempt 1."""
-        row = run, 1, sequence, 1, 1, 1, kind, json.dumps(fact), rejection
+    def insert_event(
+        self, run: str, sequence: int, kind: str, fact: Mapping[str, Any], rejection: str = "", number: int = 1
+    ) -> None:
+        """Inserts one event of an attempt."""
+        row = run, number, sequence, 1, 1, 1, kind, json.dumps(fact), rejection
         self.sql(f"INSERT INTO attempt_events VALUES ({', '.join('?' * len(row))})", *row)
 
     def insert_request(self, run: str) -> None:
@@ -168,19 +177,29 @@ class Aftermath:
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new))
 
+    def edit_script(self, change: Callable[[Steps], Steps]) -> None:
+        """Has another script have been played."""
+        script = json.loads((self.folder / "script.json").read_text())
+        self.put("script.json", json.dumps(script | {"steps": change(script["steps"])}))
+
     def host(self, **left: Any) -> None:
         """Has something be left on the machine."""
         self.put("host.json", json.dumps(json.loads((self.folder / "host.json").read_text()) | left))
 
 
-def journal(run: str, state: str) -> list[dict[str, Any]]:
+def slot_of(run: str, number: int = 1) -> str:
+    """The slot of an attempt."""
+    return f"a{run[-1]}" if number == 1 else f"a{run[-1]}-{number}"
+
+
+def journal(run: str, state: str, number: int = 1) -> list[dict[str, Any]]:
     """The records of a whole journal."""
 
     def event(sequence: int, fact: dict[str, Any]) -> dict[str, Any]:
         return {"step": "EVENT", "event": {"sequence": sequence, "time": "", "fact": fact}}
 
     return [
-        {"step": "INTENT", "run_id": run, "attempt": 1, "claim_token": "token", "slot": SLOTS[run]},
+        {"step": "INTENT", "run_id": run, "attempt": number, "claim_token": "token", "slot": slot_of(run, number)},
         {"step": "CREATED", "log_inode": 1},
         {"step": "STARTED"},
         {"step": "RELEASED"},
@@ -204,14 +223,13 @@ def _run(run: str, state: str) -> dict[str, Any]:
     }
 
 
-def _attempt(run: str, state: str) -> dict[str, Any]:
+def _attempt(run: str, number: int) -> dict[str, Any]:
     return {
         "run_id": run,
-        "number": 1,
+        "number": number,
         "agent_id": AGENT,
         "claim_token": "token",
-        "state": state,
-        "slot": SLOTS[run],
+        "slot": slot_of(run, number),
         "start_time": 2,
         "end_time": 9,
         "desired": "FORGET",

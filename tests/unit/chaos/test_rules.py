@@ -1,104 +1,35 @@
 """The checker of the chaos suite finds what was tampered with, rule by rule, and nothing where all is well."""
 
 import json
-import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from tests.chaos.evidence import Evidence
 from tests.chaos.rules import RULES, no_two_attempts_of_a_run_lived_at_once, violations
-from tests.unit.chaos.aftermath import COUNTS, FAILS, LOST, NEVER, OUTPUT, OVER, SLOTS, WAITS, Aftermath, journal
-
-Tamper = Callable[[Aftermath], None]
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that nobody tampers with."""
-    return Aftermath.write(tmp_path_factory.mktemp("aftermath") / "folder").folder
-
-
-@pytest.fixture
-def aftermath(written: Path, tmp_path: Path) -> Aftermath:
-    """Evidence in which all is well."""
-    return Aftermath(Path(shutil.copytree(written, tmp_path / "folder")))
+from tests.chaos.script import RETRIES
+from tests.unit.chaos.aftermath import COUNTS, FAILS, LOST, NEVER, OUTPUT, OVER, WAITS, Aftermath, journal
+from tests.unit.chaos.tampering import (
+    Tamper,
+    again,
+    all_of,
+    attempt,
+    both,
+    calm,
+    cancelled,
+    events_of,
+    log,
+    never_began,
+    not_cancelled,
+    of_kind,
+    one_more,
+    run_row,
+    state_of,
+    step_again,
+)
 
 
 def test_nothing_is_found_where_all_is_well(aftermath: Aftermath) -> None:
     assert violations(Evidence(aftermath.folder)) == []
-
-
-def state_of(run: str, state: str) -> Tamper:
-    return lambda it: it.sql("UPDATE runs SET state = ? WHERE id = ?", state, run)
-
-
-def attempt(run: str, assignment: str) -> Tamper:
-    return lambda it: it.sql(f"UPDATE attempts SET {assignment} WHERE run_id = ?", run)
-
-
-def both(run: str, assignment: str) -> Tamper:
-    def tamper(it: Aftermath) -> None:
-        it.sql(f"UPDATE attempts SET {assignment} WHERE run_id = ?", run)
-        it.sql(f"UPDATE runs SET {assignment} WHERE id = ?", run)
-
-    return tamper
-
-
-def log(run: str, content: bytes) -> Tamper:
-    def tamper(it: Aftermath) -> None:
-        it.log(run).write_bytes(content)
-        it.sql("UPDATE attempts SET log_bytes = ? WHERE run_id = ?", len(content), run)
-
-    return tamper
-
-
-def again(key: str, slot: str, begin: float) -> Tamper:
-    """One more start of a run."""
-    record = {
-        "step": "begin",
-        "key": key,
-        "slot": slot,
-        "pid": 2,
-        "boot": "b",
-        "alone": True,
-        "fate": "exit",
-        "code": 0,
-    }
-    return lambda it: it.put_ledger(f"{key}.{slot}-again", [record], begin)
-
-
-def events_of(run: str, *numbers: int) -> Tamper:
-    """A journal whose events have these numbers."""
-
-    def tamper(it: Aftermath) -> None:
-        records = journal(run, "SUCCEEDED")
-        given = iter(numbers)
-        for record in records:
-            if record["step"] == "EVENT":
-                record["event"]["sequence"] = next(given)
-        it.put_journal(SLOTS[run], records)
-
-    return tamper
-
-
-def step_again(run: str, step: str, at: int) -> Tamper:
-    def tamper(it: Aftermath) -> None:
-        records = journal(run, "SUCCEEDED")
-        records.insert(at, {"step": step})
-        it.put_journal(SLOTS[run], records)
-
-    return tamper
-
-
-def never_began(it: Aftermath) -> None:
-    attempt(FAILS, "start_time = NULL")(it)
-    (it.folder / "ledger/fails.a2").unlink()
-
-
-def calm(it: Aftermath) -> None:
-    it.put("deeds.jsonl", "")
 
 
 TAMPERED: dict[str, tuple[str, Tamper]] = {
@@ -111,7 +42,7 @@ TAMPERED: dict[str, tuple[str, Tamper]] = {
         "every_accepted_run_ended_once",
         lambda it: it.sql("UPDATE runs SET end_time = NULL WHERE id = ?", NEVER),
     ),
-    "run unlike its attempt": ("every_accepted_run_ended_once", state_of(COUNTS, "FAILED")),
+    "run unlike its attempt": ("every_run_ended_for_a_cause", state_of(COUNTS, "FAILED")),
     "attempt not ended": ("every_accepted_run_ended_once", attempt(COUNTS, "state = 'RUNNING'")),
     "attempt missing": (
         "every_accepted_run_ended_once",
@@ -129,6 +60,36 @@ TAMPERED: dict[str, tuple[str, Tamper]] = {
     "event missing": (
         "every_accepted_run_ended_once",
         lambda it: it.sql("DELETE FROM attempt_events WHERE run_id = ? AND sequence = 1", COUNTS),
+    ),
+    "waiting run cancelled that nobody cancelled": ("every_run_ended_for_a_cause", not_cancelled("never")),
+    "waiting run failed": ("every_run_ended_for_a_cause", state_of(NEVER, "FAILED")),
+    "run that nobody cancelled cancelled after a loss": (
+        "every_run_ended_for_a_cause",
+        all_of(of_kind("lost", "again"), state_of(LOST, "CANCELLED")),
+    ),
+    "run cancelled after a loss, though it waited no more": (
+        "every_run_ended_for_a_cause",
+        all_of(cancelled("lost"), state_of(LOST, "CANCELLED")),
+    ),
+    "run failed after a loss": (
+        "every_run_ended_for_a_cause",
+        all_of(of_kind("lost", "again"), state_of(LOST, "FAILED")),
+    ),
+    "run cancelled after it was sent back, by nobody": (
+        "every_run_ended_for_a_cause",
+        all_of(
+            state_of(FAILS, "CANCELLED"),
+            attempt(FAILS, "state = 'CANCELLED', reason = 'AGENT_DRAINED', start_time = NULL"),
+        ),
+    ),
+    "run lost that was to start again": ("every_run_ended_for_a_cause", of_kind("lost", "again")),
+    "run with another reason than its attempt": ("every_run_ended_for_a_cause", run_row(FAILS, "reason = 'SIGNAL'")),
+    "run with another exit code than its attempt": ("every_run_ended_for_a_cause", run_row(FAILS, "exit_code = 8")),
+    "started again after an end that was its end": ("every_run_ended_for_a_cause", one_more(COUNTS)),
+    "started again after a loss, though it was not to be": ("every_run_ended_for_a_cause", one_more(LOST)),
+    "started again too often": (
+        "every_run_ended_for_a_cause",
+        all_of(of_kind("lost", "again"), *[one_more(LOST)] * (RETRIES + 1)),
     ),
     "request answered with two runs": (
         "a_request_is_one_run",
@@ -212,9 +173,7 @@ TAMPERED: dict[str, tuple[str, Tamper]] = {
     "time limit of what has none": ("every_verdict_is_true", both(WAITS, "state = 'TIMED_OUT'")),
     "cancel that nobody asked for": (
         "every_verdict_is_true",
-        lambda it: it.replace(
-            "script.json", '"act": "CANCEL", "target": "waits"', '"act": "CANCEL", "target": "never"'
-        ),
+        not_cancelled("waits"),
     ),
     "sent back by an agent that was not drained": (
         "every_verdict_is_true",
@@ -264,6 +223,20 @@ TAMPERED: dict[str, tuple[str, Tamper]] = {
 def test_what_was_tampered_with_is_found(aftermath: Aftermath, name: str, tamper: Tamper) -> None:
     tamper(aftermath)
     assert name in {violation.partition(":")[0] for violation in violations(Evidence(aftermath.folder))}
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        all_of(of_kind("lost", "again"), cancelled("lost"), run_row(LOST, "state = 'CANCELLED', exit_code = NULL")),
+        all_of(of_kind("lost", "again"), cancelled("lost"), run_row(LOST, "cancel_time = 8")),
+        all_of(of_kind("lost", "again"), one_more(LOST)),
+    ],
+    ids=["cancelled while it waited after a loss", "cancelled before it was lost", "started again after a loss"],
+)
+def test_what_may_become_of_a_run_is_no_violation(aftermath: Aftermath, tamper: Tamper) -> None:
+    tamper(aftermath)
+    assert violations(Evidence(aftermath.folder)) == []
 
 
 def test_each_rule_is_shown_to_find_something() -> None:
