@@ -7,12 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 
+from tests.chaos.absence import Absences
 from tests.chaos.host import Host
 from tests.chaos.ledger import Start, read_ledger
 
@@ -21,6 +23,8 @@ AttemptName = tuple[str, int]
 """Run id and number."""
 
 ALARM = re.compile(r'Traceback|exception was never retrieved|never awaited|"level": ?"(error|critical)"')
+CONNECTED = '"event": "agent connected"'
+"""In the control plane's log: an agent is there. Against a loss that it declares later, its own word will do."""
 TERMINAL = {"SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT", "LOST"}
 
 
@@ -94,6 +98,16 @@ class Evidence:
     def deeds(self) -> list[Row]:
         """What was done to whom, and when."""
         return _lines(self.folder / "deeds.jsonl")
+
+    @cached_property
+    def absences(self) -> Absences:
+        """When each agent was away."""
+        seen: dict[str, list[float]] = defaultdict(list)
+        for line in (self.folder / "cluster" / "controlplane.log").read_text(errors="replace").splitlines():
+            if CONNECTED in line:
+                entry = json.loads(line)
+                seen[entry["agent"]].append(datetime.fromisoformat(entry["timestamp"]).timestamp())
+        return Absences(self.deeds, seen)
 
     @cached_property
     def endings(self) -> dict[str, int]:

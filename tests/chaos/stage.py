@@ -23,6 +23,7 @@ from fastflow.v1.runs_pb2_grpc import RunServiceStub
 from tests.chaos.host import Host
 from tests.chaos.ledger import Recorder
 from tests.chaos.script import AGENTS, CONTROLPLANE, KINDS, OPERATOR, RETRIED, RETRIES, Act, Script, Step
+from tests.chaos.settings import AGENT_SETTINGS, CONTROLPLANE_SETTINGS, TIMEOUT_SECONDS
 from tests.cluster import Cluster, Program
 from tests.cluster.relay import Relay
 
@@ -39,26 +40,6 @@ SETTLED_SECONDS = 180.0
 """After the last outage every run has ended by then and nothing of it is left."""
 LOOK_SECONDS = 0.2
 """Pause between two looks for new journals."""
-
-CONTROLPLANE_SETTINGS = {
-    # Twice a run of a second or two: outages of the script reach every one of these limits.
-    "FASTFLOW_HEARTBEAT_INTERVAL": "1",
-    "FASTFLOW_OFFLINE_AFTER": "4",
-    "FASTFLOW_LOST_AFTER": "8",
-    "FASTFLOW_RECOVERY_WINDOW": "8",
-    "FASTFLOW_ORPHAN_GRACE": "15",
-    "FASTFLOW_STOP_GRACE": "2",
-    "FASTFLOW_PLACEMENT_DELAY": "1",
-}
-AGENT_SETTINGS = {
-    "FASTFLOW_SLOTS": "4",
-    "FASTFLOW_CPU_CAPACITY": "4",
-    "FASTFLOW_MEMORY_CAPACITY": "4g",
-    "FASTFLOW_RECONNECT_MAXIMUM": "2",
-    "FASTFLOW_CA_BUNDLE": "",
-}
-TIMEOUT_SECONDS = 2.0
-"""Time limit of the pipeline that runs into it."""
 
 
 class Stage:
@@ -256,7 +237,8 @@ class Stage:
 
     def _note(self, file: Any, **what: Any) -> None:
         with self._writing:
-            file.write(json.dumps({"monotonic": time.monotonic(), **what}) + "\n")
+            # The ledger goes by the one clock, rows and logs by the other.
+            file.write(json.dumps({"monotonic": time.monotonic(), "wall": time.time(), **what}) + "\n")
             file.flush()
 
 

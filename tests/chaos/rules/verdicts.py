@@ -5,10 +5,7 @@ from collections.abc import Iterator
 from tests.chaos.evidence import Evidence, Row
 from tests.chaos.ledger import Start
 
-HURTS = {"KILL", "STOP", "FREEZE", "CUT", "STALL"}
-"""What keeps an agent and the control plane apart."""
-GRACE_SECONDS = 15.0
-"""How long before an end as LOST its cause may have ended: heartbeats missed, the limits, a busy machine."""
+MICROSECONDS = 1_000_000
 
 
 def every_verdict_is_true(evidence: Evidence) -> Iterator[str]:
@@ -57,25 +54,12 @@ def _unlike(state: str, reason: str, code: int | None, cancelled: bool, start: S
 
 def _wrongly_lost(evidence: Evidence, attempt: Row, key: str, start: Start | None) -> str:
     name = attempt["run_id"], attempt["number"]
-    if not _was_away(evidence, evidence.agents[attempt["agent_id"]]):
-        return "its agent was never away for long"
+    against = evidence.absences.against_loss(evidence.agents[attempt["agent_id"]], attempt["end_time"] / MICROSECONDS)
+    if against:
+        return against
     ends = [event["fact"] for event in evidence.history[name] if event["kind"] == "ended"]
     if start is None or not ends:
         return "" if start is None else "its late result was not kept as history"
     # A stop is desired of what is lost, so its program may have been stopped too.
     end = ends[0]
     return _unlike(end["state"], end["reason"], end["exit_code"], True, start)
-
-
-def _was_away(evidence: Evidence, agent: str) -> bool:
-    """Whether anything kept the agent, or the control plane, for longer than a moment."""
-    begun: dict[tuple[str, bool], float] = {}
-    longest = 0.0
-    for deed in evidence.deeds:
-        if deed["target"] in (agent, "controlplane") and deed["what"] not in ("DRAIN", "RESUME"):
-            place = deed["target"], deed["what"] in ("CUT", "STALL", "HEAL")
-            if deed["what"] in HURTS:
-                begun[place] = deed["begun"]
-            elif place in begun:
-                longest = max(longest, deed["monotonic"] - begun.pop(place))
-    return longest > 2.0

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ OVER = "00000000-0000-7000-8000-000000000006"
 KEYS = {COUNTS: "counts", FAILS: "fails", WAITS: "waits", LOST: "lost", NEVER: "never", OVER: "over"}
 KINDS = {"counts": "lines", "fails": "seven", "waits": "sleeps", "lost": "lines", "never": "lines", "over": "hog"}
 Steps = list[dict[str, Any]]
+WALL = 1_000_000.0
+"""By how much the wall clock is ahead of the monotonic one."""
 OUTPUT = b"first\nsecond\n"
 
 
@@ -58,12 +61,13 @@ class Aftermath:
         accepted = [{"what": "ACCEPTED", "target": key, "run": run} for run, key in KEYS.items()]
         made.put("answers.jsonl", "".join(json.dumps(answer) + "\n" for answer in accepted))
         deeds = [
-            {"what": "KILL", "target": "plain-1", "begun": 10.0, "monotonic": 10.1},
-            {"what": "START", "target": "plain-1", "begun": 30.0, "monotonic": 30.1},
+            {"what": "KILL", "target": "plain-1", "begun": 10.0, "monotonic": 10.1, "wall": WALL + 10.1},
+            {"what": "START", "target": "plain-1", "begun": 30.0, "monotonic": 30.1, "wall": WALL + 30.1},
         ]
         made.put("deeds.jsonl", "".join(json.dumps(deed) + "\n" for deed in deeds))
         made.put("endings.json", json.dumps({"plain-1": 0}))
         made.put("host.json", Host([], {}, {}, [], [], []).to_json())
+        made.put("cluster/controlplane.log", seen(5.0))
         made.put("cluster/plain-1.log", '{"event": "stopped", "level": "info"}\n')
         return made
 
@@ -187,6 +191,17 @@ class Aftermath:
         self.put("host.json", json.dumps(json.loads((self.folder / "host.json").read_text()) | left))
 
 
+def seen(moment: float) -> str:
+    """What the control plane writes into its log when the agent connects, at a monotonic moment."""
+    timestamp = datetime.fromtimestamp(WALL + moment, UTC).isoformat()
+    return json.dumps({"agent": "plain-1", "event": "agent connected", "level": "info", "timestamp": timestamp}) + "\n"
+
+
+def usec(moment: float) -> int:
+    """How rows have a monotonic moment."""
+    return round((WALL + moment) * 1_000_000)
+
+
 def slot_of(run: str, number: int = 1) -> str:
     """The slot of an attempt."""
     return f"a{run[-1]}" if number == 1 else f"a{run[-1]}-{number}"
@@ -219,7 +234,7 @@ def _run(run: str, state: str) -> dict[str, Any]:
         "state": state,
         "attempt": 1,
         "request_id": KEYS[run],
-        "end_time": 9,
+        "end_time": usec(25.0),
     }
 
 
@@ -230,8 +245,8 @@ def _attempt(run: str, number: int) -> dict[str, Any]:
         "agent_id": AGENT,
         "claim_token": "token",
         "slot": slot_of(run, number),
-        "start_time": 2,
-        "end_time": 9,
+        "start_time": usec(2.0),
+        "end_time": usec(25.0),
         "desired": "FORGET",
         "released": True,
         "log_bytes": len(OUTPUT),

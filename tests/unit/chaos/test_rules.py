@@ -7,7 +7,7 @@ import pytest
 from tests.chaos.evidence import Evidence
 from tests.chaos.rules import RULES, no_two_attempts_of_a_run_lived_at_once, violations
 from tests.chaos.script import RETRIES
-from tests.unit.chaos.aftermath import COUNTS, FAILS, LOST, NEVER, OUTPUT, OVER, WAITS, Aftermath, journal
+from tests.unit.chaos.aftermath import COUNTS, FAILS, LOST, NEVER, OUTPUT, OVER, WAITS, Aftermath, journal, seen, usec
 from tests.unit.chaos.tampering import (
     Tamper,
     again,
@@ -180,6 +180,12 @@ TAMPERED: dict[str, tuple[str, Tamper]] = {
         attempt(FAILS, "state = 'CANCELLED', reason = 'AGENT_DRAINED', start_time = NULL"),
     ),
     "lost without an outage": ("every_verdict_is_true", calm),
+    "lost before its agent was away for long": ("every_verdict_is_true", attempt(LOST, f"end_time = {usec(20.0)}")),
+    "lost when its agent was back": ("every_verdict_is_true", attempt(LOST, f"end_time = {usec(45.0)}")),
+    "lost though its agent was there meanwhile": (
+        "every_verdict_is_true",
+        lambda it: it.put("cluster/controlplane.log", seen(5.0) + seen(20.0)),
+    ),
     "lost, and its late result not kept": (
         "every_verdict_is_true",
         lambda it: it.sql("DELETE FROM attempt_events WHERE run_id = ? AND sequence = 2", LOST),
