@@ -311,9 +311,16 @@ class AgentRegistry:
 
     def _is_lost(self, agent: LiveAgent) -> bool:
         now = self._clock.monotonic()
-        if agent.offline_since is None or now - self._recovering_since < self._settings.recovery_window:
+        if agent.offline_since is None or now - self._recovery_begins(now) < self._settings.recovery_window:
             return False
         return now - agent.offline_since >= self._settings.lost_after
+
+    def _recovery_begins(self, now: float) -> float:
+        """From when on agents are waited for: we began, were stopped, or could register nobody, no fault of theirs.
+
+        Whoever asks first after a stop may come before `check`.
+        """
+        return now if now - self._checked > STALL_SECONDS or self._store.problem else self._recovering_since
 
     async def watch(self) -> None:
         """Judges who lives, until cancelled."""
@@ -338,10 +345,7 @@ class AgentRegistry:
     def check(self) -> None:
         """Judges who lives; a silent agent's stream is cut."""
         now = self._clock.monotonic()
-        if now - self._checked > STALL_SECONDS or self._store.problem:
-            # We were stopped, or can not register anybody: no fault of agents that are away.
-            self._recovering_since = now
-        self._checked = now
+        self._recovering_since, self._checked = self._recovery_begins(now), now
         for agent in self._agents.values():
             self._judge(agent)
             if agent.stream is not None and agent.state is AgentState.OFFLINE:

@@ -184,6 +184,20 @@ async def test_time_in_which_the_control_plane_stood_still_is_no_agents_fault(wo
     assert world.registry.lost() != []
 
 
+async def test_who_asks_first_after_the_control_plane_stood_still_hears_of_no_lost_agent(world: World) -> None:
+    world.registry._settings = world.settings.model_copy(update={"recovery_window": 60.0})
+    agent_id, stream = await world.connect()
+    world.registry.detach(agent_id, stream)
+    await world.pass_by(65)
+    await world.clock.advance(3600)  # nobody looks: the process was stopped
+    assert world.registry.lost() == []
+    assert not world.registry.is_told(agent_id, 9)
+    await world.pass_by(59)
+    assert world.registry.lost() == []
+    await world.pass_by(2)
+    assert world.registry.lost() != []
+
+
 async def test_time_in_which_nobody_can_be_registered_is_no_agents_fault(world: World) -> None:
     world.registry._settings = world.settings.model_copy(update={"recovery_window": 60.0})
     agent_id, stream = await world.connect()

@@ -25,6 +25,13 @@ async def live_run(world: World) -> tuple[AgentFacts, RunView]:
     return facts, run
 
 
+async def pass_by(world: World, seconds: int) -> None:
+    """Time passes in which the registry looks each second, as it does while the control plane is not stopped."""
+    for _ in range(seconds):
+        await world.clock.advance(1)
+        world.registry.check()
+
+
 async def test_runs_of_an_agent_that_stays_away_are_lost(world: World) -> None:
     world.configure(lost_after=60.0, recovery_window=0.0)
     _, run = await live_run(world)
@@ -43,10 +50,10 @@ async def test_nothing_is_lost_before_the_recovery_window_is_over(world: World) 
     world.configure(lost_after=1.0, recovery_window=60.0)
     _, run = await live_run(world)
     reaper = world.reaper
-    await world.clock.advance(59)
+    await pass_by(world, 59)
     await reaper.tick()
     assert (await world.service.get(run.id)).state is RunState.ASSIGNED
-    await world.clock.advance(2)
+    await pass_by(world, 2)
     await reaper.tick()
     assert (await world.service.get(run.id)).state is RunState.LOST
 
