@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from tests.chaos.evidence import Evidence
 from tests.chaos.rules.journals import journals_tell_the_same
 from tests.chaos.rules.leftovers import nothing_is_left_on_the_hosts, reserved_capacity_is_zero
-from tests.chaos.rules.logs import every_log_equals_the_ledger
+from tests.chaos.rules.logs import every_log_equals_the_ledger, no_output_is_lost
 from tests.chaos.rules.programs import no_program_failed
 from tests.chaos.rules.runs import a_request_is_one_run, every_accepted_run_ended_once, every_run_ended_for_a_cause
 from tests.chaos.rules.starts import no_attempt_started_twice, no_two_attempts_of_a_run_lived_at_once
@@ -20,6 +20,7 @@ RULES: tuple[Rule, ...] = (
     no_attempt_started_twice,
     no_two_attempts_of_a_run_lived_at_once,
     every_log_equals_the_ledger,
+    no_output_is_lost,
     reserved_capacity_is_zero,
     nothing_is_left_on_the_hosts,
     every_verdict_is_true,
