@@ -10,7 +10,7 @@ from fastflow.pipelines.code import Code, read_code
 from fastflow.pipelines.discovery import MAIN, Found, Place, Remembered, clashes, find_pipelines
 from fastflow.pipelines.folder import FolderFault
 from fastflow.pipelines.metadata import Limits
-from fastflow.pipelines.problems import Problem, error
+from fastflow.pipelines.problems import Problem, error, visible
 
 from fastflow_controlplane.sources.mirror import Mirror
 from fastflow_controlplane.sources.model import Commit, Contents, Snapshot, invalid, taken
@@ -60,7 +60,7 @@ class GitSource:
             found = self._find(commit)
         except FolderFault as fault:
             raise UnknownRef(f'"{ref}" can not be used: {fault}') from None
-        places = [place for place in found.places if place.name == name]
+        places = [place for place in found.places if visible(place.name) == name]
         return _by_name(self._snapshots(places, clashes(found.places))).get(name), commit
 
     def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:

@@ -8,7 +8,7 @@ from fastflow.pipelines.code import Code
 from fastflow.pipelines.discovery import Note, Pipeline, PipelineState, Place, inspect, state_of
 from fastflow.pipelines.folder import Folder
 from fastflow.pipelines.metadata import Limits, Metadata, matches_python
-from fastflow.pipelines.problems import Problem, error
+from fastflow.pipelines.problems import Problem, error, visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def taken(place: Place, code: Code, folder: Folder, tree: str, defaults: Limits)
 
 def invalid(place: Place, *problems: Problem) -> Snapshot:
     """Returns the snapshot of a pipeline that can not be read."""
-    return Snapshot(Pipeline(place.name, place.path, problems, None, "", False), "", None)
+    return Snapshot(Pipeline(visible(place.name), visible(place.path), problems, None, "", False), "", None)
 
 
 class _Nowhere:

@@ -15,7 +15,7 @@ from fastflow.pipelines.code import Code, read_code
 from fastflow.pipelines.discovery import MAIN, Place, clashes, find_pipelines
 from fastflow.pipelines.folder import DiskFolder, Folder, FolderFault, Signature
 from fastflow.pipelines.metadata import Limits
-from fastflow.pipelines.problems import Problem, error
+from fastflow.pipelines.problems import Problem, error, visible
 
 from fastflow_controlplane.sources.model import Commit, Contents, Snapshot, invalid, taken
 from fastflow_controlplane.sources.repository import SnapshotRepository
@@ -87,7 +87,8 @@ class MountedFolder:
         snapshots: dict[str, Snapshot] = {}
         for place in found.places:
             if place.path in clashing:
-                snapshots.setdefault(place.name, invalid(place, clashing[place.path]))
+                clash = invalid(place, clashing[place.path])
+                snapshots.setdefault(clash.pipeline.name, clash)
                 continue
             try:
                 known[place.path] = self._read(place)
@@ -163,7 +164,8 @@ class MountedFolder:
             if settled and _state(code) == state:
                 return _Read(state, age < RACY_SECONDS, code.problems, snapshot)
             changed = _difference(before, code) or changed
-        raise KeepsChanging(f'the pipeline "{place.name}" keeps changing while it is read: {changed or "main.py"}')
+        message = f'the pipeline "{place.name}" keeps changing while it is read: {changed or MAIN}'
+        raise KeepsChanging(visible(message))
 
     def _snapshot(self, place: Place, code: Code, known: _Read | None) -> Snapshot:
         if not code.files and code.problems:

@@ -303,6 +303,16 @@ def test_a_name_that_can_not_be_shown_makes_the_pipeline_invalid(source: Path, n
     assert re.fullmatch(r"[\x20-\x7e]+", pipeline.name + pipeline.path)
 
 
+@pytest.mark.parametrize("file", ["red\x1b[31m.json", os.fsdecode(b"\xff.json")])
+def test_metadata_in_a_file_whose_name_can_not_be_shown_is_read_and_told(source: Path, file: str) -> None:
+    (make(source / "p") / file).write_text('{"cpu_hard_limit": 0.25, "schedule_cron": "0 0 * * 1"}')
+    pipeline = single(source)
+    assert pipeline.metadata is not None
+    assert pipeline.metadata.limits.cpu_hard_milli_cores == 250
+    told = " ".join((pipeline.metadata_file, *(f"{problem.file} {problem.message}" for problem in pipeline.problems)))
+    assert re.fullmatch(r"[\x20-\x7e]+", told)
+
+
 @pytest.mark.parametrize("name", ["ünïcode", "with space", "-dash", "a.b", "🎈"])
 def test_any_other_name_is_a_name(source: Path, name: str) -> None:
     make(source / name)

@@ -210,7 +210,7 @@ class _Walk:
             if entry.name in NOT_CODE:
                 continue
             if complaint := self._complaint(entry, path, depth):
-                self._problems.append(error(path if is_utf8(path) else ascii(path)[1:-1], complaint))
+                self._problems.append(error(path, complaint))
             elif entry.kind is Kind.FOLDER:
                 if not self._may_enter():
                     return

@@ -4,7 +4,6 @@ A folder with a `main.py` is a pipeline, named after the folder; its sub-folders
 A folder without one is searched for pipelines in it, so pipelines can be grouped. Hidden folders are skipped.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -17,7 +16,6 @@ from fastflow.pipelines.code import (
     SUBMODULE_MESSAGE,
     Code,
     LinkFault,
-    is_utf8,
     read_code,
     resolve,
 )
@@ -25,7 +23,7 @@ from fastflow.pipelines.folder import Entry, Folder, FolderFault, Kind, read_fil
 from fastflow.pipelines.metadata import Limits, Metadata
 from fastflow.pipelines.metadatafile import find_metadata
 from fastflow.pipelines.original import NOTEBOOK_REMEDY
-from fastflow.pipelines.problems import Problem, error, errors, warning
+from fastflow.pipelines.problems import Problem, error, errors, visible, warning
 from fastflow.pipelines.requirements import MAX_REQUIREMENTS_BYTES, check_header, requirements_problems
 from fastflow.pipelines.scriptheader import HeaderFault, script_header
 
@@ -47,7 +45,6 @@ MAX_LFS_POINTER_BYTES = 1024
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 NOTEBOOK = "main.ipynb"
 _NEARLY_MAIN = (MAIN, "__main__.py", NOTEBOOK)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _UV_FILES = ("pyproject.toml", "uv.toml")
 
 
@@ -163,7 +160,7 @@ def inspect(name: str, path: str, folder: Folder, code: Code, defaults: Limits |
     try:
         entries = {entry.name: entry for entry in folder.entries()}
     except FolderFault as fault:
-        return Pipeline(_visible(name), _visible(path), (error("", fault.message),), None, "", False)
+        return Pipeline(visible(name), visible(path), (error("", fault.message),), None, "", False)
     chosen = find_metadata(name, folder, list(entries.values()), defaults)
     main_problems, has_header = _read_main(folder, entries.get(MAIN), code)
     problems = [
@@ -180,11 +177,11 @@ def inspect(name: str, path: str, folder: Folder, code: Code, defaults: Limits |
     told = {(problem.severity, problem.file) for problem in problems}
     problems.extend(problem for problem in code.problems if (problem.severity, problem.file) not in told)
     return Pipeline(
-        name=_visible(name),
-        path=_visible(path),
+        name=visible(name),
+        path=visible(path),
         problems=tuple(problems),
         metadata=chosen.metadata,
-        metadata_file=chosen.file,
+        metadata_file=visible(chosen.file),
         has_requirements=REQUIREMENTS in entries,
         has_header=has_header,
     )
@@ -203,12 +200,12 @@ def clashes(places: Sequence[Place]) -> dict[str, Problem]:
     """Returns, by path, the error of each pipeline that has its name in common with another."""
     paths = defaultdict(list)
     for place in places:
-        paths[place.name].append(place.path)
+        paths[visible(place.name)].append(place.path)
     found = {}
     for name, same in paths.items():
         if len(same) > 1:
-            where = ", ".join(_visible(path) for path in same)
-            message = f'the name "{_visible(name)}" stands for {len(same)} folders: {where}; rename all but one'
+            where = ", ".join(visible(path) for path in same)
+            message = f'the name "{name}" stands for {len(same)} folders: {where}; rename all but one'
             found.update(dict.fromkeys(same, error("", message)))
     return found
 
@@ -283,11 +280,11 @@ class _Search:
             near = [f'"{inner.name}"' for inner in entries if inner.name.lower() in _NEARLY_MAIN]
             remedy = f"; {NOTEBOOK_REMEDY}" if f'"{NOTEBOOK}"' in near[:1] else ""
             message = f"has no {MAIN}{f', but {near[0]}' if near else ''}: ignored{remedy}"
-            self.without_main.append(Note(_visible(path), message))
+            self.without_main.append(Note(visible(path), message))
 
     def _note(self, path: str, message: str) -> None:
         if self._folders <= MAX_FOLDERS + 1:
-            self.notes.append(Note(_visible(path), message))
+            self.notes.append(Note(visible(path), message))
 
 
 def _without(problems: Iterable[Problem], told: Iterable[Problem]) -> list[Problem]:
@@ -311,7 +308,7 @@ def _pointer_problem(path: str, needed: bool) -> Problem:
 
 
 def _name_problems(name: str) -> Iterator[Problem]:
-    if _visible(name) != name:
+    if visible(name) != name:
         yield error("", "the folder's name holds characters that can not be shown; rename it")
 
 
@@ -367,7 +364,3 @@ def _uv_problems(entries: Iterable[str]) -> Iterator[Problem]:
             yield warning(
                 file, f"is not read: dependencies belong into {REQUIREMENTS} or into the header of {MAIN} (PEP 723)"
             )
-
-
-def _visible(name: str) -> str:
-    return name if is_utf8(name) and not _CONTROL.search(name) else ascii(name)[1:-1]

@@ -14,7 +14,7 @@ from typing import Any
 from fastflow.pipelines import environment, sizes
 from fastflow.pipelines.jsontext import JsonFault, JsonObject, parse_json
 from fastflow.pipelines.original import REMEDIES
-from fastflow.pipelines.problems import Problem, Severity, did_you_mean, error, errors, warning
+from fastflow.pipelines.problems import Problem, Severity, did_you_mean, error, errors, problem, warning
 
 MIN_MEMORY_BYTES = 32 * 1024**2
 """Smallest memory limit. uv itself needs about 40 MB beside Python, so even this is for small programs only."""
@@ -192,7 +192,7 @@ class _Reader:
                 f"{self._shown(soft_name)} is above {whose} of {shown(hard)}: it could never warn; allowed is less"
             )
             severity = Severity.ERROR if declared or defaults_known else Severity.WARNING
-            self.problems.append(Problem(severity, self._file, soft_name, message))
+            self.problems.append(problem(severity, self._file, message, soft_name))
         return limits
 
     def _cpu(self, name: str) -> int | None:

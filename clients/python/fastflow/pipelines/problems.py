@@ -1,9 +1,12 @@
 """What can be wrong with a pipeline, said for the person who wrote it."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+
+_NOT_SHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Severity(Enum):
@@ -30,14 +33,24 @@ class Problem:
         return ": ".join(part for part in (self.file, self.field, self.message) if part)
 
 
+def visible(name: str) -> str:
+    """Returns a name as it can be shown, sent and stored: what is no text, or moves a terminal, is escaped."""
+    return _NOT_SHOWN.sub(lambda found: ascii(found[0])[1:-1], name)
+
+
+def problem(severity: Severity, file: str, message: str, field: str = "") -> Problem:
+    """Returns a problem; `file`, and names in `message`, may be of any kind that a file can have."""
+    return Problem(severity, visible(file), field, visible(message))
+
+
 def error(file: str, message: str, field: str = "") -> Problem:
     """Returns a problem that makes the pipeline INVALID."""
-    return Problem(Severity.ERROR, file, field, message)
+    return problem(Severity.ERROR, file, message, field)
 
 
 def warning(file: str, message: str, field: str = "") -> Problem:
     """Returns a problem that is only told."""
-    return Problem(Severity.WARNING, file, field, message)
+    return problem(Severity.WARNING, file, message, field)
 
 
 def errors(problems: Iterable[Problem]) -> list[Problem]:

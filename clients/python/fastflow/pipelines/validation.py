@@ -18,7 +18,7 @@ from fastflow.pipelines.folder import DiskFolder, Folder, read_file
 from fastflow.pipelines.jsontext import parse_json
 from fastflow.pipelines.metadata import MAX_METADATA_BYTES, UNSUPPORTED_FIELDS
 from fastflow.pipelines.original import weekday_problems
-from fastflow.pipelines.problems import Problem, Severity
+from fastflow.pipelines.problems import Problem, Severity, visible
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,14 @@ def _inspect(place: Place) -> Pipeline:
 def _changed_days(folder: Folder, pipeline: Pipeline) -> list[Problem]:
     if pipeline.metadata is None or not pipeline.metadata_file:
         return []
-    document = parse_json(read_file(folder, pipeline.metadata_file, MAX_METADATA_BYTES))
+    file = next(entry.name for entry in folder.entries() if visible(entry.name) == pipeline.metadata_file)
+    document = parse_json(read_file(folder, file, MAX_METADATA_BYTES))
     return weekday_problems(document, pipeline.metadata_file)
 
 
 def _own_code(folder: Folder) -> tuple[Note, ...]:
     """What to say of a whole repository that is taken for one pipeline because of a main.py at its top."""
-    within = [place.path for place in find_pipelines(folder).places]
+    within = [visible(place.path) for place in find_pipelines(folder).places]
     if not within:
         return ()
     named = ", ".join(within[:3]) + (", …" if len(within) > 3 else "")
