@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +32,8 @@ class _Held(NamedTuple):
 class Catalog:
     """The pipelines of all `sources`, by name of the source; bundles of their code lie in `data_dir`.
 
-    A name belongs to the first source that has it. `python_versions` returns the Python versions that agents have, none
-    while that is not known.
+    A name belongs to the first source that has it, which shows once those before were read. `python_versions` returns
+    the Python versions that agents have, none while that is not known.
     """
 
     def __init__(
@@ -108,11 +109,12 @@ class Catalog:
         """Pins the code of a pipeline, as it is now or at `ref`; its bundle is on disk, durable, when this returns.
 
         `ref` is a commit or a branch of a Git source. Raises NotFound, InvalidArgument where the pipeline is INVALID
-        (with its problems) or there is no such `ref`, Unavailable while the source can not be read, the pipeline
-        keeps changing or the disk is full.
+        (with its problems) or there is no such `ref`, Unavailable while the source can not be read, one before it was
+        not yet, the pipeline keeps changing or the disk is full.
         """
         if name not in self._held and not ref:
             await self.refresh()
+        await self._settle(name)
         unknown: list[InvalidArgument] = []
         owners = self._owners(name, ref)
         for reader in owners:
@@ -206,6 +208,25 @@ class Catalog:
             self._clashes[each.name] = clashing
         self.on_source_change(reader, changes)
         self.on_change()
+
+    async def _settle(self, name: str) -> None:
+        """Reads the sources before the one that has the pipeline, unless that was done: it may be theirs.
+
+        Raises Unavailable for one that can not be read: what ran would be other code than before a restart.
+        """
+        for reader in self.readers.values():
+            if name not in self._held or self._held[name].reader is reader:
+                return
+            if not reader.is_known:
+                with suppress(Unavailable):
+                    await reader.refresh()
+            if not reader.is_known:
+                raise Unavailable(
+                    f'the pipeline "{name}" may be one of the source "{reader.name}", which could not be read since '
+                    f"the start: {reader.condition}",
+                    reason="PIPELINES_UNAVAILABLE",
+                    metadata={"source": reader.name},
+                )
 
     def _owners(self, name: str, ref: str) -> "tuple[SourceReader, ...]":
         """The source that has the pipeline; where none has it now, those whose commits may."""

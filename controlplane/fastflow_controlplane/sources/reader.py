@@ -48,6 +48,8 @@ class SourceReader:
         self.contents = Contents({}, ())
         self.condition = ""
         """Why the source can not be read at the moment, for people; "" = it can."""
+        self.is_known = False
+        """Whether `contents` is what it holds, or held when it was last read; also where nothing was synced yet."""
         self.on_change: Callable[[SourceReader, Changes], None] = lambda reader, changes: None
         """Called when pipelines appeared, changed or went; at once, so it must not wait."""
         self._bundles = bundles
@@ -157,6 +159,7 @@ class SourceReader:
         try:
             return job.result()
         except NotSyncedYet as fault:
+            self.is_known = True
             raise self._unavailable(str(fault), expected=True) from None
         except FolderFault as fault:
             raise self._unavailable(str(fault)) from None
@@ -204,6 +207,7 @@ class SourceReader:
     def _take(self, contents: Contents) -> Changes:
         # Whatever else succeeds says nothing of whether the source can be read.
         self._note("")
+        self.is_known = True
         if contents is self.contents:
             return Changes()
         before, self.contents = self.contents, contents
