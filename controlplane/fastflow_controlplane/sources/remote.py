@@ -19,6 +19,14 @@ SOURCE_SECRETS = (TOKEN_SECRET, SSH_KEY_SECRET)
 
 _SCP_LIKE = re.compile(r"(?:(?P<user>[^@/:\s]+)@)?(?P<host>\[[0-9a-fA-F:]+\]|[^@/:\s]+):(?P<path>[^/].*|/.*)")
 
+_USER_INFO = re.compile(r"@[^/]*:")
+"""What follows the user in an address: in the path of one like host:path it was meant as user:password@host:path."""
+
+_HOLDS_CREDENTIAL = (
+    "url must hold no user name, password or token, as it is shown: write it without, like https://host/path, and "
+    f"store the token with `ffctl secrets set {TOKEN_SECRET} --source NAME`"
+)
+
 
 @dataclass(frozen=True)
 class Address:
@@ -81,15 +89,14 @@ def parse_address(url: str) -> Address:
     if parts.query or parts.fragment:
         raise ValueError("url must end with its path: what follows ? or # might be a credential, and it is shown")
     if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise ValueError("url names a file of this machine: write it without a host, like file:///path")
         return Address(url, "file", "", "")
     if not host:
         raise ValueError("url names no host")
     if parts.scheme in ("http", "https"):
         if parts.username is not None or parts.password is not None:
-            raise ValueError(
-                "url must hold no user name, password or token, as it is shown: write it without, and store the token "
-                f"with `ffctl secrets set {TOKEN_SECRET} --source NAME`"
-            )
+            raise ValueError(_HOLDS_CREDENTIAL)
         return Address(url, parts.scheme, host, "")
     if parts.scheme == "ssh":
         if parts.password is not None:
@@ -118,4 +125,6 @@ def _scp_like(url: str) -> Address:
     match = _SCP_LIKE.fullmatch(url)
     if match is None:
         raise ValueError("url is no address; write https://host/path, ssh://user@host/path, git@host:path or /path")
+    if _USER_INFO.search(match["path"]) or (match["user"] is None and "@" in match["path"]):
+        raise ValueError(_HOLDS_CREDENTIAL)
     return Address(url, "ssh", match["host"].strip("[]"), match["user"] or "git")
