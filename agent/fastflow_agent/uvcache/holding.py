@@ -75,5 +75,5 @@ def _content(header: bytes) -> dict[str, Any]:
     lines = header.decode("utf-8", "replace").splitlines()[1:-1]
     try:
         return tomllib.loads("\n".join(line.removeprefix("#").removeprefix(" ") for line in lines))
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return {}

@@ -81,11 +81,18 @@ class Catalog:
 
     async def watch(self, interval: float) -> None:
         """Refreshes every `interval` seconds until it is cancelled; failures are the `condition`, and logged once."""
+        known = ""
         while True:
             try:
                 await self.refresh(max_age=interval / 2)
+                known = ""
             except Unavailable:
                 log.debug("pipelines could not be refreshed", why=self.condition)
+            except Exception as defect:
+                # The tasks of the control plane end with one another: no folder may be the end of them.
+                if repr(defect) != known:
+                    log.exception("pipelines could not be refreshed by a fault of the control plane")
+                known = repr(defect)
             await self._clock.sleep(interval)
 
     def get(self, name: str) -> PipelineView:

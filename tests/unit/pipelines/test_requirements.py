@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,28 @@ def _uv(line: str, folder: Path, encoding: str = "utf-8") -> subprocess.Complete
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize("line", ["a; " + "(" * 1000, "a; " + "(" * 1000 + "python_version > '3'" + ")" * 1000])
+def test_a_line_nested_too_deeply_is_an_error_of_its_own(line: str) -> None:
+    (message,) = told(line)
+    assert message.startswith("line 1: ")
+
+
+def test_a_header_nested_too_deeply_is_refused() -> None:
+    deep = b"[" * 2000 + b"]" * 2000
+    with pytest.raises(HeaderFault, match="nested too deeply"):
+        check_header(b"# /// script\n# dependencies = " + deep + b"\n# ///\n")
+
+
+def test_a_file_that_is_none_of_requirements_is_told_by_its_first_lines() -> None:
+    messages = told("=\n" * 100_000)
+    assert [message.partition(":")[0] for message in messages] == [f"line {number}" for number in range(1, 22)]
+    assert "mend these first" in messages[-1]
+
+
+@pytest.mark.parametrize("line", ["a" + " " * 900_000 + "b", "a" + " " * 9_000 + "b", "a" + " =" * 4_000])
+def test_a_line_of_any_length_is_read_in_time(line: str) -> None:
+    begun = time.process_time()
+    told(line)
+    assert time.process_time() - begun < 2

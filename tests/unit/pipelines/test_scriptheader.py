@@ -1,7 +1,11 @@
 """Inline script metadata: what uv takes for a block is what the environment's key is made of."""
 
+import re
+
 import pytest
 from fastflow.pipelines.scriptheader import HeaderFault, script_header
+from hypothesis import given
+from hypothesis import strategies as st
 
 HEADER = b'# /// script\n# dependencies = ["requests"]\n#\n# [tool.uv]\n# ///\n'
 
@@ -51,3 +55,26 @@ def test_an_empty_block_is_no_header() -> None:
 
 def test_a_large_script_of_comments_is_read_in_time() -> None:
     assert script_header(b"# comment\n" * 200_000 + HEADER) == HEADER
+
+
+def test_a_large_script_of_openings_is_read_in_time() -> None:
+    assert script_header(b"# /// other\n" * 200_000) is None
+
+
+CANONICAL = re.compile(rb"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
+"""The pattern that PEP 723 gives, which takes time by the square of the text."""
+
+
+@given(st.lists(st.sampled_from([b"# /// script", b"# /// other", b"# ///", b"#", b"# x", b"#x", b"", b"print()"])))
+def test_the_blocks_are_those_of_the_canonical_pattern(lines: list[bytes]) -> None:
+    source = b"\n".join(lines)
+    found = CANONICAL.finditer(source + b"\n")
+    expected = [match.group() + b"\n" for match in found if match["type"] == b"script"]
+    if len(expected) > 1:
+        with pytest.raises(HeaderFault, match="more than one block"):
+            script_header(source)
+    elif not expected and re.search(rb"(?m)^# /// script$(?!\n# ///$)", source + b"\n"):
+        with pytest.raises(HeaderFault, match="no line '# ///' ends"):
+            script_header(source)
+    else:
+        assert script_header(source) == (expected[0] if expected else None)

@@ -352,6 +352,31 @@ async def test_a_mount_that_hangs_is_said_and_takes_one_thread_only(
     await catalog.close()
 
 
+async def test_a_fault_of_its_own_does_not_end_the_watch(
+    root: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = MountedFolder.scan
+    looks = iter([RecursionError("deep"), RecursionError("deep")])
+
+    def faulty(source: MountedFolder) -> object:
+        if fault := next(looks, None):
+            raise fault
+        return look(source)
+
+    monkeypatch.setattr(MountedFolder, "scan", faulty)
+    make(root / "p")
+    clock = ManualClock()
+    catalog = catalog_of(root, data_dir, clock=clock)
+    watching = asyncio.create_task(catalog.watch(2.0))
+    while names(catalog) != ["p"]:
+        assert not watching.done()
+        await clock.advance(2.0)
+        await asyncio.sleep(0.001)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    await catalog.close()
+
+
 async def test_the_catalog_follows_the_folder(root: Path, data_dir: Path) -> None:
     clock = ManualClock()
     catalog = catalog_of(root, data_dir, clock=clock)

@@ -19,10 +19,17 @@ from fastflow.pipelines.scriptheader import HeaderFault
 MAX_REQUIREMENTS_BYTES = 1024 * 1024
 """Larger files are left to uv; people's are a few kilobytes."""
 
+MAX_LINE = 10_000
+"""Characters of a line that is looked at; longer ones are left to uv, as reading them may take very long."""
+
+MAX_PROBLEMS = 20
+"""Lines of one file that are complained of: whoever mends these learns of the others. A file that is none of
+requirements at all would fill answers about all pipelines."""
+
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _INCLUDE = re.compile(r"(?:-r|-c|--requirement|--constraint)[\s=]+(?P<path>.+)")
 _COMMENT = re.compile(r"(^|\s)#.*$")
-_OPTIONS = re.compile(r"\s+--.*$")
+_OPTIONS = re.compile(r"(?<!\s)\s+--.*$")
 _LIST = 'such as ["requests==2.31.0"]'
 _EXPLAINED = 'one requirement a line, such as requests==2.31.0 or "pandas>=2,<3"'
 
@@ -35,11 +42,13 @@ def requirements_problems(data: bytes, file: str, present: Collection[str]) -> l
     except UnicodeDecodeError as fault:
         bad = data.count(b"\n", 0, fault.start) + 1
         return [error(file, f"line {bad}: byte 0x{data[fault.start]:02x} is not UTF-8; save the file as UTF-8")]
-    problems = []
+    problems: list[Problem] = []
     continued = False
     for number, line in enumerate(text.splitlines(), 1):
-        words = _OPTIONS.sub("", _COMMENT.sub("", line).rstrip().removesuffix("\\")).strip()
-        complaint = "" if continued or not words else _complaint(words, file, present)
+        complaint = "" if continued or len(line) > MAX_LINE else _complaint(_words(line), file, present)
+        if complaint and len(problems) == MAX_PROBLEMS:
+            problems.append(error(file, f"line {number}: is wrong too, and so may be later ones; mend these first"))
+            break
         if complaint:
             problems.append(error(file, f"line {number}: {complaint}"))
         continued = line.rstrip().endswith("\\")
@@ -53,6 +62,8 @@ def check_header(header: bytes) -> None:
         document = tomllib.loads("\n".join(line[2:] for line in lines))
     except tomllib.TOMLDecodeError as fault:
         raise HeaderFault(f"has inline metadata (# /// script) that is not valid TOML: {fault}") from None
+    except RecursionError:
+        raise HeaderFault("has inline metadata (# /// script) that is nested too deeply") from None
     dependencies = document.get("dependencies", [])
     if not isinstance(dependencies, list) or not all(isinstance(each, str) for each in dependencies):
         raise HeaderFault(f"has dependencies in its inline metadata that are no list of texts; allowed is {_LIST}")
@@ -68,17 +79,18 @@ def check_header(header: bytes) -> None:
         ) from None
 
 
+def _words(line: str) -> str:
+    """A line without its comment and its options, "" for nothing else."""
+    return _OPTIONS.sub("", _COMMENT.sub("", line).rstrip().removesuffix("\\")).strip()
+
+
 def _complaint(words: str, file: str, present: Collection[str]) -> str:
     """What is wrong with a line, "" for nothing that can be seen here."""
     if include := _INCLUDE.fullmatch(words):
         return _missing(include["path"].strip("\"'"), file, present)
-    if words.startswith("-") or _is_somewhere(words):
+    if not words or words.startswith("-") or _is_somewhere(words) or _is_requirement(words):
         return ""
-    try:
-        Requirement(words)
-    except InvalidRequirement:
-        return f'"{words[:100]}" is no requirement{_guess(words)}; allowed is {_EXPLAINED}'
-    return ""
+    return f'"{words[:100]}" is no requirement{_guess(words)}; allowed is {_EXPLAINED}'
 
 
 def _is_somewhere(words: str) -> bool:
@@ -101,7 +113,7 @@ def _missing(path: str, file: str, present: Collection[str]) -> str:
 def _guess(words: str) -> str:
     """A hint where it is plain what was meant."""
     for wrong, right in ((r"(?<![=<>!~])=(?![=<>])", "=="), ("=>", ">="), ("=<", "<=")):
-        fixed = re.sub(rf"\s*{wrong}\s*", right, words)
+        fixed = re.sub(rf"(?<!\s)\s*{wrong}\s*", right, words)
         if fixed != words and _is_requirement(fixed):
             return f' (did you mean "{fixed}"?)'
     names = words.replace(",", " ").split()
@@ -113,6 +125,6 @@ def _guess(words: str) -> str:
 def _is_requirement(text: str) -> bool:
     try:
         Requirement(text)
-    except InvalidRequirement:
+    except (InvalidRequirement, RecursionError):  # a marker of a thousand parentheses
         return False
     return True
