@@ -2,10 +2,20 @@
 
 import base64
 import binascii
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TypeVar
+
+from google.protobuf.message import Message
 
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument
 
+M = TypeVar("M", bound=Message)
+
 LARGEST_PAGE = 1000
+
+PAGE_BYTES = 4 * 1024 * 1024
+"""A page ends behind as many: half of the largest message. What people wrote may be long in each of its rows."""
 
 
 def check_size(page_size: int, default: int) -> int:
@@ -19,6 +29,16 @@ def check_size(page_size: int, default: int) -> int:
 def token_after(key: str) -> str:
     """Returns the token of the page that begins behind `key`."""
     return base64.urlsafe_b64encode(key.encode()).decode()
+
+
+def fitting(messages: Sequence[M], keys: Sequence[str], next_page_token: str) -> tuple[Sequence[M], str]:
+    """Returns those `messages` of a page, from the first, that fit one answer, and the token of what follows them.
+
+    At least one is returned. `keys` are those of the messages; `next_page_token` is of what follows them all.
+    """
+    sizes = accumulate(message.ByteSize() for message in messages)
+    count = max(1, sum(size <= PAGE_BYTES for size in sizes))
+    return messages[:count], token_after(keys[count - 1]) if count < len(messages) else next_page_token
 
 
 def key_of(page_token: str) -> str:

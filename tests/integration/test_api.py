@@ -1,5 +1,6 @@
 """The public API of a real control plane, spoken to as any gRPC client would. No agent: what needs none."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,34 @@ class TestPipelines:
         )
         assert [pipeline.name for pipeline in (*first.pipelines, *rest.pipelines)] == ["etl", "report", "wrong"]
         assert rest.next_page_token == ""
+
+    def test_pipelines_too_large_for_one_answer_are_listed_on_several_pages(
+        self, channel: grpc.Channel, server: Cluster
+    ) -> None:
+        stub = pipelines_pb2_grpc.PipelineServiceStub(channel)
+        long = {f"V{number}": "x" * 30_000 for number in range(8)}
+        names = [f"long-{number:02}" for number in range(40)]
+        folders = [server.add_pipeline(name, "print(1)", pipeline={"default_env": long}) for name in names]
+        listed: list[str] = []
+        token = "unused"
+        while token:
+            request = pipelines_pb2.ListPipelinesRequest(page_size=1000, page_token=token.removeprefix("unused"))
+            page = stub.ListPipelines(request, timeout=SECONDS)
+            listed += [pipeline.name for pipeline in page.pipelines]
+            token = page.next_page_token
+        for folder in folders:
+            shutil.rmtree(folder)
+        assert listed == ["etl", *names, "report", "wrong"]
+
+    def test_requirements_nested_too_deeply_are_one_pipeline_s_trouble_alone(
+        self, channel: grpc.Channel, server: Cluster
+    ) -> None:
+        stub = pipelines_pb2_grpc.PipelineServiceStub(channel)
+        folder = server.add_pipeline("deep", "print(1)", requirements="a; " + "(" * 1000 + "\n")
+        pipeline = stub.GetPipeline(pipelines_pb2.GetPipelineRequest(name="deep"), timeout=SECONDS).pipeline
+        shutil.rmtree(folder)
+        assert pipeline.state == pipelines_pb2.PIPELINE_STATE_INVALID
+        assert [problem.file for problem in pipeline.problems] == ["requirements.txt"]
 
     def test_an_invalid_pipeline_is_listed_with_every_problem(self, channel: grpc.Channel) -> None:
         stub = pipelines_pb2_grpc.PipelineServiceStub(channel)

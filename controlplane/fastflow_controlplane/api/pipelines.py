@@ -41,7 +41,9 @@ class PipelineServicer(pipelines_pb2_grpc.PipelineServiceServicer):
         first = bisect_right(found, after, key=lambda pipeline: pipeline.name)
         page = found[first : first + size]
         more = first + size < len(found)
-        return pipelines_pb2.ListPipelinesResponse(
-            pipelines=[pipeline_message(pipeline) for pipeline in page],
-            next_page_token=pages.token_after(page[-1].name) if more else "",
+        pipelines, token = pages.fitting(
+            [pipeline_message(pipeline) for pipeline in page],
+            [pipeline.name for pipeline in page],
+            pages.token_after(page[-1].name) if more else "",
         )
+        return pipelines_pb2.ListPipelinesResponse(pipelines=pipelines, next_page_token=token)

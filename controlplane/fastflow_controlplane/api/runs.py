@@ -52,9 +52,10 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
             pipeline=request.pipeline,
             states=[_state(value) for value in request.states],
         )
-        return runs_pb2.ListRunsResponse(
-            runs=[run_message(run) for run in page.runs], next_page_token=page.next_page_token
+        runs, token = pages.fitting(
+            [run_message(run) for run in page.runs], [run.id for run in page.runs], page.next_page_token
         )
+        return runs_pb2.ListRunsResponse(runs=runs, next_page_token=token)
 
     async def RerunRun(self, request: runs_pb2.RerunRunRequest, context: Any) -> runs_pb2.RerunRunResponse:
         """Queues a run that repeats another."""

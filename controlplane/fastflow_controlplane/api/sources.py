@@ -36,9 +36,12 @@ class SourceServicer(sources_pb2_grpc.SourceServiceServicer):
         first = names.index(after) + 1 if after in names else 0
         page = found[first : first + size]
         more = first + size < len(found)
-        return sources_pb2.ListSourcesResponse(
-            sources=map(_source, page), next_page_token=pages.token_after(page[-1].name) if more else ""
+        sources, token = pages.fitting(
+            [_source(source) for source in page],
+            [source.name for source in page],
+            pages.token_after(page[-1].name) if more else "",
         )
+        return sources_pb2.ListSourcesResponse(sources=sources, next_page_token=token)
 
     async def SyncSource(self, request: sources_pb2.SyncSourceRequest, context: Any) -> sources_pb2.SyncSourceResponse:
         """Begins a sync, and waits for it if asked to."""
@@ -49,7 +52,10 @@ class SourceServicer(sources_pb2_grpc.SourceServiceServicer):
         """Lists syncs, newest first."""
         size = pages.check_size(request.page_size, DEFAULT_SYNCS)
         page = await self._syncs.syncs(request.source, page_size=size, page_token=request.page_token)
-        return sources_pb2.ListSyncsResponse(syncs=map(_sync, page.syncs), next_page_token=page.next_page_token)
+        syncs, token = pages.fitting(
+            [_sync(sync) for sync in page.syncs], [sync.id for sync in page.syncs], page.next_page_token
+        )
+        return sources_pb2.ListSyncsResponse(syncs=syncs, next_page_token=token)
 
 
 def _source(source: SourceView) -> sources_pb2.Source:
