@@ -1,17 +1,21 @@
 """One control plane owns a database, and one that lost it writes nothing more."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import psycopg
 import pytest
 from fastflow_controlplane.errors import Deposed, FailedPrecondition, Unavailable
+from fastflow_controlplane.store.copies import back_up
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.ownership import ADVISORY_LOCK, SessionOwnership
 from fastflow_controlplane.store.queries import requests
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from tests.contract.rows import NOW
 from tests.postgres import PostgresServer
@@ -91,6 +95,42 @@ async def test_one_that_was_away_while_another_led_writes_nothing(postgres: Post
         async with opened(url) as other:
             await other.lead(NOW)
         with pytest.raises(Unavailable, match="what this one knows is out of date"):
+            await store.write(note("stale"))
+        with pytest.raises(Deposed):
+            await asyncio.wait_for(store.until_deposed(), 5)
+
+
+async def test_one_whose_database_went_back_in_time_writes_nothing(postgres: PostgresServer, url: str) -> None:
+    name, old = url.rpartition("/")[2], f"{url.rpartition('/')[2]}_old"
+    async with opened(url) as store:
+        await store.lead(NOW)
+        end_sessions(postgres, url)
+        postgres.execute(f"CREATE DATABASE {old} TEMPLATE {name}")
+        await store.write(note("acknowledged"))
+        postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        postgres.execute(f"ALTER DATABASE {old} RENAME TO {name}")
+        with pytest.raises(Unavailable, match="another copy of it was put in place"):
+            await store.write(note("stale"))
+        with pytest.raises(Deposed):
+            await asyncio.wait_for(store.until_deposed(), 5)
+
+
+async def test_one_whose_file_went_back_in_time_writes_nothing(tmp_path: Path) -> None:
+    file, old = tmp_path / "fastflow.db", tmp_path / "old"
+
+    def fail(connection: Connection) -> None:
+        raise OperationalError("", None, sqlite3.OperationalError("disk I/O error"))
+
+    async with opened(f"sqlite:///{file}") as store:
+        await store.lead(NOW)
+        back_up(f"sqlite:///{file}", old)
+        await store.write(note("acknowledged"))
+        for suffix in ("", "-wal", "-shm"):
+            file.with_name(file.name + suffix).unlink()
+        old.rename(file)
+        with pytest.raises(Unavailable):
+            await store.write(fail)
+        with pytest.raises(Unavailable, match="another copy of it was put in place"):
             await store.write(note("stale"))
         with pytest.raises(Deposed):
             await asyncio.wait_for(store.until_deposed(), 5)

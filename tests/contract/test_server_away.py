@@ -149,4 +149,33 @@ async def test_what_went_down_with_its_commit_is_refused_once_that_is_known(
         await committing
     assert heard == []
     assert not await noted(store, "lost")
-    assert store.writer.link.doubt == ""
+    assert store.writer.link.doubt is None
+
+
+async def test_what_a_crash_of_the_server_took_with_its_commit_is_refused_though_another_gets_its_number(
+    postgres: PostgresServer, store: Store, url: str
+) -> None:
+    heard: list[None] = []
+    await store.write(note("before"))
+    waits = "BEGIN PERFORM pg_sleep(60); RETURN NULL; END"
+    postgres.execute(f"CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS '{waits}'", url)
+    trigger = "CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON requests DEFERRABLE INITIALLY DEFERRED"
+    postgres.execute(f"{trigger} FOR EACH ROW EXECUTE FUNCTION wait()", url)
+    # So that all of this but the commit is in the log that the crash leaves.
+    postgres.execute("CHECKPOINT")
+    committing = asyncio.create_task(store.write(note("lost"), heard.append))
+    asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    await until(lambda: bool(postgres.execute(asleep)))
+    postgres.kill()
+    try:
+        await until(lambda: store.problem is not None)
+        assert not committing.done()
+    finally:
+        postgres.start()
+        # Its transaction gets a number that was given before: what was not flushed to the log, the server forgot.
+        postgres.execute("DROP FUNCTION wait CASCADE", url)
+    await until_well(store)
+    with pytest.raises(Unavailable, match="went away before this was stored: try again"):
+        await committing
+    assert heard == []
+    assert [await noted(store, name) for name in ("before", "lost")] == [True, False]

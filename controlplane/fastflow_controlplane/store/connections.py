@@ -15,7 +15,7 @@ LOCK_SECONDS = 5
 CONNECT_SECONDS = 5
 """How long a server may take to let us in: it does in milliseconds."""
 OLDEST_SERVER = 13
-"""The first that tells what became of a transaction by its 64-bit number."""
+"""Those before it get no fixes from their makers any more."""
 SESSION = {
     # As on SQLite: acknowledged means on disk. "remote_apply" and the like, which promise more, are left alone.
     "synchronous_commit": "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "

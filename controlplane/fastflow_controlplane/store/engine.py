@@ -78,10 +78,8 @@ class Store:
         await self.writer.start()
 
     async def lead(self, now: int) -> Leadership:
-        """Raises the leader epoch. From then on, nothing is written to a database that names another one."""
-        leadership = await self.write(lambda connection: take_over(connection, now))
-        self.writer.link.leader_epoch = leadership.leader_epoch
-        return leadership
+        """Takes the lead, so that nothing of what led before is written any more."""
+        return await self.write(lambda connection: take_over(connection, now))
 
     async def write(self, operation: Callable[[Connection], T], committed: Callable[[T], None] | None = None) -> T:
         """See `Writer.write`."""

@@ -1,4 +1,9 @@
-"""The one connection that writes: it owns the database, and knows what became of a commit that was not answered."""
+"""The one connection that writes: it owns the database, and knows what became of a commit that was not answered.
+
+Each commit leaves its id in the database. Whoever connects anew finds the id of the last one that was acknowledged, or
+of the one that was not answered; or else this is not the database that it was. A number of the server's own would not
+do: after a crash it gives the numbers of what it lost to other transactions.
+"""
 
 import os
 import select
@@ -7,15 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RootTransaction, text
+from fastflow.ids import new_id
+from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError
 
 from fastflow_controlplane.errors import Deposed, FailedPrecondition
 from fastflow_controlplane.store.ownership import Ownership
-from fastflow_controlplane.store.queries.cluster import read_leader_epoch
-
-_TRANSACTION = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
-_FATE = text("SELECT pg_xact_status(CAST(:id AS xid8))")
+from fastflow_controlplane.store.queries.cluster import note_commit, read_last_commit
 
 
 class WriteLink:
@@ -24,13 +27,12 @@ class WriteLink:
     def __init__(self, engine: Engine, ownership: Ownership) -> None:
         self._engine = engine
         self._ownership = ownership
-        self._tells_fate = engine.dialect.name == "postgresql"
         self._connection: Connection | None = None
         self._wire: Wire | None = None
-        self.leader_epoch = 0
-        """What the database must name as its leader when connected to anew; 0 = whatever it does."""
-        self.doubt = ""
-        """Transaction whose commit was not answered; "" = none."""
+        self._acknowledged: str | None = None
+        self._found = ""
+        self.doubt: str | None = None
+        """Id of the commit that was not answered; None = there is none."""
         self.was_cut = False
         """Whether the connection was given up on."""
         self.deposed: Deposed | None = None
@@ -47,7 +49,7 @@ class WriteLink:
         self._wire = Wire.of(self._connection)
         try:
             self._ownership.hold(self._connection)
-            self._check_epoch(self._connection)
+            self._check_last_commit(self._connection)
         except FailedPrecondition as error:
             self.drop()
             self.deposed = Deposed(error.message, reason=error.reason)
@@ -56,12 +58,12 @@ class WriteLink:
             self.drop()
             raise
 
-    def _check_epoch(self, connection: Connection) -> None:
-        if not self.leader_epoch:
-            return
-        found = read_leader_epoch(connection)
+    def _check_last_commit(self, connection: Connection) -> None:
+        self._found = read_last_commit(connection)
         connection.rollback()
-        if found != self.leader_epoch:
+        if self._acknowledged is None:
+            self._acknowledged = self._found
+        if self._found not in (self._acknowledged, self.doubt):
             raise FailedPrecondition(
                 "another control plane has used the database meanwhile, or another copy of it was put in place: "
                 "what this one knows is out of date; start it anew",
@@ -79,24 +81,25 @@ class WriteLink:
 
     def commit(self, transaction: RootTransaction) -> None:
         """Commits. Raises DBAPIError; where `doubt` is set then, it is unknown whether all is stored or nothing."""
-        name = transaction.connection.execute(_TRANSACTION).scalar_one() if self._tells_fate else None
+        commit_id = new_id()
+        note_commit(transaction.connection, commit_id)
         try:
             transaction.commit()
         except DBAPIError as error:
             if error.connection_invalidated:
-                self.doubt = name or ""
+                self.doubt = commit_id
             raise
+        self._acknowledged = commit_id
 
     def decide(self) -> bool:
-        """Tells, on a new connection, whether the doubtful transaction was committed.
+        """Tells, on a new connection, whether what was in doubt is stored.
 
         The session that brought it has ended, since this one has its lock: it is not under way any more.
         """
         assert self._connection is not None, "connect() comes first"
-        with self._connection.begin():
-            fate = self._connection.execute(_FATE, {"id": self.doubt}).scalar_one()
-        self.doubt = ""
-        return bool(fate == "committed")
+        stored = self._found == self.doubt
+        self._acknowledged, self.doubt = self._found, None
+        return stored
 
     def drop(self) -> None:
         """Closes the connection: after a failure its state is unknown, SQLite rolls back by itself on some errors."""

@@ -47,6 +47,15 @@ cluster = Table(
     Column("create_time", BigInteger, nullable=False),
 )
 
+# One row: the id of the last commit, so that whoever comes back knows what became of theirs, and whether this is still
+# the database that they knew.
+last_commit = Table(
+    "last_commit",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("commit_id", Id, nullable=False),
+)
+
 # Agents that ever dialled in. `revision` counts changes of the agent's desired state; each attempt remembers the
 # revision of its own last change, so that "what changed since" is one indexed query.
 agents = Table(

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from fastflow.ids import new_id
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, inspect, select, update
 
-from fastflow_controlplane.store.models import agents, cluster
+from fastflow_controlplane.store.models import agents, cluster, last_commit
 
 _ROW = 1
+_NOTE = update(last_commit).where(last_commit.c.id == _ROW).values(commit_id=bindparam("commit"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,14 @@ def take_over(connection: Connection, now: int) -> Leadership:
     return Leadership(row.cluster_id, row.leader_epoch)
 
 
-def read_leader_epoch(connection: Connection) -> int | None:
-    """Returns the epoch of the control plane that took the database over last; None = it is new."""
-    return connection.execute(select(cluster.c.leader_epoch).where(cluster.c.id == _ROW)).scalar_one_or_none()
+def note_commit(connection: Connection, commit_id: str) -> None:
+    """Stores the id of the commit that is about to be made."""
+    if not connection.execute(_NOTE, {"commit": commit_id}).rowcount:
+        connection.execute(insert(last_commit).values(id=_ROW, commit_id=commit_id))
+
+
+def read_last_commit(connection: Connection) -> str:
+    """Returns the id of the last commit; "" = there was none yet, or this is no database of this schema."""
+    if not inspect(connection).has_table(last_commit.name):
+        return ""
+    return connection.execute(select(last_commit.c.commit_id)).scalar_one_or_none() or ""
