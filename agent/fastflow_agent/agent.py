@@ -143,23 +143,33 @@ class Agent:
         self._conditions = Conditions(self._clock, changed=self._outbox.ask_heartbeat)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Take up what is here, connect, and live until `stopping` is set. Raises IdentityGiven."""
-        given: IdentityGiven | None = None
+        """Take up what is here, connect, and live until `stopping` is set.
+
+        Raises IdentityGiven, and UnknownRecord or OSError if it can not start. Once it lives, its tasks deal with what
+        disk, engine, network and control plane do to them: an ExceptionGroup is a defect.
+        """
+        reason: Exception | None = None
         async with AsyncExitStack() as open_parts:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     try:
-                        await self._live(tasks, open_parts, stopping)
+                        link = await self._start(tasks, open_parts)
+                    except Exception as error:
+                        reason = error
+                        raise _Stopped from error
+                    try:
+                        await link.run(stopping)
                     except IdentityGiven as error:
-                        given = error
+                        reason = error
                     raise _Stopped
             except* _Stopped:
                 pass
-        if given is not None:
-            raise given
+        if reason is not None:
+            raise reason
         log.info("stopped; containers go on")
 
-    async def _live(self, tasks: asyncio.TaskGroup, open_parts: AsyncExitStack, stopping: asyncio.Event) -> None:
+    async def _start(self, tasks: asyncio.TaskGroup, open_parts: AsyncExitStack) -> Link:
+        """Take up what is here and set all parts to work; what is left to do is to keep the link."""
         settings, clock = self._settings, self._clock
         disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="journal")
         cleanup = ThreadPoolExecutor(CLEANUP_THREADS, thread_name_prefix="cleanup")
@@ -249,8 +259,7 @@ class Agent:
         strays = Strays(services, self._conditions, lambda: self._worker.bound_slots, leftovers)
         tasks.create_task(self._keep_tidy(strays, host.orphan_grace, bundles, uvcache), name="tidy")
         backoff = Backoff(settings.reconnect_initial, settings.reconnect_maximum)
-        link = Link(control, metadata, host, self._outbox, self._conditions, clock, backoff, host.opening)
-        await link.run(stopping)
+        return Link(control, metadata, host, self._outbox, self._conditions, clock, backoff, host.opening)
 
     async def _keep_tidy(
         self, strays: Strays, orphan_grace: asyncio.Future[float], bundles: Bundles, uvcache: UvCache

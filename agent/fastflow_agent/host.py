@@ -139,7 +139,7 @@ class AgentHost:
             return
         self._outbox.acknowledged(attempt)
         if ack.rejection:
-            name = attempts_pb2.EventRejection.Name(ack.rejection).removeprefix("EVENT_REJECTION_")
+            name = wire.name(attempts_pb2.EventRejection.DESCRIPTOR, ack.rejection).removeprefix("EVENT_REJECTION_")
             log.info("event is settled without effect", attempt=attempt, sequence=ack.sequence, reason=name)
 
     def beat(self) -> None:

@@ -49,8 +49,11 @@ class DataFolderLock:
             raise DataFolderInUse(
                 f"another agent (process {holder}) works in {data_dir}; stop it, or give this one another data_dir"
             ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+        # For whoever finds it held, and no more: a full disk must not keep an agent from its runs, whose output it
+        # takes from that disk.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
 
     def release(self) -> None:
         """Give the folder back."""

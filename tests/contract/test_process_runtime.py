@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fastflow_agent.health import is_disk_full
-from fastflow_agent.runtime.base import RuntimeFault, SlotState
+from fastflow_agent.runtime.base import RuntimeFault, RuntimeUnavailable, SlotState
 from fastflow_agent.runtime.process import ProcessOptions, ProcessRuntime
 from fastflow_agent.runtime.release import environments_folder
 
@@ -82,6 +82,23 @@ class TestProcessRuntime(RuntimeContract):
         assert "isolates and limits nothing" in facts.unconfined
         assert (facts.runtime, facts.cgroup, facts.image) == ("process", "none", "")
         assert workshop.runtime.group(workshop.slot("").id) is None
+
+    async def test_a_host_whose_uv_does_not_work_is_away_until_it_does(
+        self, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        broken = tmp_path / "bin" / "uv"
+        broken.parent.mkdir()
+        broken.write_text("#!/bin/sh\necho broken >&2; exit 1\n")
+        broken.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{broken.parent}:{os.environ['PATH']}")
+        slot = workshop.slot("print('ran')")
+        await slot.runtime.prepare_folders(slot.spec)
+        for question in (slot.runtime.probe, lambda: slot.runtime.create(slot.spec)):
+            with pytest.raises(RuntimeUnavailable, match=r"install uv and Python \(broken\)"):
+                await question()
+        broken.unlink()
+        assert (await workshop.runtime.probe()).python_versions
+        assert (await slot.run()).text == "ran"
 
     async def test_a_program_does_not_see_the_agents_environment(
         self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch

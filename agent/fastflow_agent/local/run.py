@@ -217,12 +217,9 @@ class LocalRun:
 
     async def _check_host(self, health: Health) -> None:
         """What an agent tells its control plane before it gets a run."""
-        try:
-            await health.look()
-        except RuntimeFault as error:
-            raise CanNotRun(str(error)) from error
+        await health.look()
         for condition in self._conditions.all():
-            if condition.type is ConditionType.DOCKER_UNAVAILABLE:
+            if condition.type in (ConditionType.DOCKER_UNAVAILABLE, ConditionType.RUNTIME_UNAVAILABLE):
                 raise CanNotRun(condition.message)
         wanted, versions = self._plan.metadata.python_version, health.facts.python_versions
         if wanted and versions and not any(matches_python(wanted, version) for version in versions):

@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from docker.errors import ImageNotFound
 
 from fastflow_agent.runtime.base import ImageMissing, RuntimeFault
 from fastflow_agent.runtime.docker_engine import Client, Engine, EngineRefused
 from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.runtime.interpreters import Interpreters, look_script, parse
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,10 @@ class Images:
                 f"The image {self._options.image} is no runner image: it needs /usr/local/bin/uv and a Python "
                 f"({complaint or 'no word of why'})."
             )
-        image = RunnerImage(found, parse(output))
+        try:
+            image = RunnerImage(found, parse(output))
+        except ValueError as error:
+            raise RuntimeFault(f"The image {self._options.image} is no runner image: {error}.") from error
         self._keep(image)
         return image
 
@@ -109,10 +115,13 @@ class Images:
 
     def _keep(self, image: RunnerImage) -> None:
         path = self._path(image.id)
-        path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(image.interpreters)))
-        draft.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(asdict(image.interpreters)))
+            draft.replace(path)
+        except OSError as error:
+            log.warning("what was found in an image is not kept, so the next agent looks again", error=str(error))
 
     def _path(self, found: str) -> Path:
         return self._folder / f"{found.removeprefix('sha256:')}.json"

@@ -42,6 +42,13 @@ def look_script(uv: str) -> str:
 
 def parse(output: str) -> Interpreters:
     """Read uv's version, its own choice, and its JSON list of interpreters. Raises ValueError."""
+    try:
+        return _parse(output)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"what uv says is not understood: {error!r}") from error
+
+
+def _parse(output: str) -> Interpreters:
     version, default, listing = output.split("\n", 2)
     paths: dict[str, str] = {}
     for found in json.loads(listing):

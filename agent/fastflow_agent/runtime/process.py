@@ -31,6 +31,7 @@ from fastflow_agent.runtime.base import (
     PreparerSpec,
     Runtime,
     RuntimeFault,
+    RuntimeUnavailable,
     SlotPaths,
     SlotSpec,
     SlotState,
@@ -216,6 +217,7 @@ class ProcessRuntime(Runtime):
             raise RuntimeFault(f"A folder or process of the slot could not be had: {error}.") from error
 
     async def _look(self) -> Interpreters:
+        """What uv finds on this host; RuntimeUnavailable while it does not work."""
         if self._interpreters is None:
             self._interpreters = await self._run(_look)
         return self._interpreters
@@ -308,5 +310,7 @@ def _look() -> Interpreters:
         )
         return parse(found.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        said = getattr(error, "stderr", None) or error
-        raise RuntimeFault(f"uv did not tell which Pythons this host has; install uv and Python ({said}).") from error
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        raise RuntimeUnavailable(
+            f"uv did not tell which Pythons this host has; install uv and Python ({said})."
+        ) from error

@@ -224,7 +224,8 @@ class Session:
             case "preheat":
                 self._take_preheat(response.preheat)
             case "rejection":
-                code = gateway_pb2.RejectionCode.Name(response.rejection.code).removeprefix("REJECTION_CODE_")
+                name = wire.name(gateway_pb2.RejectionCode.DESCRIPTOR, response.rejection.code)
+                code = name.removeprefix("REJECTION_CODE_")
                 kind = NoCommonProtocol if code == "PROTOCOL" else Refused
                 raise kind(f"{code}: {response.rejection.message}")
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from fastflow.agent.v1 import attempts_pb2, desired_pb2, gateway_pb2, preheat_pb2
 from fastflow.protocol import PROTOCOLS
 from fastflow.v1 import agents_pb2, limits_pb2, pipelines_pb2, runs_pb2
+from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -165,6 +166,12 @@ def _spec(spec: desired_pb2.RunSpec) -> RunSpec:
 
 def _secrets(variables: Iterable[desired_pb2.SecretVariable]) -> tuple[Secret, ...]:
     return tuple(Secret(variable.name, variable.value, variable.version) for variable in variables)
+
+
+def name(enum: EnumDescriptor, value: int) -> str:
+    """The name of an enum's value; of one that only a newer control plane knows, its number."""
+    known = enum.values_by_number.get(value)
+    return known.name if known else str(value)
 
 
 def seconds(duration: Duration) -> float:

@@ -16,7 +16,7 @@ HEALTHY: dict[str, tuple[int, Any]] = {
     "GET /info": (200, {"CgroupVersion": "2", "CgroupDriver": "none"}),
     "GET /images/IMAGE/json": (200, {"Id": IMAGE_ID}),
     "GET /containers/json": (200, []),
-    "GET /events": (200, {}),
+    "GET /events": (200, b""),
 }
 
 

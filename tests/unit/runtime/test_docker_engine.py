@@ -1,6 +1,7 @@
 """What becomes of an engine's refusals: an engine that is away is waited for, and nothing else passes for that."""
 
 import json
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fastflow_agent.runtime.docker import DockerRuntime
 from fastflow_agent.runtime.docker_options import DockerOptions, DockerTimes
 
 from tests.unit.runtime.scripted_engine import IMAGE_ID, ScriptedEngine
+from tests.unit.runtime.test_interpreters import OUTPUT
 
 SLOT = SlotId("00000000000000aa")
 QUESTIONS_OF_A_PROBE = ("GET /version", "GET /info", "GET /images/IMAGE/json")
@@ -43,6 +45,19 @@ async def runtime(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Docke
     runtime = DockerRuntime(options)
     yield runtime
     await runtime.aclose()
+
+
+def _forget_image(engine: ScriptedEngine, data_dir: Path, said: bytes) -> None:
+    """Have the runtime look at its image, whose container says what is given."""
+    shutil.rmtree(data_dir / "images")
+    engine.answers |= {
+        "POST /containers/create": (201, {"Id": "look"}),
+        "POST /containers/NAME/start": (204, b""),
+        "POST /containers/NAME/wait": (200, {"StatusCode": 0}),
+        "GET /containers/NAME/json": (200, {"Config": {"Tty": True}}),
+        "GET /containers/NAME/logs": (200, said),
+        "DELETE /containers/NAME": (204, b""),
+    }
 
 
 @pytest.fixture
@@ -129,3 +144,21 @@ async def test_what_is_refused_costs_no_connection(engine: ScriptedEngine, runti
         assert (await runtime.observe(SLOT)).state is SlotState.ABSENT
     assert engine.asked.count("GET /containers/NAME/json") == 5
     assert engine.connections == before
+
+
+async def test_an_image_is_known_though_the_disk_does_not_keep_what_was_found(
+    engine: ScriptedEngine, runtime: DockerRuntime, tmp_path: Path
+) -> None:
+    _forget_image(engine, tmp_path, OUTPUT.encode())
+    (tmp_path / "images").touch()
+    facts = await runtime.probe()
+    assert (facts.image_digest, facts.uv_version, facts.problem) == (IMAGE_ID, "0.9.30", "")
+
+
+async def test_an_image_whose_uv_is_not_understood_is_no_runner(
+    engine: ScriptedEngine, runtime: DockerRuntime, tmp_path: Path
+) -> None:
+    _forget_image(engine, tmp_path, b'uv 0.1\n/usr/bin/python3\n[{"implementation": "cpython"}]\n')
+    facts = await runtime.probe()
+    assert "runner:1 is no runner image" in facts.problem
+    assert facts.image_digest == ""

@@ -45,9 +45,19 @@ def test_a_version_that_is_not_there_is_refused_with_those_that_are() -> None:
         parse(OUTPUT).path("3.13")
 
 
-def test_nonsense_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="unpack"):
-        parse("uv: not found\n")
+@pytest.mark.parametrize(
+    "output",
+    [
+        "uv: not found\n",
+        "uv\n/usr/bin/python3\n[]\n",
+        "uv 0.9\n/usr/bin/python3\nno list\n",
+        'uv 0.1\n/usr/bin/python3\n[{"implementation": "cpython", "path": "/usr/bin/python3"}]\n',
+        "uv 0.1\n/usr/bin/python3\n[1]\n",
+    ],
+)
+def test_nonsense_is_a_value_error(output: str) -> None:
+    with pytest.raises(ValueError, match="what uv says is not understood"):
+        parse(output)
 
 
 def test_what_was_found_can_be_kept_as_json() -> None:
