@@ -15,6 +15,8 @@ import sys
 
 STARTED = b"started"
 GO = b"g"
+EXIT_BYTES = 3
+"""An exit code is at most 255."""
 FAILED = 125
 """As of the start wrapper: the program did not begin."""
 
@@ -48,6 +50,8 @@ def attend(folder: str, program: list[str], tell: int, lock: int) -> None:
         os.close(opener)
         become(program, gate)
     try:
+        # Room for the last word: a program may fill the disk, and its exit code is still to be kept.
+        draft(folder, "exit", " " * EXIT_BYTES)
         write(folder, "identity", " ".join(f"{pid}:{start_time(pid)}" for pid in (os.getpid(), child)))
         # Fails if who asked for it has given up, and counts on it that it never begins.
         os.write(tell, STARTED)
@@ -91,12 +95,19 @@ def start_time(pid: int) -> str:
 
 def write(folder: str, name: str, text: str) -> None:
     """Write a file that is there whole or not at all."""
-    draft = os.path.join(folder, name + ".draft")
-    with open(draft, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(draft, os.path.join(folder, name))
+    draft(folder, name, text)
+    os.rename(os.path.join(folder, name + ".draft"), os.path.join(folder, name))
+
+
+def draft(folder: str, name: str, text: str) -> None:
+    """Write what is to become a file, over what an earlier draft of it had taken from the disk."""
+    descriptor = os.open(os.path.join(folder, name + ".draft"), os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, text.encode())
+        os.ftruncate(descriptor, len(text))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove(folder: str, name: str) -> None:

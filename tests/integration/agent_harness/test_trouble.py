@@ -11,11 +11,24 @@ from pathlib import Path
 import google_crc32c
 import pytest
 from fastflow.agent.v1 import attempts_pb2, gateway_pb2
+from fastflow.v1 import runs_pb2
 
 from tests.cluster.program import Program
 from tests.integration.agent_harness.controlplane import ScriptedControlPlane, Stream
 
 MIB = 1024 * 1024
+FILLER = """
+import os
+print("full", flush=True)
+with open(os.environ["TMPDIR"] + "/ballast", "wb", buffering=0) as ballast:
+    for size in (1 << 20, 4096, 1):
+        try:
+            while True:
+                ballast.write(bytes(size))
+        except OSError:
+            continue
+    os._exit(7)
+"""
 
 
 @pytest.fixture
@@ -103,6 +116,21 @@ async def test_an_agent_starts_and_says_so_where_its_disk_is_full(
     await _until_conditions(stream, {"DiskFull"})
     (small_disk / "ballast").unlink()
     await _until_conditions(stream, set())
+
+
+async def test_a_program_that_fills_the_disk_is_told_by_its_own_exit_code(
+    controlplane: ScriptedControlPlane, small_disk: Path, settings: dict[str, str], program: Program
+) -> None:
+    settings["FASTFLOW_DISK_RESERVE"] = "0"
+    program.start()
+    stream = await controlplane.stream()
+    await stream.welcome()
+    word = controlplane.run(FILLER)
+    await stream.full(word)
+    await stream.hear_of(word)
+    ended = (await stream.until_fact("ended"))[-1].ended
+    assert controlplane.logs[word.key.run_id] == b"full\n"
+    assert (ended.exit_code, ended.reason) == (7, runs_pb2.REASON_EXIT_CODE)
 
 
 async def test_a_journal_of_a_newer_version_is_said_in_a_line(
