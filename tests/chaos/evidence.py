@@ -9,12 +9,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 
-from tests.chaos.absence import Absences
+from tests.chaos.absence import Absences, began
 from tests.chaos.host import Host
 from tests.chaos.ledger import Start, read_ledger
 
@@ -22,9 +23,12 @@ Row = dict[str, Any]
 AttemptName = tuple[str, int]
 """Run id and number."""
 
-ALARM = re.compile(r'Traceback|exception was never retrieved|never awaited|"level": ?"(error|critical)"')
+ALARM = re.compile(
+    r'Traceback|Fatal Python error|exception was never retrieved|never awaited|"level": ?"(error|critical)"'
+)
 CONNECTED = '"event": "agent connected"'
 """In the control plane's log: an agent is there. Against a loss that it declares later, its own word will do."""
+MICROSECONDS = 1_000_000
 TERMINAL = {"SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT", "LOST"}
 
 
@@ -56,6 +60,19 @@ class Journal:
         return [fact for fact in facts if fact["fact"] == name]
 
 
+@dataclass(frozen=True)
+class Drain:
+    """From when to when an agent was drained, and from when on what runs there was stopped (inf = never).
+
+    Seconds of the wall clock.
+    """
+
+    agent: str
+    begin: float
+    stops: float
+    end: float
+
+
 class Evidence:
     """The folder of one chaos run."""
 
@@ -80,14 +97,19 @@ class Evidence:
         return dict(json.loads((self.folder / "script.json").read_text()))
 
     @cached_property
+    def steps(self) -> list[Row]:
+        """All its steps."""
+        return [*self.script["steps"], *self.script["filling"]]
+
+    @cached_property
     def kinds(self) -> dict[str, str]:
         """Key of each run that was asked for → kind of its pipeline."""
-        return {step["target"]: step["kind"] for step in self.script["steps"] if step["act"] == "SUBMIT"}
+        return {step["target"]: step["kind"] for step in self.steps if step["act"] == "SUBMIT"}
 
     @cached_property
     def cancelled(self) -> set[str]:
         """Keys of runs that somebody asked to stop."""
-        return {step["target"] for step in self.script["steps"] if step["act"] == "CANCEL"}
+        return {step["target"] for step in self.steps if step["act"] == "CANCEL"}
 
     @cached_property
     def answers(self) -> list[Row]:
@@ -108,6 +130,19 @@ class Evidence:
                 entry = json.loads(line)
                 seen[entry["agent"]].append(datetime.fromisoformat(entry["timestamp"]).timestamp())
         return Absences(self.deeds, seen)
+
+    @cached_property
+    def drains(self) -> list[Drain]:
+        """Each drain of an agent."""
+        found, begun = [], {}
+        for deed in self.deeds:
+            if deed["what"] == "DRAIN":
+                begun[deed["target"]] = deed
+            elif deed["what"] == "RESUME":
+                drain = begun.pop(deed["target"])
+                after = inf if drain["deadline"] is None else drain["deadline"]
+                found.append(Drain(deed["target"], began(drain), began(drain) + after, deed["wall"]))
+        return found
 
     @cached_property
     def endings(self) -> dict[str, int]:
@@ -172,6 +207,10 @@ class Evidence:
         for loss in self._losses:
             found[loss["run_id"], loss["attempt"]].append(loss)
         return found
+
+    def wall(self, moment: float) -> float:
+        """A monotonic moment by the wall clock."""
+        return moment + next(deed["wall"] - deed["monotonic"] for deed in self.deeds)
 
     def log(self, name: AttemptName) -> bytes:
         """The stored log of an attempt; nothing where it has no file."""

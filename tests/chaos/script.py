@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from random import Random
 
@@ -22,6 +22,8 @@ KINDS = {
     "hog": 8,
 }
 """Kinds of pipelines with their weights; see `pipeline/main.py`."""
+WHOLE = "whole"
+"""Kind of those that take all of an agent, at the end."""
 RETRIED = frozenset({"again"})
 """Kinds that start anew when they are lost."""
 RETRIES = 2
@@ -81,21 +83,29 @@ def layer(act: Act) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing to do `at` seconds after the beginning, to a program or a run (by key); `kind` of a run to submit."""
+    """One thing to do `at` seconds after the beginning, to a program or a run (by key).
+
+    `kind` is that of a run to submit; `deadline` the seconds after which a drain stops what runs, None = never.
+    """
 
     at: float
     act: Act
     target: str
     kind: str = ""
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """All steps of one chaos run, in order; after `seconds` everything is healed."""
+    """All steps of one chaos run, in order; after `seconds` everything is healed.
+
+    `filling` are steps for the time when all runs have ended: one more for each agent, which takes all of it.
+    """
 
     seed: int
     seconds: float
     steps: tuple[Step, ...]
+    filling: tuple[Step, ...]
 
     @classmethod
     def of(cls, seed: int, seconds: float) -> "Script":
@@ -109,10 +119,13 @@ class Script:
         for agent in AGENTS:
             cuts = _outages(Random(f"{seed} network of {agent}"), seconds, CUT_SECONDS, [Act.CUT, Act.STALL], [])
             steps += _done_to(agent, cuts)
-            steps += _done_to(
-                agent, _outages(Random(f"{seed} drains of {agent}"), seconds, DRAIN_SECONDS, [Act.DRAIN], [])
-            )
-        return cls(seed, seconds, tuple(sorted(steps, key=lambda step: (step.at, step.target, step.act))))
+            steps += _drains(seed, agent, seconds)
+        return cls(
+            seed,
+            seconds,
+            tuple(sorted(steps, key=lambda step: (step.at, step.target, step.act))),
+            tuple(_filling(seed, seconds)),
+        )
 
     def to_json(self) -> str:
         """The script as it is kept with the evidence."""
@@ -120,7 +133,7 @@ class Script:
 
     def keys(self) -> dict[str, str]:
         """Key of each run to submit → its kind."""
-        return {step.target: step.kind for step in self.steps if step.act is Act.SUBMIT}
+        return {step.target: step.kind for step in (*self.steps, *self.filling) if step.act is Act.SUBMIT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +144,9 @@ class _Outage:
 
 
 def _requests(seed: int, seconds: float) -> Iterator[Step]:
+    """Runs of kinds by chance, and in a short script one more of each kind that chance left out."""
     chance, at, number = Random(f"{seed} requests"), 0.0, 0
+    left = dict.fromkeys(KINDS)
     while (at := at + chance.expovariate(1 / RUN_SECONDS)) < seconds:
         number += 1
         key = f"s{seed}-{number}"
@@ -139,9 +154,33 @@ def _requests(seed: int, seconds: float) -> Iterator[Step]:
         yield Step(at, Act.SUBMIT, key, kind)
         if chance.random() < REPEATED:
             yield Step(at + chance.choice([0.0, 0.05, chance.uniform(0, 10)]), Act.SUBMIT, key, kind)
-        if kind in ENDLESS or chance.random() < CANCELLED:
+        cancelled = kind in ENDLESS or chance.random() < CANCELLED
+        if cancelled:
             # Also at once: before it is placed, while it is placed, while it starts.
             yield Step(at + chance.choice([0.0, chance.uniform(0, 2), chance.uniform(0, 15)]), Act.CANCEL, key)
+        if kind in ENDLESS or not cancelled:
+            left.pop(kind, None)
+    for kind in left:
+        number += 1
+        at = chance.uniform(0, seconds / 2)
+        yield Step(at, Act.SUBMIT, f"s{seed}-{number}", kind)
+        if kind in ENDLESS:
+            yield Step(at + chance.uniform(5, 15), Act.CANCEL, f"s{seed}-{number}")
+
+
+def _filling(seed: int, seconds: float) -> Iterator[Step]:
+    for act in (Act.SUBMIT, Act.CANCEL):
+        for agent in AGENTS:
+            yield Step(seconds, act, f"s{seed}-{agent}", WHOLE)
+
+
+def _drains(seed: int, agent: str, seconds: float) -> Iterator[Step]:
+    """Drains with a deadline, at once, and without."""
+    outages = _outages(Random(f"{seed} drains of {agent}"), seconds, DRAIN_SECONDS, [Act.DRAIN], [])
+    chance = Random(f"{seed} deadlines of {agent}")
+    for step in _done_to(agent, outages):
+        deadline = chance.choice([None, 0.0, chance.uniform(0, 4)]) if step.act is Act.DRAIN else None
+        yield replace(step, deadline=deadline)
 
 
 def _outages(

@@ -15,12 +15,20 @@ CONTROLPLANE_SETTINGS = {
     "FASTFLOW_STOP_GRACE": "2",
     "FASTFLOW_PLACEMENT_DELAY": "1",
 }
+CORES = 4
+"""All that an agent has."""
+MEMORY = "96m"
+"""What a run gets; an agent has just enough for its four slots."""
+HOG_MEMORY = "416m"
+"""What a run gets that takes more than it gets: no agent without containers has so much, as none limits it."""
 AGENT_SETTINGS = {
     "FASTFLOW_SLOTS": "4",
-    "FASTFLOW_CPU_CAPACITY": "4",
-    "FASTFLOW_MEMORY_CAPACITY": "4g",
+    "FASTFLOW_CPU_CAPACITY": f"{CORES}",
+    "FASTFLOW_MEMORY_CAPACITY": "400m",
     "FASTFLOW_RECONNECT_MAXIMUM": "2",
     "FASTFLOW_CA_BUNDLE": "",
 }
+BOXED_SETTINGS = {"FASTFLOW_MEMORY_CAPACITY": "2g"}
+"""What an agent with containers has in place of that."""
 TIMEOUT_SECONDS = 2.0
 """Time limit of the pipeline that runs into it."""

@@ -1,4 +1,7 @@
-"""Carries out a script on real programs: a control plane, agents behind relays, and clients that never give up."""
+"""Carries out a script on real programs: a control plane, agents behind relays, and clients that never give up.
+
+Whatever goes wrong in here is written down as a FAULT and judged with the rest.
+"""
 
 import json
 import os
@@ -9,35 +12,40 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-import grpc
-from fastflow.v1 import agents_pb2, runs_pb2
-from fastflow.v1.agents_pb2_grpc import AgentServiceStub
-from fastflow.v1.runs_pb2_grpc import RunServiceStub
-
+from tests.chaos.clients import Clients
+from tests.chaos.diary import Diary
 from tests.chaos.host import Host
 from tests.chaos.ledger import Recorder
-from tests.chaos.script import AGENTS, CONTROLPLANE, KINDS, OPERATOR, RETRIED, RETRIES, Act, Script, Step
-from tests.chaos.settings import AGENT_SETTINGS, CONTROLPLANE_SETTINGS, TIMEOUT_SECONDS
+from tests.chaos.script import AGENTS, CONTROLPLANE, KINDS, OPERATOR, RETRIED, RETRIES, WHOLE, Act, Script, Step
+from tests.chaos.settings import (
+    AGENT_SETTINGS,
+    BOXED_SETTINGS,
+    CONTROLPLANE_SETTINGS,
+    CORES,
+    HOG_MEMORY,
+    MEMORY,
+    TIMEOUT_SECONDS,
+)
 from tests.cluster import Cluster, Program
 from tests.cluster.relay import Relay
 
 PIPELINE = Path(__file__).parent / "pipeline"
-CALL_SECONDS = 5.0
-"""A call that is not answered by then is repeated: its control plane may be frozen."""
-AGAIN_SECONDS = 0.3
-CLIENTS = 16
+CALLERS = 16
 """Threads that submit and cancel: more than are ever waiting for an answer in the longest outage, mostly."""
 ENDING_SECONDS = 30.0
 """A program that was told to stop has ended by then, on a machine that is busy."""
 READY_SECONDS = 60.0
 SETTLED_SECONDS = 180.0
-"""After the last outage every run has ended by then and nothing of it is left."""
+"""After the last outage every call is answered, every run has ended and nothing of it is left by then."""
+FILLED_SECONDS = 60.0
+"""Agents that hold nothing all run something by then."""
+FILLING = f"SELECT count(*) FROM runs WHERE pipeline = '{WHOLE}' AND state = 'RUNNING'"
 LOOK_SECONDS = 0.2
 """Pause between two looks for new journals."""
 
@@ -49,44 +57,39 @@ class Stage:
         self.folder = folder
         self._opened = ExitStack()
         self._relays: dict[str, Relay] = {}
-        self._answers = (folder / "answers.jsonl").open("a")
-        self._deeds = (folder / "deeds.jsonl").open("a")
-        self._writing = threading.Lock()
         self._over = threading.Event()
-        self._clients = ThreadPoolExecutor(CLIENTS, "client")
+        self._callers = ThreadPoolExecutor(CALLERS, "caller")
         self._victims = {name: ThreadPoolExecutor(1, name) for name in (CONTROLPLANE, *AGENTS)}
         self._operators = {name: ThreadPoolExecutor(1, f"operator of {name}") for name in AGENTS}
-        self._runs: dict[str, str] = {}
+        self._keeper = ThreadPoolExecutor(1, "journals")
 
     def __enter__(self) -> Self:
         self.ledger.mkdir()
+        self._diary = self._opened.enter_context(Diary(self.folder))
         network, address = self._opened.enter_context(_network())
         recorder = self._opened.enter_context(Recorder(self.ledger, address))
         self.cluster = self._opened.enter_context(Cluster(self.folder / "cluster", "docker", **CONTROLPLANE_SETTINGS))
-        for kind in KINDS:
+        self._clients = Clients(self.cluster.server, self._diary)
+        for kind in (*KINDS, WHOLE):
             self._add_pipeline(kind, recorder.address)
         self.cluster.controlplane.start()
         for name in AGENTS:
             relay = self._relays[name] = self._opened.enter_context(Relay(self.cluster.server))
-            runtime = "docker" if name.startswith("boxed") else "process"
-            own = {
-                "FASTFLOW_CONTROLPLANE": relay.address,
-                "FASTFLOW_RUNTIME": runtime,
-                "FASTFLOW_NETWORK": network,
-            }
-            self.cluster.add_agent(name, **own, **AGENT_SETTINGS)
+            own = {"FASTFLOW_CONTROLPLANE": relay.address, "FASTFLOW_RUNTIME": "process"}
+            if name.startswith("boxed"):
+                own |= {"FASTFLOW_RUNTIME": "docker", "FASTFLOW_NETWORK": network, **BOXED_SETTINGS}
+            self.cluster.add_agent(name, **{**AGENT_SETTINGS, **own})
         for name in AGENTS:
             self.cluster.wait_for_agent(name, timeout=READY_SECONDS)
-        threading.Thread(target=self._keep_journals, name="journals", daemon=True).start()
+        self._keeping = self._keeper.submit(self._keep_journals)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        for pool in (self._clients, *self._victims.values(), *self._operators.values()):
+        self._clients.close()
+        for pool in (self._callers, *self._victims.values(), *self._operators.values(), self._keeper):
             pool.shutdown(wait=True, cancel_futures=True)
         self._opened.close()
-        self._answers.close()
-        self._deeds.close()
 
     @property
     def ledger(self) -> Path:
@@ -94,23 +97,32 @@ class Stage:
         return self.folder / "ledger"
 
     def play(self, script: Script) -> None:
-        """Does what the script says when it says so, heals everything, and waits until all runs have settled."""
+        """Does what the script says when it says so, heals everything, and waits until all runs have settled.
+
+        Then it fills each agent with a run that takes all of it, which only what holds nothing can take.
+        """
         (self.folder / "script.json").write_text(script.to_json())
-        done: list[Future[None]] = []
         begun = time.monotonic()
+        done: dict[Future[None], str] = {}
         for step in script.steps:
             time.sleep(max(0.0, begun + step.at - time.monotonic()))
-            done.append(self._begin(step))
+            done[self._begin(step)] = f"{step.act} {step.target}"
         time.sleep(max(0.0, begun + script.seconds - time.monotonic()))
-        for future in done:
-            future.result()
-        self._note(self._deeds, what="HEALED", target="")
-        self._settle(script)
+        self._await(done)
+        self._diary.deed("HEALED")
+        runs = len(script.keys())
+        self._until("SETTLED", SETTLED_SECONDS, lambda: self._settled(runs - len(AGENTS)))
+        self._fill(script.filling)
+        self._until("SETTLED AGAIN", SETTLED_SECONDS, lambda: self._settled(runs))
 
     def finish(self) -> None:
         """Stops all programs as an operator would, and keeps what is left on this machine."""
-        codes = {program.log.stem: program.stop() for program in self.cluster.programs}
+        codes = {program.log.stem: self._stop(program) for program in self.cluster.programs}
         (self.folder / "endings.json").write_text(json.dumps(codes))
+        self._over.set()
+        self._await({self._keeping: "journals", self._keeper.submit(self._look): "this machine"})
+
+    def _look(self) -> None:
         agents = {name: self.cluster.agents[name].settings for name in AGENTS}
         folders = [Path(settings["FASTFLOW_DATA_DIR"]) for settings in agents.values()]
         environments = [Path(settings["FASTFLOW_ENV_DIR"]) for settings in agents.values()]
@@ -119,8 +131,8 @@ class Stage:
 
     def _add_pipeline(self, kind: str, recorder: str) -> None:
         metadata: dict[str, Any] = {
-            "cpu_hard_limit": 0.5,
-            "mem_hard_limit": "96m",
+            "cpu_hard_limit": CORES if kind == WHOLE else 0.5,
+            "mem_hard_limit": HOG_MEMORY if kind == "hog" else MEMORY,
             "default_env": {"KIND": kind, "LEDGER_FOLDER": str(self.ledger), "LEDGER_ADDRESS": recorder},
         }
         if kind in RETRIED:
@@ -132,64 +144,38 @@ class Stage:
 
     def _begin(self, step: Step) -> Future[None]:
         if step.act is Act.SUBMIT:
-            return self._clients.submit(self._submit, step)
+            return self._callers.submit(self._clients.submit, step)
         if step.act is Act.CANCEL:
-            return self._clients.submit(self._cancel, step)
+            return self._callers.submit(self._clients.cancel, step)
         if step.act in OPERATOR:
-            return self._operators[step.target].submit(self._operate, step)
+            return self._operators[step.target].submit(self._clients.operate, step)
         return self._victims[step.target].submit(self._do, step)
 
-    def _submit(self, step: Step) -> None:
-        request = runs_pb2.CreateRunRequest(
-            pipeline=step.kind, request_id=step.target, environment={"KEY": step.target}
-        )
-        run = self._call(lambda channel: RunServiceStub(channel).CreateRun(request, timeout=CALL_SECONDS).run)
-        self._runs[step.target] = run.id
-        self._note(self._answers, what="ACCEPTED", target=step.target, run=run.id)
-
-    def _cancel(self, step: Step) -> None:
-        while step.target not in self._runs and not self._over.is_set():
-            time.sleep(AGAIN_SECONDS / 10)
-        request = runs_pb2.CancelRunRequest(id=self._runs[step.target])
-        self._call(lambda channel: RunServiceStub(channel).CancelRun(request, timeout=CALL_SECONDS))
-        self._note(self._answers, what="CANCELLED", target=step.target)
-
-    def _operate(self, step: Step) -> None:
-        begun = time.monotonic()
-        drain = agents_pb2.DrainAgentRequest(name=step.target, request_id=f"{step.target} {step.at}")
-        resume = agents_pb2.ResumeAgentRequest(name=step.target, request_id=f"{step.target} {step.at}")
-        if step.act is Act.DRAIN:
-            self._call(lambda channel: AgentServiceStub(channel).DrainAgent(drain, timeout=CALL_SECONDS))
-        else:
-            self._call(lambda channel: AgentServiceStub(channel).ResumeAgent(resume, timeout=CALL_SECONDS))
-        self._note(self._deeds, what=step.act, target=step.target, begun=begun)
-
-    def _call(self, call: Callable[[grpc.Channel], Any]) -> Any:
-        """The answer to a call that is repeated until there is one. Raises grpc.RpcError for a refusal."""
-        while True:
-            try:
-                with grpc.insecure_channel(self.cluster.server, options=[("grpc.enable_http_proxy", 0)]) as channel:
-                    return call(channel)
-            except grpc.RpcError as error:
-                again = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
-                if error.code() not in again or self._over.is_set():
-                    raise
-                time.sleep(AGAIN_SECONDS)
+    def _await(self, done: dict[Future[None], str]) -> None:
+        """Waits for what was begun, each with its name, and writes down what failed."""
+        wait(done, SETTLED_SECONDS)
+        for future, what in done.items():
+            error = future.exception() if future.done() else "it takes for ever"
+            if error is not None:
+                self._diary.deed("FAULT", what, error=repr(error))
 
     def _do(self, step: Step) -> None:
         begun = time.monotonic()
         program = self._program(step.target)
+        if step.act is Act.START:
+            self._await_end(program)
+        # Nothing but this script ends a program: what a deed found, the rules compare with that.
+        found = program.code
         match step.act:
             case Act.KILL:
                 program.kill()
-            case Act.STOP:
+            case Act.STOP if found is None:
                 os.kill(program.pid, signal.SIGTERM)
             case Act.START:
-                self._await_end(program)
                 program.start()
-            case Act.FREEZE:
+            case Act.FREEZE if found is None:
                 program.freeze()
-            case Act.THAW:
+            case Act.THAW if found is None:
                 program.thaw()
             case Act.CUT:
                 self._relays[step.target].cut()
@@ -197,33 +183,56 @@ class Stage:
                 self._relays[step.target].stall()
             case Act.HEAL:
                 self._relays[step.target].heal()
-        self._note(self._deeds, what=step.act, target=step.target, begun=begun)
+        self._diary.deed(step.act, step.target, begun=begun, found=found)
 
     def _program(self, name: str) -> Program:
         return self.cluster.controlplane if name == CONTROLPLANE else self.cluster.agents[name]
+
+    def _stop(self, program: Program) -> int | None:
+        """The exit code of a program that is stopped, or had ended before."""
+        if program.alive:
+            os.kill(program.pid, signal.SIGTERM)
+        self._await_end(program)
+        return program.code
 
     def _await_end(self, program: Program) -> None:
         deadline = time.monotonic() + ENDING_SECONDS
         while program.alive:
             if time.monotonic() > deadline:
-                self._note(self._deeds, what="HUNG", target=program.log.stem)
+                self._diary.deed("HUNG", program.log.stem)
                 program.kill()
             time.sleep(0.02)
 
-    def _settle(self, script: Script) -> None:
-        """Waits until all runs have ended and nothing is held for them, or gives up: the rules say what is left."""
-        deadline = time.monotonic() + SETTLED_SECONDS
-        while not self._settled(len(script.keys())) and time.monotonic() < deadline:
+    def _until(self, what: str, seconds: float, holds: Callable[[], bool]) -> None:
+        """Waits, and writes down whether it came so far: what is missing the rules say."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            # The database can not be opened while its control plane begins.
+            with suppress(sqlite3.OperationalError):
+                if holds():
+                    self._diary.deed(what)
+                    return
             time.sleep(0.5)
-        self._note(self._deeds, what="SETTLED" if time.monotonic() < deadline else "NOT SETTLED", target="")
+        self._diary.deed("FAULT", what, error=f"not within {seconds:g} s")
 
     def _settled(self, runs: int) -> bool:
-        database = self.folder / "cluster" / "controlplane" / "fastflow.db"
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            ended = connection.execute("SELECT count(*) FROM runs WHERE end_time IS NOT NULL").fetchone()[0]
-            held = connection.execute("SELECT count(*) FROM attempts WHERE desired <> 'FORGET'").fetchone()[0]
+        """Whether so many runs have ended and nothing is held for them."""
+        ended = self._count("SELECT count(*) FROM runs WHERE end_time IS NOT NULL")
+        held = self._count("SELECT count(*) FROM attempts WHERE desired <> 'FORGET'")
         slots = [slot for name in AGENTS for slot in (self.folder / "cluster" / name / "slots").glob("*")]
         return ended == runs and not held and not slots
+
+    def _fill(self, filling: Sequence[Step]) -> None:
+        """Has all agents run something that takes all of each, at the same time."""
+        for act in (Act.SUBMIT, Act.CANCEL):
+            self._await({self._begin(step): f"{act} {step.target}" for step in filling if step.act is act})
+            if act is Act.SUBMIT:
+                self._until("FILLED", FILLED_SECONDS, lambda: self._count(FILLING) == len(AGENTS))
+
+    def _count(self, query: str) -> int:
+        database = self.folder / "cluster" / "controlplane" / "fastflow.db"
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return int(connection.execute(query).fetchone()[0])
 
     def _keep_journals(self) -> None:
         """Gives each journal a second name, so that it can be read after the agent has deleted it."""
@@ -234,12 +243,6 @@ class Stage:
                 for journal in (self.folder / "cluster" / name / "slots").glob("*/journal"):
                     with suppress(FileExistsError, FileNotFoundError):
                         os.link(journal, kept / journal.parent.name)
-
-    def _note(self, file: Any, **what: Any) -> None:
-        with self._writing:
-            # The ledger goes by the one clock, rows and logs by the other.
-            file.write(json.dumps({"monotonic": time.monotonic(), "wall": time.time(), **what}) + "\n")
-            file.flush()
 
 
 @contextmanager

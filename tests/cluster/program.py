@@ -44,6 +44,11 @@ class Program:
         """Whether the program runs now."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def code(self) -> int | None:
+        """Exit code of the program that was started last; None = it runs, or none was started."""
+        return self._process.poll() if self._process else None
+
     def start(self, failpoints: str = "") -> None:
         """Starts the program; the log is appended to. `failpoints` as of `fastflow.service.failpoints`."""
         assert not self.alive, "the program runs already"
@@ -69,7 +74,7 @@ class Program:
 
     def check_killed_at(self, point: FailPoint) -> None:
         """Raises AssertionError unless the program has ended by SIGKILL, and there."""
-        code = self._process.poll() if self._process else None
+        code = self.code
         with self.log.open("rb") as log:
             log.seek(self._began_at)
             marked = mark(point).encode() in log.read().splitlines()
@@ -78,8 +83,7 @@ class Program:
 
     def describe(self) -> str:
         """One line: which program, and whether it lives or how it ended."""
-        code = self._process.poll() if self._process else None
-        return f"{self.log.name}, {'running' if self.alive else f'ended with {code}'}"
+        return f"{self.log.name}, {'running' if self.alive else f'ended with {self.code}'}"
 
     def tail(self) -> str:
         """The last lines of the program's log."""

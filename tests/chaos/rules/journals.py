@@ -11,7 +11,7 @@ ONCE = ["INTENT", "RELEASED", "EXITED", "FORGET"]
 
 
 def journals_tell_the_same(evidence: Evidence) -> Iterator[str]:
-    """As far as they were seen: in order, without gaps, one per attempt, and of one mind with the database."""
+    """In order, without gaps, one per attempt, and of one mind with the database."""
     rows = {(row["run_id"], row["number"]): row for row in evidence.attempts}
     seen: dict[AttemptName, Journal] = {}
     for journal in evidence.journals:
@@ -25,6 +25,17 @@ def journals_tell_the_same(evidence: Evidence) -> Iterator[str]:
             yield f"journal {journal.slot} is of attempt {name}, which was never assigned so"
         else:
             yield from (f"journal {journal.slot} of {name}: {fault}" for fault in _faults(journal, row))
+
+
+def every_start_has_a_whole_journal(evidence: Evidence) -> Iterator[str]:
+    """From its first record to its last: without, the rule above has nothing to go by."""
+    whole = {journal.attempt: journal.records[-1]["step"] for journal in evidence.journals if journal.records}
+    for name in evidence.starts_of:
+        if name not in whole:
+            yield f"attempt {name} started, and no journal tells of it"
+    for name, last in whole.items():
+        if last != "FORGET":
+            yield f"the journal of attempt {name} breaks off after {last}"
 
 
 def _faults(journal: Journal, row: Row) -> Iterator[str]:

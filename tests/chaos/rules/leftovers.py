@@ -1,8 +1,10 @@
 """What must be left of nothing: capacity, and anything on the hosts."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from tests.chaos.evidence import Evidence
+from tests.chaos.script import WHOLE
 
 
 def reserved_capacity_is_zero(evidence: Evidence) -> Iterator[str]:
@@ -12,6 +14,15 @@ def reserved_capacity_is_zero(evidence: Evidence) -> Iterator[str]:
             agent = evidence.agents.get(attempt["agent_id"])
             held = f"{attempt['cpu_milli_cores']} milli-cores and {attempt['memory_bytes']} bytes on {agent}"
             yield f"attempt {attempt['run_id']} {attempt['number']} still holds {held}: {attempt['desired']}"
+
+
+def every_agent_can_be_filled(evidence: Evidence) -> Iterator[str]:
+    """At the end, each takes a run that needs all of it: so the scheduler's own account is empty, too."""
+    whole = {run["id"] for run in evidence.runs if run["pipeline"] == WHOLE}
+    filled = Counter(evidence.agents[row["agent_id"]] for row in evidence.attempts if row["run_id"] in whole)
+    for name in evidence.agents.values():
+        if filled[name] != 1:
+            yield f"{name} got {filled[name]} of the runs that fill each agent: what holds its capacity?"
 
 
 def nothing_is_left_on_the_hosts(evidence: Evidence) -> Iterator[str]:

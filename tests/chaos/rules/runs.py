@@ -54,7 +54,8 @@ def every_run_ended_for_a_cause(evidence: Evidence) -> Iterator[str]:
 
 def _without_cause(evidence: Evidence, run: Row, newest: Row | None) -> str:
     """Why a run can not have become what it is; "" = it can."""
-    if run["state"] == "CANCELLED" and run["request_id"] not in evidence.cancelled:
+    stopped = newest is not None and newest["reason"] == "AGENT_DRAINED" and not given_back(newest)
+    if run["state"] == "CANCELLED" and run["request_id"] not in evidence.cancelled and not stopped:
         return "nobody asked for that"
     if newest is None or (run["state"] == "CANCELLED" and _goes_on_after(evidence, run, newest)):
         # While it waits nothing else ends it: what the queue's deadline is, no script reaches.

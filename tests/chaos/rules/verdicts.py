@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 
-from tests.chaos.evidence import Evidence, Row
+from tests.chaos.evidence import MICROSECONDS, Evidence, Row, given_back
 from tests.chaos.ledger import Start
-
-MICROSECONDS = 1_000_000
 
 
 def every_verdict_is_true(evidence: Evidence) -> Iterator[str]:
@@ -26,16 +24,16 @@ def _untrue(evidence: Evidence, attempt: Row, key: str, start: Start | None) -> 
         case "LOST":
             return _wrongly_lost(evidence, attempt, key, start)
         case "CANCELLED" if attempt["reason"] == "AGENT_DRAINED":
-            drained = {deed["target"] for deed in evidence.deeds if deed["what"] == "DRAIN"}
-            return "" if evidence.agents[attempt["agent_id"]] in drained else "its agent was never drained"
+            return _wrongly_drained(evidence, attempt)
         case "FAILED" if attempt["start_time"] is None and start is None:
             return "nothing in the script keeps a run from starting"
         case _:
-            return _unlike(attempt["state"], attempt["reason"], attempt["exit_code"], key in evidence.cancelled, start)
+            return _unlike(evidence, key, attempt, start, cancelled=key in evidence.cancelled)
 
 
-def _unlike(state: str, reason: str, code: int | None, cancelled: bool, start: Start | None) -> str:
-    """Why a verdict can not be; "" = it can."""
+def _unlike(evidence: Evidence, key: str, verdict: Row, start: Start | None, *, cancelled: bool) -> str:
+    """Why a verdict (state, reason, exit code) can not be; "" = it can."""
+    state, reason, code = verdict["state"], verdict["reason"], verdict["exit_code"]
     ended = start.code if start else None
     match state:
         case "SUCCEEDED":
@@ -46,10 +44,20 @@ def _unlike(state: str, reason: str, code: int | None, cancelled: bool, start: S
             true = ended and ended == code and reason == "EXIT_CODE"
             return "" if true else f"the program recorded its end as {ended}"
         case "TIMED_OUT":
-            return "" if start is None or start.fate == "timeout" else "it had no time limit"
+            return "" if evidence.kinds.get(key) == "late" else "it had no time limit"
         case "CANCELLED":
             return "" if cancelled else "nobody asked for that"
     return "this is no verdict"
+
+
+def _wrongly_drained(evidence: Evidence, attempt: Row) -> str:
+    """Sent back before it began, in a drain; or stopped at the deadline of one."""
+    assigned, ended = (attempt[name] / MICROSECONDS for name in ("assign_time", "end_time"))
+    agent = evidence.agents[attempt["agent_id"]]
+    drains = [drain for drain in evidence.drains if drain.agent == agent and assigned <= drain.end]
+    if given_back(attempt):
+        return "" if any(drain.begin <= ended for drain in drains) else "its agent was not drained then"
+    return "" if any(drain.stops <= min(drain.end, ended) for drain in drains) else "no drain stopped it then"
 
 
 def _wrongly_lost(evidence: Evidence, attempt: Row, key: str, start: Start | None) -> str:
@@ -61,5 +69,4 @@ def _wrongly_lost(evidence: Evidence, attempt: Row, key: str, start: Start | Non
     if start is None or not ends:
         return "" if start is None else "its late result was not kept as history"
     # A stop is desired of what is lost, so its program may have been stopped too.
-    end = ends[0]
-    return _unlike(end["state"], end["reason"], end["exit_code"], True, start)
+    return _unlike(evidence, key, ends[0], start, cancelled=True)

@@ -23,8 +23,38 @@ WAITS = "00000000-0000-7000-8000-000000000003"
 LOST = "00000000-0000-7000-8000-000000000004"
 NEVER = "00000000-0000-7000-8000-000000000005"
 OVER = "00000000-0000-7000-8000-000000000006"
-KEYS = {COUNTS: "counts", FAILS: "fails", WAITS: "waits", LOST: "lost", NEVER: "never", OVER: "over"}
-KINDS = {"counts": "lines", "fails": "seven", "waits": "sleeps", "lost": "lines", "never": "lines", "over": "hog"}
+DRAINED = "00000000-0000-7000-8000-000000000008"
+FILLS = "00000000-0000-7000-8000-000000000007"
+KEYS = {
+    COUNTS: "counts",
+    FAILS: "fails",
+    WAITS: "waits",
+    LOST: "lost",
+    NEVER: "never",
+    OVER: "over",
+    DRAINED: "drained",
+    FILLS: "fills",
+}
+KINDS = {
+    "counts": "lines",
+    "fails": "seven",
+    "waits": "sleeps",
+    "lost": "lines",
+    "never": "lines",
+    "over": "hog",
+    "drained": "lines",
+    "fills": "whole",
+}
+CANCELLED = ("waits", "never", "fills")
+DEEDS = [
+    ("KILL", "plain-1", 10.0, {"found": None}),
+    ("START", "plain-1", 30.0, {"found": -9}),
+    ("STOP", "plain-1", 51.0, {"found": None}),
+    ("START", "plain-1", 52.0, {"found": 0}),
+    ("DRAIN", "plain-1", 40.0, {"deadline": 2.0}),
+    ("RESUME", "plain-1", 50.0, {"deadline": None}),
+    *((milestone, "", 60.0, {}) for milestone in ("HEALED", "SETTLED", "FILLED", "SETTLED AGAIN")),
+]
 Steps = list[dict[str, Any]]
 WALL = 1_000_000.0
 """By how much the wall clock is ahead of the monotonic one."""
@@ -53,23 +83,31 @@ class Aftermath:
         made.run(WAITS, "CANCELLED", "CANCEL_REQUESTED", 143, ended=None)
         made.run(LOST, "SUCCEEDED", "", 0, run_state="LOST", rejection="ALREADY_TERMINAL")
         made.run(OVER, "FAILED", "OOM_KILLED", 137, ended=None, fate={"fate": "oom"})
+        made.run(DRAINED, "CANCELLED", "AGENT_DRAINED", 143, ended=None)
+        made.sql("UPDATE attempts SET end_time = ? WHERE run_id = ?", usec(43.0), DRAINED)
+        made.run(FILLS, "CANCELLED", "CANCEL_REQUESTED", 143, ended=None)
         made.insert(runs, {**_run(NEVER, "CANCELLED"), "attempt": 0})
         made.insert_request(NEVER)
-        steps = [{"at": 1.0, "act": "SUBMIT", "target": key, "kind": KINDS[key]} for key in KEYS.values()]
-        steps += [{"at": 2.0, "act": "CANCEL", "target": key, "kind": ""} for key in ("waits", "never")]
-        made.put("script.json", json.dumps({"seed": 1, "seconds": 60.0, "steps": steps}))
-        accepted = [{"what": "ACCEPTED", "target": key, "run": run} for run, key in KEYS.items()]
-        made.put("answers.jsonl", "".join(json.dumps(answer) + "\n" for answer in accepted))
-        deeds = [
-            {"what": "KILL", "target": "plain-1", "begun": 10.0, "monotonic": 10.1, "wall": WALL + 10.1},
-            {"what": "START", "target": "plain-1", "begun": 30.0, "monotonic": 30.1, "wall": WALL + 30.1},
-        ]
-        made.put("deeds.jsonl", "".join(json.dumps(deed) + "\n" for deed in deeds))
+        made._write_script()
+        answers = [{"what": "ACCEPTED", "target": key, "run": run} for run, key in KEYS.items()]
+        answers += [{"what": "CANCELLED", "target": key} for key in CANCELLED]
+        for answer in answers:
+            made.append("answers.jsonl", answer)
+        for each in DEEDS:
+            made.append("deeds.jsonl", deed(*each))
         made.put("endings.json", json.dumps({"plain-1": 0}))
         made.put("host.json", Host([], {}, {}, [], [], []).to_json())
         made.put("cluster/controlplane.log", seen(5.0))
         made.put("cluster/plain-1.log", '{"event": "stopped", "level": "info"}\n')
         return made
+
+    def _write_script(self) -> None:
+        asked = [_step(1.0, "SUBMIT", key, KINDS[key]) for key in KEYS.values()]
+        asked += [_step(2.0, "CANCEL", key) for key in CANCELLED]
+        steps = [step for step in asked if step["target"] != "fills"]
+        steps += [_step(at, what, target) for what, target, at, _ in DEEDS if target]
+        filling = [step for step in asked if step["target"] == "fills"]
+        self.put("script.json", json.dumps({"seed": 1, "seconds": 60.0, "steps": steps, "filling": filling}))
 
     @property
     def database(self) -> Path:
@@ -159,6 +197,16 @@ class Aftermath:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
+    def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Adds a line of JSON to a file."""
+        with (self.folder / name).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def unlink(self, *names: str) -> None:
+        """Deletes files."""
+        for name in names:
+            (self.folder / name).unlink()
+
     def put_ledger(self, name: str, records: list[dict[str, Any]], begin: float = 100.0) -> None:
         """Writes one file of the ledger; its records are a second apart."""
         lines = [json.dumps({"monotonic": begin + number, **record}) for number, record in enumerate(records)]
@@ -182,13 +230,19 @@ class Aftermath:
         path.write_text(path.read_text().replace(old, new))
 
     def edit_script(self, change: Callable[[Steps], Steps]) -> None:
-        """Has another script have been played."""
+        """Has another script have been played, but for what fills agents."""
         script = json.loads((self.folder / "script.json").read_text())
         self.put("script.json", json.dumps(script | {"steps": change(script["steps"])}))
 
     def host(self, **left: Any) -> None:
         """Has something be left on the machine."""
         self.put("host.json", json.dumps(json.loads((self.folder / "host.json").read_text()) | left))
+
+
+def deed(what: str, target: str, begun: float, details: Mapping[str, Any]) -> dict[str, Any]:
+    """As deeds.jsonl has it; every deed takes a tenth of a second."""
+    after = begun + 0.1
+    return {"what": what, "target": target, "begun": begun, "monotonic": after, "wall": WALL + after, **details}
 
 
 def seen(moment: float) -> str:
@@ -226,6 +280,10 @@ def journal(run: str, state: str, number: int = 1) -> list[dict[str, Any]]:
     ]
 
 
+def _step(at: float, act: str, target: str, kind: str = "") -> dict[str, Any]:
+    return {"at": at, "act": act, "target": target, "kind": kind, "deadline": None}
+
+
 def _run(run: str, state: str) -> dict[str, Any]:
     return {
         "id": run,
@@ -245,7 +303,8 @@ def _attempt(run: str, number: int) -> dict[str, Any]:
         "agent_id": AGENT,
         "claim_token": "token",
         "slot": slot_of(run, number),
-        "start_time": usec(2.0),
+        "assign_time": usec(1.0 if number == 1 else 26.0),
+        "start_time": usec(2.0 if number == 1 else 27.0),
         "end_time": usec(25.0),
         "desired": "FORGET",
         "released": True,

@@ -1,8 +1,10 @@
 """Ways to tamper with the evidence of a chaos run in which all went well."""
 
+import json
 from collections.abc import Callable
+from typing import Any
 
-from tests.unit.chaos.aftermath import FAILS, Aftermath, Steps, journal, slot_of
+from tests.unit.chaos.aftermath import FAILS, KEYS, Aftermath, Steps, deed, journal, slot_of
 
 Tamper = Callable[[Aftermath], None]
 
@@ -15,6 +17,41 @@ def all_of(*tampers: Tamper) -> Tamper:
             each(it)
 
     return tamper
+
+
+def sql(statement: str, *values: Any) -> Tamper:
+    """Other rows."""
+    return lambda it: it.sql(statement, *values)
+
+
+def edited(name: str, old: str, new: str) -> Tamper:
+    """Another text in a file, wherever it stands."""
+    return lambda it: it.replace(name, old, new)
+
+
+def written(name: str, content: str) -> Tamper:
+    """Another file."""
+    return lambda it: it.put(name, content)
+
+
+def deleted(*names: str) -> Tamper:
+    """Files fewer."""
+    return lambda it: it.unlink(*names)
+
+
+def left_over(**left: Any) -> Tamper:
+    """Something is left on the machine; names as of `Host`."""
+    return lambda it: it.host(**left)
+
+
+def lost_output(run: str, offset: int, size: int | None) -> Tamper:
+    """A recorded loss of output."""
+    return lambda it: it.insert_loss(run, offset, size)
+
+
+def other_journal(slot: str, records: Steps) -> Tamper:
+    """Another journal."""
+    return lambda it: it.put_journal(slot, records)
 
 
 def state_of(run: str, state: str) -> Tamper:
@@ -60,7 +97,12 @@ def of_kind(key: str, kind: str) -> Tamper:
 
 def cancelled(key: str) -> Tamper:
     """A run that somebody asks to stop."""
-    return lambda it: it.edit_script(lambda steps: [*steps, {"at": 3.0, "act": "CANCEL", "target": key, "kind": ""}])
+
+    def tamper(it: Aftermath) -> None:
+        it.edit_script(lambda steps: [*steps, {"at": 3.0, "act": "CANCEL", "target": key, "kind": ""}])
+        it.append("answers.jsonl", {"what": "CANCELLED", "target": key})
+
+    return tamper
 
 
 def not_cancelled(key: str) -> Tamper:
@@ -78,6 +120,27 @@ def log(run: str, content: bytes) -> Tamper:
         it.sql("UPDATE attempts SET log_bytes = ? WHERE run_id = ?", len(content), run)
 
     return tamper
+
+
+def of_attempt(run: str, number: int, assignment: str) -> Tamper:
+    """Another row of one attempt."""
+    return lambda it: it.sql(f"UPDATE attempts SET {assignment} WHERE run_id = ? AND number = ?", run, number)
+
+
+def begins(run: str, number: int, moment: float) -> Tamper:
+    """One attempt whose program begins at another moment, and then lives for as long as before."""
+
+    def tamper(it: Aftermath) -> None:
+        name = f"{KEYS[run]}.{slot_of(run, number)}"
+        records = [json.loads(line) for line in (it.folder / "ledger" / name).read_text().splitlines()]
+        it.put_ledger(name, [{key: record[key] for key in record if key != "monotonic"} for record in records], moment)
+
+    return tamper
+
+
+def noted(what: str, target: str, **details: Any) -> Tamper:
+    """One more deed."""
+    return lambda it: it.append("deeds.jsonl", deed(what, target, 60.0, details))
 
 
 def again(key: str, slot: str, begin: float) -> Tamper:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.chaos.script import AGENTS, CONTROLPLANE, ENDLESS, UNDOES, Act, Script, layer
+from tests.chaos.script import AGENTS, CONTROLPLANE, ENDLESS, KINDS, UNDOES, WHOLE, Act, Script, layer
 
 MINUTES = 10 * 60.0
 FIRST_OF_SEED_7 = [
@@ -56,3 +56,27 @@ def test_each_outage_ends_and_no_program_is_in_two_of_them_at_once(script: Scrip
 def test_what_does_not_end_by_itself_is_cancelled(script: Script) -> None:
     cancelled = {step.target for step in script.steps if step.act is Act.CANCEL}
     assert {key for key, kind in script.keys().items() if kind in ENDLESS} <= cancelled
+
+
+@pytest.mark.parametrize("seed", range(1, 30))
+def test_a_short_script_too_has_a_run_of_each_kind_that_is_not_just_cancelled(seed: int) -> None:
+    script = Script.of(seed, 60.0)
+    cancelled = {step.target for step in script.steps if step.act is Act.CANCEL}
+    seen = {step.kind for step in script.steps if step.act is Act.SUBMIT and step.target not in cancelled}
+    assert seen | ENDLESS == set(KINDS)
+    assert {kind for key, kind in script.keys().items() if key in cancelled} >= ENDLESS
+
+
+def test_agents_are_drained_without_a_deadline_with_one_and_at_once(script: Script) -> None:
+    for agent in AGENTS:
+        drains = [step.deadline for step in script.steps if (step.act, step.target) == (Act.DRAIN, agent)]
+        assert None in drains
+        assert 0.0 in drains
+        assert any(drains)
+
+
+def test_at_the_end_each_agent_gets_a_run_that_takes_all_of_it(script: Script) -> None:
+    asked = [step.target for step in script.filling if step.act is Act.SUBMIT]
+    assert {script.keys()[key] for key in asked} == {WHOLE}
+    assert len(set(asked)) == len(AGENTS)
+    assert [step.target for step in script.filling if step.act is Act.CANCEL] == asked

@@ -1,0 +1,77 @@
+"""The stage writes down whatever goes wrong on it, and goes on."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos import stage as stage_module
+from tests.chaos.diary import Diary
+from tests.chaos.script import Act, Step
+from tests.chaos.stage import Stage
+from tests.cluster import Cluster, Program
+
+AGENT = "plain-1"
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+CRASHES = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    """A stage without programs, whose agent a test starts as it likes."""
+    stage = Stage(tmp_path)
+    with Diary(tmp_path) as stage._diary, Cluster(tmp_path / "cluster", "process") as stage.cluster:
+        yield stage
+        stage.cluster.agents.clear()
+
+
+def agent(stage: Stage, code: str) -> Program:
+    """Starts Python code as the agent."""
+    program = stage.cluster.agents[AGENT] = Program(["python", "-c", code], stage.folder / f"{AGENT}.log", {})
+    program.start()
+    return program
+
+
+def deeds(stage: Stage) -> list[dict[str, Any]]:
+    """What was written down."""
+    return [json.loads(line) for line in (stage.folder / "deeds.jsonl").read_text().splitlines()]
+
+
+def test_what_fails_in_a_thread_is_written_down(stage: Stage) -> None:
+    well: Future[None] = Future()
+    well.set_result(None)
+    failed: Future[None] = Future()
+    failed.set_exception(ValueError("unforeseen"))
+    stage._await({well: "SUBMIT one", failed: "journals"})
+    (fault,) = deeds(stage)
+    assert (fault["what"], fault["target"]) == ("FAULT", "journals")
+    assert "unforeseen" in fault["error"]
+
+
+def test_what_takes_for_ever_is_written_down(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_module, "SETTLED_SECONDS", 0.0)
+    stage._await({Future(): "CANCEL one"})
+    stage._until("FILLED", 0.0, lambda: False)
+    assert [(deed["what"], deed["target"]) for deed in deeds(stage)] == [("FAULT", "CANCEL one"), ("FAULT", "FILLED")]
+
+
+def test_a_program_that_does_not_end_is_killed_and_that_is_written_down(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_module, "ENDING_SECONDS", 0.0)
+    program = agent(stage, DEAF)
+    program.wait_for_log("deaf")
+    assert stage._stop(program) == -9
+    assert [(deed["what"], deed["target"]) for deed in deeds(stage)] == [("HUNG", AGENT)]
+
+
+@pytest.mark.parametrize("act", [Act.KILL, Act.STOP, Act.FREEZE, Act.THAW, Act.START])
+def test_a_program_that_crashed_is_found_so_when_its_turn_comes(stage: Stage, act: Act) -> None:
+    stage._await_end(agent(stage, CRASHES))
+    stage._do(Step(0.0, act, AGENT))
+    (deed,) = deeds(stage)
+    assert (deed["what"], deed["found"]) == (act, -11)
+    stage._await_end(stage.cluster.agents[AGENT])
