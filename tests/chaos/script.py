@@ -31,7 +31,7 @@ RETRIES = 2
 ENDLESS = frozenset({"sleeps", "tidy"})
 """Kinds that end only when somebody stops them."""
 
-RUN_SECONDS = 1.3
+RUN_SECONDS = 0.9
 """Mean time between two requests for runs."""
 OUTAGE_SECONDS = 12.0
 """Mean time between the end of an outage of one program and its next one."""

@@ -6,11 +6,11 @@ from tests.chaos.script import AGENTS, CONTROLPLANE, ENDLESS, KINDS, UNDOES, WHO
 
 MINUTES = 10 * 60.0
 FIRST_OF_SEED_7 = [
-    (1.441, "SUBMIT", "s7-1"),
-    (1.491, "SUBMIT", "s7-1"),
+    (0.997, "SUBMIT", "s7-1"),
+    (1.047, "SUBMIT", "s7-1"),
+    (1.812, "SUBMIT", "s7-2"),
     (2.024, "CUT", "plain-2"),
-    (2.618, "SUBMIT", "s7-2"),
-    (3.039, "HEAL", "plain-2"),
+    (2.727, "CANCEL", "s7-1"),
 ]
 
 
