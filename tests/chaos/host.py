@@ -1,6 +1,7 @@
 """What is left on this machine after a chaos run: containers, volumes, control groups, mounts, processes, files."""
 
 import json
+import os
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ class Host:
         return cls(
             containers=[line for agent_id in ids for line in _containers(agent_id)],
             volumes=_volumes(),
-            cgroups={path.name: str(path) for path in CGROUPS.glob("*/fastflow/*") if path.is_dir()},
+            cgroups=control_groups(CGROUPS),
             mounts=[line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(folder) in line],
             processes=_processes(f"LEDGER_FOLDER={ledger}".encode()),
             files=[str(path) for parent in (*emptied, *environments) if parent.is_dir() for path in parent.iterdir()],
@@ -45,6 +46,16 @@ class Host:
     def to_json(self) -> str:
         """As it is kept with the evidence."""
         return json.dumps(asdict(self), indent=1)
+
+
+def control_groups(base: Path) -> dict[str, str]:
+    """The control groups of slots by slot, at any depth: there are two versions of groups and two drivers of them."""
+    found: dict[str, str] = {}
+    for folder, names, _ in os.walk(base):
+        parent = Path(folder).name
+        for name in names if parent in ("fastflow", "fastflow.slice") else []:
+            found[name.removeprefix("fastflow-").removesuffix(".slice")] = f"{folder}/{name}"
+    return found
 
 
 def _containers(agent_id: str) -> list[str]:
