@@ -1,5 +1,9 @@
 """Databases are looked at, copied while they are used, and put back."""
 
+import asyncio
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,9 @@ from fastflow_controlplane.store.migrations import HEAD
 from sqlalchemy import text
 
 from tests.contract.rows import NOW, Journal, Rows
-from tests.contract.test_ownership import opened
+from tests.contract.test_ownership import end_sessions, opened
+from tests.contract.test_server_away import until
+from tests.postgres import PostgresServer
 
 
 def no_log(run_id: str, attempt: int) -> int:
@@ -94,6 +100,64 @@ async def test_a_restore_that_dies_leaves_the_former_database_or_the_copy(
     with pytest.raises(KeyboardInterrupt):
         restore(f"sqlite:///{database}", copy, replace=True)
     assert execute(f"sqlite:///{database}", "SELECT id FROM runs") == [run]
+
+
+async def test_a_restore_on_a_server_that_is_killed_half_way_leaves_the_former_database(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    with postgres.empty_database() as url:
+        async with opened(url) as store:
+            run = await finished_run(Rows(store))
+        back_up(url, copy)
+        waits = "BEGIN PERFORM pg_sleep(60); END"
+        postgres.execute(f"CREATE FUNCTION wait() RETURNS event_trigger LANGUAGE plpgsql AS '{waits}'", url)
+        when = "ON ddl_command_start WHEN TAG IN ('CREATE TABLE')"
+        postgres.execute(f"CREATE EVENT TRIGGER waits {when} EXECUTE FUNCTION wait()", url)
+
+        command = [sys.executable, "-m", "fastflow_controlplane", "db", "restore", str(copy), "--force"]
+        environment = {**os.environ, "FASTFLOW_DATABASE_URL": url, "FASTFLOW_DATA_DIR": str(tmp_path)}
+        restoring = await asyncio.create_subprocess_exec(*command, env=environment, start_new_session=True)
+        asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        await until(lambda: bool(postgres.execute(asleep)) or restoring.returncode is not None)
+        os.killpg(restoring.pid, signal.SIGKILL)
+        assert await restoring.wait() == -signal.SIGKILL
+        end_sessions(postgres, url)
+        postgres.execute("DROP EVENT TRIGGER waits", url)
+
+        async with opened(url) as store:
+            assert (await Rows(store).view(run)).state is RunState.SUCCEEDED
+
+
+async def test_a_copy_that_is_cut_off_replaces_nothing(empty_url: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    async with opened(empty_url) as store:
+        run = await finished_run(Rows(store))
+    back_up(empty_url, copy)
+    os.truncate(copy, copy.stat().st_size - 100)
+    with pytest.raises(FailedPrecondition):
+        restore(empty_url, copy, replace=True)
+    assert execute(empty_url, "SELECT id FROM runs") == [run]
+
+
+async def test_a_copy_of_tables_that_would_not_be_found_replaces_nothing(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    with postgres.empty_database() as url, postgres.empty_database() as other:
+        async with opened(url):
+            pass
+        back_up(url, copy)
+        postgres.execute("CREATE SCHEMA elsewhere", other)
+        postgres.execute(f"ALTER DATABASE {other.rpartition('/')[2]} SET search_path = elsewhere", other)
+        async with opened(other) as store:
+            run = await finished_run(Rows(store))
+        with pytest.raises(
+            FailedPrecondition, match=r"holds tables of the schema public, .* are looked for in elsewhere"
+        ):
+            restore(other, copy, replace=True)
+        assert execute(other, "SELECT id FROM elsewhere.runs") == [run]
+        assert execute(other, "SELECT to_regclass('public.runs')") == [None]
 
 
 def test_what_is_no_copy_of_ours_replaces_nothing(database_url: str, tmp_path: Path) -> None:

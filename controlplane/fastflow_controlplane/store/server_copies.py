@@ -1,96 +1,139 @@
 """Copies of a database on a PostgreSQL server, with its own programs."""
 
 import os
+import re
 import shutil
 import subprocess
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import inspect, text
 from sqlalchemy.engine import URL
 
 from fastflow_controlplane.errors import FailedPrecondition
-from fastflow_controlplane.store.connections import make_engine
-from fastflow_controlplane.store.migrations import check_known, current_revision
+from fastflow_controlplane.store.connections import LOCK_SECONDS, make_engine
+from fastflow_controlplane.store.migrations import check_known
 from fastflow_controlplane.store.models import metadata
 from fastflow_controlplane.store.ownership import SessionOwnership
 from fastflow_controlplane.store.place import Place
 
 TABLES = (*(table.name for table in metadata.sorted_tables), "alembic_version")
 
+_HOME = text(
+    "SELECT coalesce((SELECT CAST(CAST(relnamespace AS regnamespace) AS text) FROM pg_class "
+    "WHERE oid = to_regclass('alembic_version')), quote_ident(current_schema()))"
+)
+_SEARCHED = text("SELECT quote_ident(name) FROM unnest(current_schemas(false)) AS name")
+_VERSION = re.compile(
+    r"^COPY (?P<schema>.+)\.alembic_version \(version_num\) FROM stdin;\n(?P<revision>.+)$", re.MULTILINE
+)
+
 
 def dump(url: URL, copy: Path) -> None:
     """Writes our tables to `copy`, in pg_dump's own format. Raises FailedPrecondition."""
-    _call("pg_dump", url, "--format=custom", f"--file={copy}", *(f"--table={name}" for name in TABLES))
+    target, secrets = _target(url)
+    tables = [f"--table={name}" for name in TABLES]
+    _run([_program("pg_dump"), target, "--no-password", "--format=custom", f"--file={copy}", *tables], secrets)
 
 
 def restore(url: URL, copy: Path, aside: str, *, replace: bool) -> str:
-    """Puts the tables of `copy` in place; returns the schema that keeps the former ones, "" = there were none."""
+    """Puts the tables of `copy` in place; returns the schema that keeps the former ones, "" = there were none.
+
+    All of it is one transaction of the server: whoever dies in between leaves what was there.
+    """
     place = Place(url)
-    _check_copy(copy)
+    revision, schema = _read_header(copy)
+    check_known(revision)
     ownership = SessionOwnership(place.name)
     engine = make_engine(url, ownership.name, writing=True, size=1)
     try:
         with engine.connect() as connection:
             ownership.hold(connection)
             there = [name for name in TABLES if inspect(connection).has_table(name)]
-            home = connection.execute(text("SELECT current_schema()")).scalar_one()
+            home = connection.execute(_HOME).scalar_one()
+            searched = list(connection.execute(_SEARCHED).scalars())
             connection.rollback()
             if there and not replace:
                 raise place.occupied()
-            if there:
-                _move(connection, there, home, aside)
-            try:
-                _call("pg_restore", url, "--single-transaction", "--exit-on-error", "--no-owner", "--no-acl", str(copy))
-                check_known(current_revision(connection) or "")
-            except BaseException:
-                connection.rollback()
-                restored = [name for name in TABLES if inspect(connection).has_table(name)]
-                connection.rollback()
-                _drop(connection, restored)
-                if there:
-                    _move(connection, there, aside, home)
-                raise
+            if schema not in searched:
+                raise FailedPrecondition(
+                    f"{copy} holds tables of the schema {schema}, and those of this database are looked for in "
+                    f"{', '.join(searched)}: make the schema, or put it into the search_path of this user"
+                )
+            _replay(url, copy, _moves(there, home, aside))
             return f'schema "{aside}"' if there else ""
     finally:
         engine.dispose()
 
 
-def _move(connection: Connection, tables: list[str], home: str, target: str) -> None:
-    with connection.begin():
-        connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{target}"'))
-        for name in tables:
-            connection.execute(text(f'ALTER TABLE "{home}"."{name}" SET SCHEMA "{target}"'))
-
-
-def _drop(connection: Connection, tables: list[str]) -> None:
-    with connection.begin():
-        for name in reversed(tables):
-            connection.execute(text(f'DROP TABLE "{name}" CASCADE'))
-
-
-def _check_copy(copy: Path) -> None:
-    listed = _run([_program("pg_restore"), "--list", str(copy)], {})
-    if " alembic_version " not in listed:
+def _read_header(copy: Path) -> tuple[str, str]:
+    """Returns the revision of a copy, and the schema that its tables are in, quoted where that is needed."""
+    command = [_program("pg_restore"), "--data-only", "--table=alembic_version", "--file=-", str(copy)]
+    found = _VERSION.search(_run(command, {}))
+    if found is None:
         raise FailedPrecondition(f"{copy} is no copy of a database of Fast-Flow")
+    return found["revision"], found["schema"]
 
 
-def _call(program: str, url: URL, *arguments: str) -> None:
-    """Runs one of PostgreSQL's programs on the database; what other users see of it shows no password."""
+def _moves(tables: list[str], home: str, target: str) -> list[str]:
+    """Returns the statements that take tables out of the way."""
+    if not tables:
+        return []
+    return [
+        f"SET lock_timeout = '{LOCK_SECONDS}s'",
+        f'CREATE SCHEMA IF NOT EXISTS "{target}"',
+        *(f'ALTER TABLE {home}."{name}" SET SCHEMA "{target}"' for name in tables),
+    ]
+
+
+def _replay(url: URL, copy: Path, before: list[str]) -> None:
+    """Executes the statements `before` and then those of the copy, in one transaction."""
+    target, secrets = _target(url)
+    read = [_program("pg_restore"), "--no-owner", "--no-acl", "--file=-", str(copy)]
+    execute = [_program("psql"), target, "--no-password", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(read, stdout=subprocess.PIPE, stderr=said) as reader,
+        subprocess.Popen(
+            execute, env={**os.environ, **secrets}, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said
+        ) as server,
+    ):
+        assert reader.stdout is not None
+        assert server.stdin is not None
+        with suppress(BrokenPipeError), server.stdin as script:
+            script.write("".join(f"{statement};\n" for statement in ["BEGIN", *before]).encode())
+            shutil.copyfileobj(reader.stdout, script)
+            # Without it the server undoes all: a copy that can not be read to its end is no copy.
+            if reader.wait() == 0:
+                script.write(b"COMMIT;\n")
+        reader.stdout.close()
+        failed = [name for name, program in ((execute[0], server), (read[0], reader)) if program.wait()]
+        if failed:
+            said.seek(0)
+            raise _failure(failed[0], said.read())
+
+
+def _target(url: URL) -> tuple[str, dict[str, str]]:
+    """How PostgreSQL's programs are told of a database: an argument that shows no password, and variables."""
     from psycopg.conninfo import make_conninfo
 
     _, options = url.get_dialect()().create_connect_args(url)
     known: dict[str, Any] = dict(options)
     password = known.pop("password", None)
-    secrets = {"PGPASSWORD": str(password)} if password else {}
-    _run([_program(program), f"--dbname={make_conninfo(**known)}", "--no-password", *arguments], secrets)
+    return f"--dbname={make_conninfo(**known)}", {"PGPASSWORD": str(password)} if password else {}
 
 
 def _run(command: list[str], secrets: dict[str, str]) -> str:
     done = subprocess.run(command, env={**os.environ, **secrets}, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise FailedPrecondition(f"{Path(command[0]).name} failed: {' '.join(done.stderr.split())}")
+        raise _failure(command[0], done.stderr)
     return done.stdout
+
+
+def _failure(program: str, said: str) -> FailedPrecondition:
+    return FailedPrecondition(f"{Path(program).name} failed: {' '.join(said.split())}")
 
 
 def _program(name: str) -> str:
