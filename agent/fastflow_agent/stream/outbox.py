@@ -154,6 +154,8 @@ class Outbox:
             found = self._unacknowledged(attempt)
             if found is None or not found[1]:
                 del self._changed[attempt]
+                # Nothing is under way. A stream may last for months, and attempts come and go.
+                self._sent.pop(attempt, None)
                 continue
             key, unacknowledged = found
             sent, stop = self._sent.get(attempt, 0), unacknowledged[0].sequence + EVENTS_IN_FLIGHT

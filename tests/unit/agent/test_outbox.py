@@ -1,6 +1,7 @@
 import asyncio
 from datetime import UTC, datetime
 
+import pytest
 from fastflow_agent.cgroups.stats import Usage
 from fastflow_agent.facts import ContainerGone, Event
 from fastflow_agent.model import AttemptKey
@@ -42,7 +43,8 @@ def _opened(journals: Journals) -> Outbox:
 
 
 async def _sequences(outbox: Outbox) -> list[int]:
-    due = await outbox.next()
+    async with asyncio.timeout(10):
+        due = await outbox.next()
     assert isinstance(due, EventsDue)
     return [event.sequence for _, event in due.events]
 
@@ -137,6 +139,24 @@ async def test_only_the_newest_sample_waits() -> None:
     assert isinstance(due, TelemetryDue)
     assert [used.pids for _, _, used in due.samples] == [3]
     assert await _is_empty(outbox)
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["after its last acknowledgement", "before it"])
+async def test_nothing_is_kept_of_attempts_that_came_and_went_on_one_stream(seen: bool) -> None:
+    journals = Journals()
+    outbox = _opened(journals)
+    for _ in range(2):
+        # Were it kept how far the first was sent, nothing of the second would be.
+        journals.add(KEY, 3)
+        outbox.attempt_changed(KEY)
+        assert await _sequences(outbox) == [1, 2, 3]
+        if seen:
+            journals.events[KEY].clear()
+        else:
+            del journals.events[KEY]
+        outbox.acknowledged(number(KEY))
+        assert await _is_empty(outbox)
+        journals.events.pop(KEY, None)
 
 
 async def test_an_attempt_that_is_gone_is_skipped() -> None:
