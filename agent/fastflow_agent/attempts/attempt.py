@@ -150,15 +150,20 @@ class Attempt:
             await closing.remove_container(self._dossier)
         await closing.seal_log(self._dossier, self._output)
         await self._until_forgotten()
-        # A loss of output may be found as late as the log's end, when the control plane lacks nothing it knows of.
-        await self._dossier.until_told()
 
     async def _until_forgotten(self) -> None:
         wishes = self._dossier.wishes
-        while not wishes.forget:
-            if wishes.doubted:
-                await closing.seal_log_again(self._dossier, self._output)
+        while True:
             await wishes.until(lambda: wishes.forget or wishes.doubted)
+            if wishes.forget:
+                # A loss of output may be found as late as the log's end, or be told no sooner: when the control plane
+                # lacks nothing it knows of. Another stream may want the attempt after all meanwhile.
+                await self._output.note_losses()
+                await self._dossier.until_told()
+                if wishes.forget:
+                    return
+            else:
+                await closing.seal_log_again(self._dossier, self._output)
 
     async def _until_settled(self) -> None:
         resumption = await self._resumption()

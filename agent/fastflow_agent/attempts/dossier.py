@@ -128,7 +128,8 @@ class Dossier:
         """SIGTERM may have reached the program, and nobody knows: its sender died or heard no answer."""
         self._notes: deque[Fact] = deque()
         self._noted = asyncio.Event()
-        self._acknowledged = asyncio.Event()
+        self._writing = 0
+        self._moved_on = asyncio.Event()
 
     @property
     def history(self) -> History:
@@ -159,18 +160,27 @@ class Dossier:
 
         `time` is when the facts came about; None = now.
         """
+        backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
+        while (refused := await self._append(steps, facts, time)) is not None:
+            self.services.health.disk_refused(refused)
+            await self.services.clock.sleep(backoff.next())
+
+    async def _append(self, steps: tuple[Step, ...], facts: tuple[Fact, ...], time: datetime | None) -> OSError | None:
+        """One try to journal; what the disk said if it refused."""
         noted = tuple(self._notes)
         self._notes.clear()
-        backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
-        while True:
-            try:
-                await self.journal.append(*steps, facts=noted + facts, time=time)
-                break
-            except OSError as error:
-                self.services.health.disk_refused(error)
-                await self.services.clock.sleep(backoff.next())
+        self._writing += 1
+        try:
+            await self.journal.append(*steps, facts=noted + facts, time=time)
+        except OSError as error:
+            self._notes.extendleft(reversed(noted))
+            return error
+        finally:
+            self._writing -= 1
+            self._moved_on.set()
         if noted or facts:
             self.services.changed(self.key)
+        return None
 
     def note(self, fact: Fact) -> None:
         """Take a fact from a callback; journaled soon. Callers tell each thing once, so these stay few."""
@@ -185,13 +195,13 @@ class Dossier:
     def acknowledge(self, sequence: int) -> None:
         """The control plane has settled all events up to `sequence`."""
         self.journal.acknowledge(sequence)
-        self._acknowledged.set()
+        self._moved_on.set()
 
     async def until_told(self) -> None:
-        """Return once the control plane has settled every event there is."""
-        while self._notes or self.history.unacked:
-            self._acknowledged.clear()
-            await self._acknowledged.wait()
+        """Return once the control plane has settled every event there is, and every fact that is to be one."""
+        while self._notes or self._writing or self.history.unacked:
+            self._moved_on.clear()
+            await self._moved_on.wait()
 
     async def keep_notes(self) -> None:
         """Journal what is noted, until cancelled."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from fastflow_agent.facts import LogLossFound
 from fastflow_agent.logs.losses import LogLoss
 from fastflow_agent.logs.lost import Lost
 from fastflow_agent.logs.redact import Masks
-from fastflow_agent.logs.spool import Spool
+from fastflow_agent.logs.spool import Spool, losses_at
 from fastflow_agent.reconcile import rebooted
 
 log = structlog.get_logger(__name__)
@@ -33,6 +34,7 @@ class Output:
         self._dossier = dossier
         self._spool: Spool | None = None
         self._opening = asyncio.Lock()
+        self._noted: set[tuple[str, int]] = set()
 
     @property
     def offset(self) -> int:
@@ -56,14 +58,7 @@ class Output:
 
     async def ship(self) -> None:
         """Begin to ship, and try again while the disk refuses."""
-        backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
-        while True:
-            try:
-                await self.open()
-                return
-            except OSError as error:
-                self._dossier.services.health.disk_refused(error)
-                await self._dossier.services.clock.sleep(backoff.next())
+        await self._patiently(self.open)
 
     async def explain(self, words: bytes) -> None:
         """Put what kept the attempt from starting into its log, unless an earlier try did."""
@@ -85,11 +80,38 @@ class Output:
             await self._dossier.services.shipper.remove(self._dossier.key)
             self._spool = None
 
+    async def note_losses(self) -> None:
+        """Let go of the spool, and note what is lost of the log, as far as that was not noted.
+
+        A dropped range is noted when it is acknowledged; but a control plane that has sealed the log may have all of it
+        forgotten before its acknowledgement arrives, or where it never does.
+        """
+        await self.close()
+        history = self._dossier.history
+        if not self._dossier.slot:
+            return
+        look = partial(losses_at, self._dossier.paths.log, history.intent.log_limit)
+        for loss in await self._patiently(lambda: self._blocking(look)):
+            # What lies behind the end of a sealed log was found out before the seal, and is part of why it ends there.
+            if not history.sealed or loss.offset < history.end_offset:
+                self._lost(loss)
+
     async def _begin(self, word: Desired) -> Spool:
-        self._spool = spool = await self._blocking(lambda: self._open(word))
+        self._spool = spool = await self._opened(word)
         services = self._dossier.services
         services.shipper.add(self._dossier.key, spool, word.durable_offset, self._lost, self._dossier.backlog.tell)
         return spool
+
+    async def _opened(self, word: Desired) -> Spool:
+        opening = asyncio.ensure_future(self._blocking(lambda: self._open(word)))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # A thread can not be cancelled: it opens the log for nobody.
+            await asyncio.wait([opening])
+            if not opening.exception():
+                opening.result().close()
+            raise
 
     def _open(self, word: Desired) -> Spool:
         history = self._dossier.history
@@ -119,9 +141,21 @@ class Output:
             return not self._dossier.history.created
 
     def _lost(self, loss: LogLoss) -> None:
-        if (loss.kind, loss.offset) not in self._dossier.history.losses:
+        found = (loss.kind, loss.offset)
+        if found not in self._noted and found not in self._dossier.history.losses:
+            self._noted.add(found)
             now = self._dossier.services.clock.now()
             self._dossier.note(LogLossFound(loss.kind, loss.offset, now, loss.bytes, loss.message))
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of `call`, asked again while the disk refuses."""
+        backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
+        while True:
+            try:
+                return await call()
+            except OSError as error:
+                self._dossier.services.health.disk_refused(error)
+                await self._dossier.services.clock.sleep(backoff.next())
 
     async def _blocking(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._dossier.services.disk, call)

@@ -98,7 +98,7 @@ class Spool:
         ends at `start_offset`, with that loss. `host_went_down`: the host was restarted since the log was written.
         Raises OSError if the disk fails.
         """
-        lost = Lost.load(path.with_name(f"{path.name}.lost"))
+        lost = Lost.load(_record(path))
         descriptor = _open(path, inode)
         spool = cls(
             os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) if descriptor is None else descriptor,
@@ -261,8 +261,7 @@ class Spool:
                 self._cut_off(size, "TAMPERED")
             if size > self._limit and not self._truncated:
                 self._truncated = True
-                message = f"the run's log limit of {self._limit} bytes was reached; later output was not kept"
-                self._losses.append(LogLoss("TRUNCATED", self._limit, None, message))
+                self._losses.append(_truncated(self._limit))
         self._seen = max(self._seen, size)
         return size
 
@@ -327,6 +326,30 @@ class Spool:
         if self._can_punch and not punch(self._descriptor, start, end):
             self._can_punch = False
             log.warning("this file system can not free parts of a file: logs stay on the disk until their run is gone")
+
+
+def losses_at(path: Path, log_limit: int) -> list[LogLoss]:
+    """What is lost of the log at `path`, which nobody reads any more, as the disk tells it; limit as in `Spool.open`.
+
+    A range behind an early end is lost with all that follows it, and is none of its own. Raises OSError.
+    """
+    lost = Lost.load(_record(path))
+    if lost.cut is not None:
+        end = lost.cut.end
+        return [*(each.loss for each in lost.ranges if each.offset < end), lost.cut.loss]
+    losses = [each.loss for each in lost.ranges]
+    if log_limit and os.path.lexists(path) and path.lstat().st_size > log_limit:
+        losses.append(_truncated(log_limit))
+    return losses
+
+
+def _record(log: Path) -> Path:
+    return log.with_name(f"{log.name}.lost")
+
+
+def _truncated(limit: int) -> LogLoss:
+    message = f"the run's log limit of {limit} bytes was reached; later output was not kept"
+    return LogLoss("TRUNCATED", limit, None, message)
 
 
 def _open(path: Path, inode: int | None) -> int | None:
