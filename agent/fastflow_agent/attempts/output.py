@@ -77,8 +77,9 @@ class Output:
     async def close(self) -> None:
         """Let go of the spool; its files stay."""
         if self._spool is not None:
-            await self._dossier.services.shipper.remove(self._dossier.key)
+            # At once: the shipper knows it no more from here on, and may be asked meanwhile how far it is.
             self._spool = None
+            await self._dossier.services.shipper.remove(self._dossier.key)
 
     async def note_losses(self) -> None:
         """Let go of the spool, and note what is lost of the log, as far as that was not noted.

@@ -242,6 +242,8 @@ class FakeShipper:
         self.spools: dict[AttemptKey, Spool] = {}
         self.blocked = asyncio.Event()
         self.blocked.set()
+        self.slow_removal = asyncio.Event()
+        self.slow_removal.set()
         self.on_loss: dict[AttemptKey, Callable[[LogLoss], None]] = {}
         self.on_backlog: dict[AttemptKey, Callable[[int, int], None]] = {}
 
@@ -259,6 +261,7 @@ class FakeShipper:
         self.logs[key] = self.logs.get(key, b"")[:durable_offset]
 
     def durable(self, key: AttemptKey) -> int:
+        assert key in self.spools, "as the real one, it knows only what it has"
         return len(self.logs.get(key, b""))
 
     async def seal(self, key: AttemptKey) -> int:
@@ -275,6 +278,7 @@ class FakeShipper:
 
     async def remove(self, key: AttemptKey) -> None:
         if spool := self.spools.pop(key, None):
+            await self.slow_removal.wait()
             spool.close()
 
 

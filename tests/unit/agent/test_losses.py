@@ -122,6 +122,18 @@ async def test_what_is_wanted_again_while_a_loss_of_it_is_told_is_delivered_and_
     assert _told(world, key) == [("DROPPED", dropped.offset, dropped.end - dropped.offset)]
 
 
+async def test_a_stream_may_begin_while_the_log_of_a_forgotten_attempt_is_let_go(world: World) -> None:
+    await world.start()
+    key, _ = await _dropped(world)
+    world.shipper.slow_removal.clear()
+    _forget(world, key)
+    await world.until(lambda: key not in world.shipper.spools)
+    (report,) = world.worker.reports
+    assert (report.key, report.log_offset) == (key, 0)
+    world.shipper.slow_removal.set()
+    await world.forgotten(key)
+
+
 # Between memory and disk.
 
 
