@@ -172,7 +172,7 @@ class AgentHost:
     def _close_gap(self, attempt: AttemptNumber, sequence: int) -> None:
         found = self._worker.unacknowledged(attempt)
         if found and found[1] and found[1][0].sequence <= sequence + 1:
-            self._outbox.rewind(attempt, sequence)
+            self._outbox.rewind(found[0], sequence)
         else:
             # Acknowledged once and dropped here: sending again what came too far would only go round in circles.
             log.error("the control plane misses events that it had acknowledged", attempt=attempt, sequence=sequence)

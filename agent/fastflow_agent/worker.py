@@ -289,6 +289,7 @@ class Worker:
         del self._attempts[key]
         self._slots.pop(attempt.slot, None)
         self._orphaned.pop(key, None)
+        self._services.changed(attempt.key)
         self.converge()
 
     def _say_orphans(self) -> None:

@@ -64,7 +64,7 @@ class Outbox:
     def __init__(self, unacknowledged: Unacknowledged) -> None:
         self._unacknowledged = unacknowledged
         self._filled = asyncio.Event()
-        self._sent: dict[AttemptNumber, int] = {}
+        self._sent: dict[AttemptNumber, tuple[AttemptKey, int]] = {}
         self._changed: dict[AttemptNumber, None] = {}
         self._telemetry: dict[AttemptNumber, tuple[AttemptKey, datetime, Usage]] = {}
         self._heartbeat = False
@@ -85,7 +85,7 @@ class Outbox:
         self._filled.set()
 
     def attempt_changed(self, key: AttemptKey) -> None:
-        """The attempt has new events."""
+        """The attempt has new events, or is not here any more."""
         self._changed[number(key)] = None
         self._filled.set()
 
@@ -94,10 +94,10 @@ class Outbox:
         self._changed[attempt] = None
         self._filled.set()
 
-    def rewind(self, attempt: AttemptNumber, sequence: int) -> None:
+    def rewind(self, key: AttemptKey, sequence: int) -> None:
         """The control plane misses events above `sequence`."""
-        self._sent[attempt] = sequence
-        self._changed[attempt] = None
+        self._sent[number(key)] = key, sequence
+        self._changed[number(key)] = None
         self._filled.set()
 
     def sampled(self, key: AttemptKey, time: datetime, used: Usage) -> None:
@@ -152,13 +152,19 @@ class Outbox:
         while self._changed and len(batch) < EVENTS_PER_MESSAGE:
             attempt = next(iter(self._changed))
             found = self._unacknowledged(attempt)
+            if found is None:
+                self._sent.pop(attempt, None)
             if found is None or not found[1]:
                 del self._changed[attempt]
                 # Nothing is under way. A stream may last for months, and attempts come and go.
                 self._sent.pop(attempt, None)
                 continue
             key, unacknowledged = found
-            sent, stop = self._sent.get(attempt, 0), unacknowledged[0].sequence + EVENTS_IN_FLIGHT
+            whose, sent = self._sent.get(attempt, (key, 0))
+            if whose != key:
+                # Of an assignment under another token, which is gone: this one's events are numbered anew.
+                sent = 0
+            stop = unacknowledged[0].sequence + EVENTS_IN_FLIGHT
             ready = [event for event in unacknowledged if sent < event.sequence < stop]
             room = EVENTS_PER_MESSAGE - len(batch)
             if len(ready) <= room:
@@ -166,5 +172,5 @@ class Outbox:
                 del self._changed[attempt]
             batch += [(key, event) for event in ready[:room]]
             if ready:
-                self._sent[attempt] = ready[:room][-1].sequence
+                self._sent[attempt] = key, ready[:room][-1].sequence
         return batch

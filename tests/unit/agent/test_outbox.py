@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -100,7 +101,7 @@ async def test_a_gap_is_closed_from_where_the_control_plane_stands() -> None:
     journals.add(KEY, 4)
     outbox = _opened(journals)
     await outbox.next()
-    outbox.rewind(number(KEY), 2)
+    outbox.rewind(KEY, 2)
     assert await _sequences(outbox) == [3, 4]
 
 
@@ -163,3 +164,31 @@ async def test_an_attempt_that_is_gone_is_skipped() -> None:
     outbox = _opened(Journals())
     outbox.attempt_changed(KEY)
     assert await _is_empty(outbox)
+
+
+async def test_the_same_attempt_under_another_token_sends_its_own_events_from_the_first() -> None:
+    journals = Journals()
+    journals.add(KEY, 3)
+    outbox = _opened(journals)
+    assert await _sequences(outbox) == [1, 2, 3]
+    newer = replace(KEY, claim_token="newer")
+    del journals.events[KEY]
+    journals.add(newer, 2)
+    outbox.attempt_changed(newer)
+    due = await outbox.next()
+    assert isinstance(due, EventsDue)
+    assert [(key, event.sequence) for key, event in due.events] == [(newer, 1), (newer, 2)]
+    assert await _is_empty(outbox)
+
+
+async def test_nothing_is_remembered_of_what_was_sent_of_an_attempt_that_is_gone() -> None:
+    journals = Journals()
+    journals.add(KEY, 3)
+    outbox = _opened(journals)
+    assert await _sequences(outbox) == [1, 2, 3]
+    del journals.events[KEY]
+    outbox.attempt_changed(KEY)
+    assert await _is_empty(outbox)
+    journals.add(KEY, 1)
+    outbox.attempt_changed(KEY)
+    assert await _sequences(outbox) == [1]
