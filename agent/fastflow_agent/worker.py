@@ -59,7 +59,9 @@ class Worker:
 
     def take_full(self, words: Sequence[Desired], orphan_grace: float) -> None:
         """Take the whole desired state; what is not in it is an orphan, stopped after `orphan_grace` seconds."""
-        self._desired = {number(word.key): word for word in words}
+        # An ORPHAN is left out, as its absence says the same: beside it the same attempt may be wanted under another
+        # token, assigned by a restored database that does not know the one here.
+        self._desired = {number(word.key): word for word in words if word.action is not Action.ORPHAN}
         self._orphan_grace = orphan_grace
         self._connected = True
         for key, word in self._desired.items():

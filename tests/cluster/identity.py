@@ -64,14 +64,20 @@ def living(cluster: Cluster) -> list[str]:
         label = f"label=org.fastflow.agent={agent_id}"
         command = ["docker", "ps", "-q", "--filter", label, "--filter", "label=org.fastflow.slot"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if f"{data_dir(cluster)}/slots/".encode() in entry.read_bytes():
-                found.append(entry.parent.name)
-        except OSError:
-            continue
-    return found
+    return [entry.name for entry in Path("/proc").glob("[0-9]*") if slots_of(cluster) in command_line(entry.name)]
+
+
+def slots_of(cluster: Cluster) -> bytes:
+    """How the paths of the first agent's slots begin."""
+    return f"{data_dir(cluster)}/slots/".encode()
+
+
+def command_line(pid: str) -> bytes:
+    """How a process was started; nothing for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def state_of(cluster: Cluster) -> str:
@@ -180,8 +186,8 @@ class Restored:
         cluster.start()
         cluster.add_pipeline("ledger", LEDGER)
         cluster.add_pipeline("hello", "print('hello')")
-        ended_since = cluster.run("ledger", "--env", "SECONDS=2")
-        lives = cluster.run("ledger", "--env", "SECONDS=60")
+        ended_since = cluster.run("ledger", "--env", "SECONDS=8")
+        lives = cluster.run("ledger")
         cluster.wait_for_log(ended_since, b"begun")
         cluster.wait_for_log(lives, b"begun")
         backup(cluster)
@@ -206,7 +212,7 @@ class Restored:
         shown = cluster.until(lambda: ended(cluster, ended_since), 30, "the end of what the database believed to run")
         # Settled and deleted long ago: nobody knows its result any more.
         assert attempt_of(shown) == ("FAILED", "STATE_LOST", 1)
-        assert cluster.log(ended_since).endswith(b"tick 19\n")
+        assert cluster.log(ended_since).endswith(b"tick 79\n")
         cluster.until(lambda: len(programs(cluster)) == 1, 30, "the run that the database does not know to be stopped")
         assert cluster.ffctl("runs", "cancel", lives).exit_code == 0
         assert attempt_of(cluster.finish(lives)) == ("CANCELLED", "CANCEL_REQUESTED", 1)
@@ -272,6 +278,29 @@ class Restored:
         assert attempt_of(cluster.finish(run)) == attempt_of(first)
         assert cluster.log(run) not in (b"", forgotten)
 
+    def test_a_run_that_is_queued_in_the_copy_and_lives_begins_again_once_it_is_stopped(self, cluster: Cluster) -> None:
+        cluster.start()
+        cluster.add_pipeline("ledger", LEDGER)
+        cluster.agent.stop()
+        run = cluster.run("ledger")
+        backup(cluster)
+        cluster.agent.start()
+        cluster.wait_for_log(run, b"tick")
+        (first,) = programs(cluster)
+        restore(cluster)
+        cluster.wait_for_agent("worker-1", "QUARANTINED")
+        assert cluster.ffctl("agents", "accept", "worker-1").exit_code == 0
+
+        def replaced() -> bool:
+            lives = programs(cluster)
+            assert len(lives) <= 1
+            return bool(lives) and lives != [first]
+
+        cluster.until(replaced, 60, "the program of before to be stopped, and another to begin")
+        cluster.wait_for_log(run, b"begun")
+        assert attempt_of(cluster.show(run)) == ("RUNNING", "", 1)
+        assert cluster.log(run).count(b"begun") == len(programs(cluster)) == 1
+
 
 @contextmanager
 def slow_index(cluster: Cluster, answers: threading.Event) -> Iterator[str]:
@@ -290,7 +319,9 @@ def programs(cluster: Cluster) -> list[str]:
     """Slots that live on the first agent."""
     if cluster.runtime == "docker":
         return living(cluster)
-    return [pid for pid in living(cluster) if b"shim.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    lines = [line for line in map(command_line, living(cluster)) if b"shim.py" in line]
+    # A shim that starts is more than one process for a moment.
+    return sorted({line.partition(slots_of(cluster))[2].partition(b"/")[0].decode() for line in lines})
 
 
 def ended(cluster: Cluster, run: str) -> dict[str, Any] | None:

@@ -2,17 +2,18 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 from fastflow.service.failpoints import AgentPoint
 from fastflow_agent.conditions import ConditionType
-from fastflow_agent.desired import Action
+from fastflow_agent.desired import Action, Desired
 from fastflow_agent.facts import Ended, LogLossFound
 from fastflow_agent.model import Reason, State, StopCause
 from fastflow_agent.reconcile import number
 from fastflow_agent.runtime.base import SlotState
 
-from tests.unit.agent.world import World
+from tests.unit.agent.world import SPEC, Known, World
 
 OF_A_STOP = (AgentPoint.STOPPING, AgentPoint.SIGNAL_SENT, AgentPoint.SIGNALLED)
 OF_OTHER_PARTS = (
@@ -252,6 +253,39 @@ async def test_an_orphan_that_is_known_again_lives_on(world: World) -> None:
     world.runtime.end(world.slot(key), 0)
     await world.forgotten(key)
     assert world.ended(key).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("orphan_last", [True, False])
+async def test_an_attempt_that_is_wanted_anew_begins_once_the_orphan_of_its_number_is_gone(
+    world: World, orphan_last: bool
+) -> None:
+    await world.start()
+    old = world.assign()
+    await world.running(old)
+    slot = world.slot(old)
+    container = world.runtime.containers[slot]
+    del world.known[old]
+    # A database that was restored knows the run, and not yet that it was placed.
+    new = replace(old, claim_token="newer")
+    world.known[new] = Known(Desired(new, Action.RUN, spec=SPEC))
+    words = [world.word(new), Desired(old, Action.ORPHAN)]
+    world.worker.take_full(words if orphan_last else words[::-1], world.grace)
+    await world.clock.advance(world.grace - 1)
+    world.worker.converge()
+    await world.clock.settle()
+    assert container.signals == []
+    await world.clock.advance(2)
+    world.worker.converge()
+    await world.until(lambda: container.signals)
+    assert list(world.runtime.containers) == [slot]
+    await world.running(new)
+    assert list(world.runtime.containers) == [world.slot(new)]
+    assert world.slot(new) != slot
+    assert world.gone == {old}
+    assert not world.conditions.holds(ConditionType.ORPHANS)
+    world.runtime.end(world.slot(new), 0)
+    await world.forgotten(new)
+    assert world.ended(new).state is State.SUCCEEDED
 
 
 async def test_absence_from_a_difference_changes_nothing(world: World) -> None:

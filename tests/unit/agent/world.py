@@ -93,6 +93,8 @@ class World:
         self.boot_id = "boot-1"
         self.grace = 300.0
         self.connected = True
+        self.gone: set[AttemptKey] = set()
+        """Attempts that were told to have changed once they were not here any more."""
         self.worker: Worker
         self.services: Services
         self.died_at: AgentPoint | None = None
@@ -179,7 +181,7 @@ class World:
             cleanup=self.disk,
             boot_id=self.boot_id,
             paths=self.paths,
-            changed=lambda _: None,
+            changed=self._changed,
             start_patience=20.0,
             spool_quota=1 << 30,
             reach=reach,
@@ -194,6 +196,10 @@ class World:
         finally:
             ready.set()
             sampler.close()
+
+    def _changed(self, key: AttemptKey) -> None:
+        if key not in self.worker.keys:
+            self.gone.add(key)
 
     def paths(self, slot: SlotId) -> SlotPaths:
         return SlotPaths.of(self.folder, self.folder / "env", slot)
@@ -250,7 +256,7 @@ class World:
                 self.worker.acknowledge(number(report.key), report.last_event, stored=False)
         for key, known in list(self.known.items()):
             found = self.worker.unacknowledged(number(key))
-            for event in found[1] if found else []:
+            for event in found[1] if found and found[0] == key else []:
                 assert event.sequence <= len(known.events) + 1, "a gap"
                 if event.sequence == len(known.events) + 1:
                     known.events.append(event)
