@@ -169,6 +169,7 @@ def _fetching(settings: ControlPlaneSettings, secrets: SecretService) -> dict[st
             ),
             partial(credentials, source.name),
             source.branch,
+            settings.sync_timeout,
         )
         for source in settings.all_sources
         if source.url

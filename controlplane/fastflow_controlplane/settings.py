@@ -59,7 +59,8 @@ class ControlPlaneSettings(ServiceSettings):
     sync_timeout: float = Field(
         default=600.0,
         gt=0,
-        description="A sync that takes longer is ended; the first one of a large source takes longest.",
+        description="A fetch that takes longer is ended, and what it brought may take as long again to be read; the "
+        "first sync of a large source takes longest.",
     )
     ca_bundle: Path | None = Field(
         default=None,

@@ -5,8 +5,9 @@ A network mount that hangs holds up neither the event loop nor another source, a
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,37 +71,37 @@ class SourceReader:
         """
         if max_age and self._clock.monotonic() - self._refreshed <= max_age:
             return
-        if self._next is None:
+        if self._next is None or self._next.done():
             self._next = asyncio.create_task(self._scan(), name=f"source-refresh-{self.name}")
             self._next.add_done_callback(_retrieve)
         await asyncio.shield(self._next)
 
-    async def take(self, look: Callable[[], Contents]) -> Changes:
-        """Takes what `look`, called in the source's thread, returns; says what changed. Raises Unavailable."""
-        async with self._turn:
-            return self._take(await self._in_thread(look))
+    async def take(self, look: Callable[[], Contents], seconds: float) -> None:
+        """Takes what `look`, called in the source's thread, returns within `seconds`. Raises Unavailable."""
+        async with self._my_turn(seconds):
+            self._take(await self._in_thread(look, seconds))
 
     async def pin(self, name: str, ref: str = "") -> tuple[Snapshot | None, Commit | None]:
         """Returns a pipeline as it is now or at `ref`, its bundle on disk, durable, and its commit if it has one.
 
         None = it is not there. Raises InvalidArgument for an unknown `ref`, Unavailable as `Catalog.snapshot`.
         """
-        async with self._turn:
+        async with self._my_turn(self._answer_seconds):
             if ref:
-                return await self._in_thread(lambda: self._pin_at(name, ref))
-            contents, pinned = await self._in_thread(lambda: self._pin(name))
+                return await self._in_thread(lambda: self._pin_at(name, ref), self._answer_seconds)
+            contents, pinned = await self._in_thread(lambda: self._pin(name), self._answer_seconds)
             self._take(contents)
             return pinned, contents.commit
 
     async def store_bundle(self, snapshot: Snapshot) -> None:
         """Makes sure that the bundle of `snapshot` is on disk."""
-        async with self._turn:
-            await self._in_thread(lambda: self._store_bundle(snapshot))
+        async with self._my_turn(self._answer_seconds):
+            await self._in_thread(lambda: self._store_bundle(snapshot), self._answer_seconds)
 
     async def prune(self, trees: Collection[str], unused_since: float) -> int:
         """See `Source.prune`. Raises Unavailable."""
-        async with self._turn:
-            return await self._in_thread(lambda: self.source.prune(trees, unused_since))
+        async with self._my_turn(self._answer_seconds):
+            return await self._in_thread(lambda: self.source.prune(trees, unused_since), self._answer_seconds)
 
     async def close(self) -> None:
         """Ends, without waiting for a source that hangs."""
@@ -110,11 +111,11 @@ class SourceReader:
             self.source.close()
 
     async def _scan(self) -> None:
-        async with self._turn:
+        async with self._my_turn(self._answer_seconds):
             # From here on a change may be missed by this look: whoever calls now gets the next one.
             self._next = None
             begun = self._clock.monotonic()
-            self._take(await self._in_thread(self.source.scan))
+            self._take(await self._in_thread(self.source.scan, self._answer_seconds))
             self._refreshed = begun
 
     def _pin(self, name: str) -> tuple[Contents, Snapshot | None]:
@@ -147,15 +148,32 @@ class SourceReader:
             self.source.repair()
             return operation()
 
-    async def _in_thread(self, operation: Callable[[], T]) -> T:
-        """Runs `operation` in the one thread; nobody waits longer than `answer_seconds` for what runs there."""
-        await self._wait_for_job()
+    @asynccontextmanager
+    async def _my_turn(self, seconds: float) -> AsyncIterator[None]:
+        """Waits until nobody else waits for the thread, up to `seconds` for one thing that runs there."""
+        while True:
+            job = self._job
+            try:
+                async with asyncio.timeout(self._left(job, seconds)):
+                    await self._turn.acquire()
+                break
+            except TimeoutError:
+                if job is self._job:
+                    self._check_answered(seconds)
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    async def _in_thread(self, operation: Callable[[], T], seconds: float) -> T:
+        """Runs `operation` in the one thread; waits up to `seconds` for what runs there, which goes on after that."""
+        await self._wait_for_job(seconds)
         job: Future[T] = Future()
         self._job, self._job_started = job, self._clock.monotonic()
         # A daemon, for the interpreter waits at its end for the threads of a pool, and this one may hang.
         arguments = (job, lambda: self._repaired(operation))
         threading.Thread(target=_fulfil, args=arguments, name="pipelines-read", daemon=True).start()
-        await self._wait_for_job()
+        await self._wait_for_job(seconds)
         try:
             return job.result()
         except NotSyncedYet as fault:
@@ -172,16 +190,26 @@ class SourceReader:
         except (OSError, StorageFault) as fault:
             raise self._not_stored(fault) from fault
 
-    async def _wait_for_job(self) -> None:
+    async def _wait_for_job(self, seconds: float) -> None:
         if self._job is None or self._job.done():
             return
-        left = self._answer_seconds - (self._clock.monotonic() - self._job_started)
         done = asyncio.wrap_future(self._job)
         done.add_done_callback(_retrieve)
         # Unlike wait_for, wait does not cancel what it waits for: what a thread does can not be interrupted.
-        await asyncio.wait([done], timeout=max(left, 0.0))
-        if not self._job.done():
-            raise self._unavailable(f"has not answered for {self._answer_seconds:g} s; is it a mount that hangs?")
+        await asyncio.wait([done], timeout=self._left(self._job, seconds))
+        self._check_answered(seconds)
+
+    def _left(self, job: "Future[Any] | None", seconds: float) -> float:
+        """For how much longer `job` is waited for."""
+        if job is None or job.done():
+            return seconds
+        return max(seconds - (self._clock.monotonic() - self._job_started), 0.0)
+
+    def _check_answered(self, seconds: float) -> None:
+        if self._job is not None and not self._job.done():
+            raise self._unavailable(
+                f"has not answered for {seconds:g} s; is it a mount that hangs, or is there much to read?"
+            )
 
     def _unavailable(self, what: str, *, expected: bool = False) -> Unavailable:
         message = f"{self.source.label}: {what}"

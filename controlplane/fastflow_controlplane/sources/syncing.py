@@ -71,11 +71,15 @@ class SyncPage:
 
 @dataclass(frozen=True)
 class Fetching:
-    """How a Git source is fetched: its process, and its credentials, asked for each time as they may change."""
+    """How a Git source is fetched: its process, and its credentials, asked for each time as they may change.
+
+    What was fetched is read within `read_seconds`.
+    """
 
     process: FetchProcess
     credentials: Callable[[], Awaitable[Credentials]]
     branch: str
+    read_seconds: float
 
 
 class SyncService:
@@ -197,6 +201,7 @@ class _Follower:
         self._next: _Sync | None = None
         self._asked = asyncio.Event()
         self._noted: list[Changes] = []
+        self._recorded_commit = ""
 
     @property
     def is_git(self) -> bool:
@@ -223,11 +228,13 @@ class _Follower:
         return next((sync for sync in (self._running, self._next) if sync and sync.id == sync_id), None)
 
     def note(self, changes: Changes) -> None:
-        """Notes what a look at the source found: part of a sync under way, else, for a folder, one of its own."""
-        if self._fetching is None:
-            self._noted.append(changes)
-            if self._running is None:
-                self.ask(SyncTrigger.CHANGE)
+        """Notes what a look at the source found: part of a sync under way, or of the next.
+
+        For a folder that is one of its own; a Git source can change so if it was read for too long.
+        """
+        self._noted.append(changes)
+        if self._fetching is None and self._running is None:
+            self.ask(SyncTrigger.CHANGE)
 
     async def run(self) -> None:
         """Syncs whenever that is asked for, and at once."""
@@ -247,52 +254,56 @@ class _Follower:
 
     async def _sync(self, sync: _Sync) -> None:
         started = self._clock.now()
-        before = _id(self.reader.contents.commit)
-        changes, error = Changes(), ""
+        error = ""
         try:
             if sync.trigger is SyncTrigger.START:
                 await self._begin()
-            changes = await (self._fetch(self._fetching) if self._fetching else self._look())
+            await (self._fetch(self._fetching) if self._fetching else self.reader.refresh())
         except (FetchFailed, FastFlowError) as fault:
             error = str(fault)
         except Exception:
             # The tasks of the control plane end with one another: no repository may be the end of them.
             log.exception("a sync failed by a fault of the control plane", source=self.reader.name)
             error = "the control plane failed; its log tells more. What was in use stays, the next sync tries again"
-        record = SyncRecord(
+        record = self._record(sync, started, error)
+        self._tell(record)
+        await self._keep(record)
+        sync.done.set_result(record)
+
+    def _record(self, sync: _Sync, started: int, error: str) -> SyncRecord:
+        """Tells all that is different since the record before, whichever look found it."""
+        changes, self._noted = _together(self._noted), []
+        before, self._recorded_commit = self._recorded_commit, _id(self.reader.contents.commit)
+        return SyncRecord(
             id=sync.id,
             source=self.reader.name,
             trigger=sync.trigger,
             start_time=started,
             end_time=self._clock.now(),
             from_commit=before,
-            to_commit=_id(self.reader.contents.commit),
+            to_commit=self._recorded_commit,
             added=changes.added,
             changed=changes.changed,
             removed=changes.removed,
             invalid=changes.invalid,
             error=error,
         )
-        self._tell(record)
-        await self._keep(record)
-        sync.done.set_result(record)
 
-    async def _fetch(self, fetching: Fetching) -> Changes:
+    async def _fetch(self, fetching: Fetching) -> None:
         source = self.reader.source
         assert isinstance(source, GitSource)
         commit = await fetching.process.fetch(await fetching.credentials())
-        return await self.reader.take(partial(source.advance, commit))
+        await self.reader.take(partial(source.advance, commit), fetching.read_seconds)
 
     async def _begin(self) -> None:
         """Reads what is here already: only what differs from it is news."""
         with suppress(Unavailable):
-            await self.reader.refresh()
+            if self._fetching is None:
+                await self.reader.refresh()
+            else:
+                await self.reader.take(self.reader.source.scan, self._fetching.read_seconds)
         self._noted = []
-
-    async def _look(self) -> Changes:
-        await self.reader.refresh()
-        noted, self._noted = self._noted, []
-        return _together(noted)
+        self._recorded_commit = _id(self.reader.contents.commit)
 
     def _tell(self, record: SyncRecord) -> None:
         known = self.newest.error if self.newest else ""

@@ -24,6 +24,7 @@ from fastflow_controlplane.sources.repository import SnapshotRepository
 from tests.origins import Origin
 
 DEFAULTS = Limits(cpu_hard_milli_cores=500, memory_hard_bytes=128 * 1024**2)
+PATIENCE_SECONDS = 30.0
 LATER_NS = 3600 * 1_000_000_000
 
 
@@ -91,7 +92,10 @@ class Followed:
 
     async def sync(self) -> Changes:
         commit = await self.process.fetch(Credentials())
-        return await self.catalog.readers["git"].take(lambda: self.source.advance(commit))
+        found = [Changes()]
+        self.catalog.on_source_change = lambda _, changes: found.append(changes)
+        await self.catalog.readers["git"].take(lambda: self.source.advance(commit), PATIENCE_SECONDS)
+        return found[-1]
 
     def names(self) -> list[str]:
         return [view.name for view in self.catalog.list()]

@@ -18,7 +18,7 @@ from fastflow_controlplane.sources.remote import Credentials
 from fastflow_controlplane.sources.repository import SnapshotRepository
 
 from tests.origins import Origin
-from tests.unit.sources.conftest import DEFAULTS, Followed, at_rest, follow, make
+from tests.unit.sources.conftest import DEFAULTS, PATIENCE_SECONDS, Followed, at_rest, follow, make
 
 
 async def test_a_fetch_that_takes_too_long_is_ended_and_the_next_one_works(origin: Origin, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ async def test_a_name_belongs_to_the_first_source_and_the_clash_is_told_at_the_o
     async with follow(origin, data_dir) as followed:
         both = Catalog({"git": followed.source, "local": folder}, data_dir, set, ManualClock())
         commit = await followed.process.fetch(Credentials())
-        await both.readers["git"].take(lambda: followed.source.advance(commit))
+        await both.readers["git"].take(lambda: followed.source.advance(commit), PATIENCE_SECONDS)
         await both.refresh()
         assert [view.name for view in both.list()] == ["a", "b", "c"]
         assert both.get("b").source == origin.url

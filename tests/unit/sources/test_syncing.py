@@ -1,33 +1,40 @@
 """When sources are synced, and who shares a sync."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 from fastflow_controlplane.clock import ManualClock
-from fastflow_controlplane.errors import NotFound
+from fastflow_controlplane.errors import NotFound, Unavailable
 from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.fetch_process import FetchProcess, Workplace
 from fastflow_controlplane.sources.git import GitSource
 from fastflow_controlplane.sources.mirror import Mirror
+from fastflow_controlplane.sources.model import Contents
+from fastflow_controlplane.sources.reader import ANSWER_SECONDS
 from fastflow_controlplane.sources.remote import Credentials, Remote, parse_address
 from fastflow_controlplane.sources.syncing import Fetching, SyncService
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries.syncs import SyncRecord, SyncTrigger
 
 from tests.origins import Origin
-from tests.unit.sources.conftest import DEFAULTS
+from tests.unit.sources.conftest import DEFAULTS, PATIENCE_SECONDS
 
 INTERVAL = 60.0
-PATIENCE_SECONDS = 30.0
 
 
 @dataclass
 class World:
     origin: Origin
     clock: ManualClock
+    source: GitSource
+    process: FetchProcess
+    catalog: Catalog
     service: SyncService
     faults: list[Exception]
     """What the next sync meets on its way."""
@@ -43,18 +50,17 @@ class World:
                 await asyncio.sleep(0.01)
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    origin = Origin(tmp_path / "origin.git")
-    origin.push({"a/main.py": ""})
-    store = Store(f"sqlite:///{tmp_path / 'fastflow.db'}")
+@asynccontextmanager
+async def control_plane(origin: Origin, data: Path, answer_seconds: float = ANSWER_SECONDS) -> AsyncIterator[World]:
+    """Follows `origin` from a start to an end of the control plane; all it keeps is in `data`."""
+    store = Store(f"sqlite:///{data / 'fastflow.db'}")
     store.open()
     await store.start()
     clock = ManualClock()
-    source = GitSource("git", origin.url, "", Mirror(tmp_path / "copy.git"), DEFAULTS)
-    catalog = Catalog({"git": source}, tmp_path, set, clock)
+    source = GitSource("git", origin.url, "", Mirror(data / "copy.git"), DEFAULTS)
+    catalog = Catalog({"git": source}, data, set, clock, answer_seconds)
     remote = Remote("git", parse_address(origin.url))
-    process = FetchProcess(remote, Workplace(tmp_path / "copy.git", tmp_path / "home"), PATIENCE_SECONDS)
+    process = FetchProcess(remote, Workplace(data / "copy.git", data / "home"), PATIENCE_SECONDS)
 
     faults: list[Exception] = []
 
@@ -63,15 +69,26 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             raise faults.pop()
         return Credentials()
 
-    service = SyncService(store, clock, catalog, {"git": Fetching(process, credentials, "")}, INTERVAL)
+    fetching = Fetching(process, credentials, "", PATIENCE_SECONDS)
+    service = SyncService(store, clock, catalog, {"git": fetching}, INTERVAL)
+    known = [record.id for record in (await service.syncs("git", page_size=50)).syncs]
     running = asyncio.create_task(service.run())
-    world = World(origin, clock, service, faults)
-    await world.until(bool)
-    yield world
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    await catalog.close()
-    await store.close()
+    world = World(origin, clock, source, process, catalog, service, faults)
+    try:
+        await world.until(lambda found: any(each.id not in known for each in found))
+        yield world
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await catalog.close()
+        await store.close()
+
+
+@pytest.fixture
+async def world(origin: Origin, tmp_path: Path) -> AsyncIterator[World]:
+    origin.push({"a/main.py": ""})
+    async with control_plane(origin, tmp_path) as world:
+        yield world
 
 
 async def test_a_source_is_synced_at_start_and_at_the_interval(world: World) -> None:
@@ -102,6 +119,68 @@ async def test_who_asks_during_a_sync_shares_the_one_after_it(world: World) -> N
     ended = await world.service.sync("git", sync_id=first.id)
     assert isinstance(ended, SyncRecord)
     assert [record.added for record in await world.records()].count(("c",)) == 1
+
+
+async def test_a_sync_at_start_goes_on_from_the_commit_that_is_here(origin: Origin, tmp_path: Path) -> None:
+    first = origin.push({"a/main.py": ""})
+    async with control_plane(origin, tmp_path):
+        pass
+    second = origin.push({"b/main.py": ""})
+    async with control_plane(origin, tmp_path) as world:
+        start, _ = await world.records()
+        assert (start.from_commit, start.to_commit, start.added) == (first, second, ("b",))
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+async def test_what_takes_long_to_read_is_read_to_its_end(origin: Origin, tmp_path: Path, restarts: int) -> None:
+    first = origin.push({"a/main.py": ""})
+    for _ in range(restarts):
+        async with control_plane(origin, tmp_path):
+            pass
+    async with control_plane(origin, tmp_path, answer_seconds=0.0) as world:
+        (start, *_) = await world.records()
+        assert (start.to_commit, start.error) == (first, "")
+        assert start.added == (() if restarts else ("a",))
+
+
+class Held(GitSource):
+    """A Git source whose next commit is read only once `go` is set."""
+
+    go = threading.Event()
+    begun = threading.Event()
+
+    def advance(self, commit: str) -> Contents:
+        self.begun.set()
+        self.go.wait()
+        return super().advance(commit)
+
+
+async def test_nobody_waits_for_what_takes_long_to_read(origin: Origin, tmp_path: Path) -> None:
+    commit = origin.push({"a/main.py": ""})
+    source = Held("git", origin.url, "", Mirror(origin.path), DEFAULTS)
+    catalog = Catalog({"git": source}, tmp_path, set, ManualClock(), answer_seconds=0.0)
+    reader = catalog.readers["git"]
+    reading = asyncio.create_task(reader.take(partial(source.advance, commit), PATIENCE_SECONDS))
+    await asyncio.to_thread(source.begun.wait)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="has not answered for 0 s"):
+            await catalog.refresh()
+        with pytest.raises(Unavailable, match="has not answered for 0 s"):
+            await reader.prune((), 0.0)
+    source.go.set()
+    await reading
+    assert (catalog.get("a").commit, catalog.condition) == (commit, "")
+    await catalog.close()
+
+
+async def test_what_was_read_too_late_for_its_sync_is_told_by_the_next(world: World) -> None:
+    (start,) = await world.records()
+    second = world.origin.push({"b/main.py": ""})
+    world.source.advance(await world.process.fetch(Credentials()))
+    await world.catalog.refresh()
+    told = await world.service.sync("git", wait=True)
+    assert isinstance(told, SyncRecord)
+    assert (told.from_commit, told.to_commit, told.added) == (start.to_commit, second, ("b",))
 
 
 async def test_an_error_is_told_and_the_source_keeps_what_it_had(world: World) -> None:
