@@ -8,6 +8,7 @@ import pygit2
 import structlog
 from fastflow.durable import sync_file, sync_folder
 from fastflow.pipelines.folder import FolderFault, Kind
+from fastflow.pipelines.problems import visible
 
 from fastflow_controlplane.sources.model import Commit
 from fastflow_controlplane.sources.repository import DamagedRepository, StorageFault, TreeFolder, open_bare
@@ -32,6 +33,13 @@ BRANCHES_NAMED = 10
 
 MAX_CHANGED = 1_000
 """Files up to which a change is looked at file by file; beyond, searching everything costs no more."""
+
+MAX_SHOWN = 500
+"""Characters of a commit's first line, and of its author's name, that are kept: lines are read by people."""
+
+_MAX_CHARACTER_BYTES = 4
+_LAST_SECOND = 253_402_300_799
+"""The end of the year 9999, beyond which a time can not be sent."""
 
 _HEX = frozenset("0123456789abcdefABCDEF")
 _COMMIT_DIGITS = 40
@@ -202,10 +210,22 @@ def _commit_of(found: pygit2.Object) -> pygit2.Commit | None:
 
 
 def _described(commit: pygit2.Commit) -> Commit:
-    author = commit.author
+    author, encoding = commit.author, commit.message_encoding
+    name, address = (_shown(part, encoding) for part in (author.raw_name, author.raw_email))
     return Commit(
         id=str(commit.id),
-        author=f"{author.name} <{author.email}>",
-        subject=commit.message.strip().partition("\n")[0],
-        time=commit.commit_time,
+        author=f"{name} <{address}>",
+        subject=_shown(commit.raw_message.strip().partition(b"\n")[0], encoding),
+        time=min(max(commit.commit_time, 0), _LAST_SECOND),
     )
+
+
+def _shown(said: bytes, encoding: str | None) -> str:
+    """Returns the beginning of what a commit says, readable: nobody checks it, or the encoding that it names."""
+    said = said[: MAX_SHOWN * _MAX_CHARACTER_BYTES]
+    try:
+        text = said.decode(encoding or "utf-8", errors="replace")
+    except (LookupError, ValueError):
+        text = said.decode(errors="replace")
+    text = visible(text)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"

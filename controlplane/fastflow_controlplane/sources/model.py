@@ -13,7 +13,10 @@ from fastflow.pipelines.problems import Problem, error, visible
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A Git commit: `author` is "Name <address>", `subject` its first line, `time` seconds since 1970."""
+    """A Git commit: `author` is "Name <address>", `subject` its first line, `time` seconds since 1970.
+
+    Of a long name or line it is the beginning; what can not be read as text is replaced.
+    """
 
     id: str
     author: str
