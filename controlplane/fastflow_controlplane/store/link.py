@@ -34,7 +34,7 @@ class WriteLink:
         self.doubt: str | None = None
         """Id of the commit that was not answered; None = there is none."""
         self.was_cut = False
-        """Whether the connection was given up on."""
+        """Whether what goes on since `connect` was given up on."""
         self.deposed: Deposed | None = None
         """Why nothing is written any more, ever."""
 
@@ -42,9 +42,10 @@ class WriteLink:
         """Makes sure of a connection that owns the database. Raises DBAPIError, Deposed."""
         if self.deposed is not None:
             raise self.deposed
+        # What was given up on may have come in the end.
+        self.was_cut = False
         if self._connection is not None:
             return
-        self.was_cut = False
         self._connection = self._engine.connect()
         self._wire = Wire.of(self._connection)
         try:

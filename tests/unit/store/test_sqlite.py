@@ -1,7 +1,9 @@
 """What holds for SQLite alone."""
 
+import asyncio
 import sqlite3
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from fastflow_controlplane.conditions import Problem
 from fastflow_controlplane.errors import FailedPrecondition, FastFlowError, InvalidArgument, Unavailable
-from fastflow_controlplane.store import connections, migrations
+from fastflow_controlplane.store import connections, migrations, writer
 from fastflow_controlplane.store.connections import parse_url
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.models import requests
@@ -36,6 +38,17 @@ def add(connection: Connection, name: str) -> None:
     )
 
 
+def fill(connection: Connection) -> None:
+    for n in range(1000):
+        add(connection, f"filling {n}")
+
+
+def overfill(connection: Connection) -> None:
+    """Fills the database on a connection that lets it have few pages."""
+    connection.execute(text("PRAGMA max_page_count = 40"))
+    fill(connection)
+
+
 def count(connection: Connection) -> int:
     return int(connection.execute(text("SELECT count(*) FROM requests")).scalar_one())
 
@@ -54,17 +67,9 @@ async def test_readers_can_not_write(store: Store) -> None:
 
 
 async def test_a_full_disk_is_named_acknowledges_nothing_and_heals_by_itself(store: Store, file: Path) -> None:
-    def pages(connection: Connection, most: int) -> None:
-        connection.execute(text(f"PRAGMA max_page_count = {most}"))
-
-    def fill(connection: Connection) -> None:
-        for n in range(1000):
-            add(connection, f"filling {n}")
-
     await store.write(lambda connection: add(connection, "before"))
-    await store.write(lambda connection: pages(connection, 40))
     with pytest.raises(Unavailable, match=f"the disk that holds {file} is full") as caught:
-        await store.write(fill)
+        await store.write(overfill)
     assert caught.value.reason == "DISK_FULL"
     assert store.writer.problem == Problem("DISK_FULL", caught.value.message)
 
@@ -72,6 +77,30 @@ async def test_a_full_disk_is_named_acknowledges_nothing_and_heals_by_itself(sto
 
     assert store.writer.problem is None
     assert await store.read(count) == 1001
+
+
+async def test_a_commit_that_came_late_explains_no_later_failure(
+    store: Store, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, going_on = threading.Event(), threading.Event()
+
+    def stall(connection: Connection) -> None:
+        begun.set()
+        going_on.wait(60)
+        add(connection, "late")
+
+    with monkeypatch.context() as hasty:
+        hasty.setattr(writer, "STALL_SECONDS", 0.05)
+        writing = asyncio.create_task(store.write(stall))
+        await asyncio.to_thread(begun.wait)
+        with pytest.raises(Unavailable, match="gives no answer"):
+            await store.write(count)
+    going_on.set()
+    await writing
+    assert store.problem is None
+    with pytest.raises(Unavailable) as caught:
+        await store.write(overfill)
+    assert caught.value.reason == "DISK_FULL"
 
 
 async def test_a_database_that_another_program_holds_locked_is_named_and_used_again_once_it_is_free(
