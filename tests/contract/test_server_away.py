@@ -1,12 +1,17 @@
 """A PostgreSQL server that is restarted, freezes, or goes away in the middle of a commit."""
 
 import asyncio
+import os
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 from fastflow_controlplane.errors import Unavailable
 from fastflow_controlplane.store import engine, writer
 from fastflow_controlplane.store.engine import Store
+from sqlalchemy import Connection, text
 
 from tests.contract.test_ownership import end_sessions, note, noted, opened
 from tests.postgres import PostgresServer
@@ -103,6 +108,72 @@ async def test_one_that_gives_no_answer_is_given_up_on(
         postgres.resume()
     await until_well(store)
     assert [await noted(store, name) for name in ("before", "a", "b")] == [True, False, False]
+
+
+async def test_reads_whose_callers_have_gone_are_given_up_on_too(
+    postgres: PostgresServer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "READ_SECONDS", 0.3)
+    asking: list[None] = []
+
+    def ask(connection: Connection) -> None:
+        asking.append(None)
+        connection.execute(text("SELECT 1"))
+
+    await asyncio.gather(*(store.read(ask) for _ in range(engine.READERS)))
+    asking.clear()
+    postgres.freeze()
+    try:
+        reads = [asyncio.create_task(store.read(ask)) for _ in range(engine.READERS)]
+        await until(lambda: len(asking) == engine.READERS)
+        for read in reads:
+            read.cancel()
+        await asyncio.gather(*reads, return_exceptions=True)
+        async with asyncio.timeout(10):
+            await asyncio.get_running_loop().run_in_executor(store._readers, int)
+    finally:
+        postgres.resume()
+    assert await store.read(lambda connection: connection.execute(text("SELECT 1")).scalar()) == 1
+
+
+async def test_a_server_that_gives_no_answer_does_not_hold_up_all_that_goes_on_at_the_end(
+    postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "READ_SECONDS", 0.3)
+    store = Store(url)
+    store.open()
+    await store.start()
+    asking: list[None] = []
+
+    def ask(connection: Connection) -> None:
+        asking.append(None)
+        connection.execute(text("SELECT 1"))
+
+    await store.read(ask)
+    postgres.freeze()
+    # Who waits for it with all the rest of the process would do so for ever.
+    relief = threading.Timer(10, postgres.resume)
+    relief.start()
+    try:
+        reading = asyncio.create_task(store.read(ask))
+        await until(lambda: len(asking) == 2)
+        reading.cancel()
+        await store.close()
+        assert relief.is_alive()
+    finally:
+        relief.cancel()
+        postgres.resume()
+
+
+async def test_either_side_notices_within_half_a_minute_that_the_other_takes_nothing_any_more(store: Store) -> None:
+    def look(connection: Connection) -> tuple[str, int]:
+        servers = connection.execute(text("SHOW tcp_user_timeout")).scalar_one()
+        driver: Any = connection.connection.driver_connection
+        with socket.socket(fileno=os.dup(driver.fileno())) as end:
+            return servers, end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+    assert await store.write(look) == ("25000", 25_000)
+    assert await store.read(look) == ("25000", 25_000)
 
 
 async def test_what_was_committed_though_the_answer_was_lost_is_acknowledged_once_that_is_known(

@@ -14,6 +14,8 @@ LOCK_SECONDS = 5
 """How long a statement waits for a lock, which only another program can hold."""
 CONNECT_SECONDS = 5
 """How long a server may take to let us in: it does in milliseconds."""
+SILENCE_SECONDS = 25
+"""How long one host may leave unacknowledged what the other sent: there are no keepalives while that is under way."""
 OLDEST_SERVER = 13
 """Those before it get no fixes from their makers any more."""
 SESSION = {
@@ -25,10 +27,16 @@ SESSION = {
     "tcp_keepalives_idle": "'10'",
     "tcp_keepalives_interval": "'5'",
     "tcp_keepalives_count": "'3'",
+    "tcp_user_timeout": f"'{SILENCE_SECONDS}s'",
 }
 """What we ask of PostgreSQL for our sessions: setting and SQL expression."""
 
-KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+KEEPALIVE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": SILENCE_SECONDS * 1000,
+}
 """And we notice that the server's host is gone."""
 LAST_WORDS = ("57P01", "57P02", "57P05", "25P03")
 """PostgreSQL's admin_shutdown, crash_shutdown and time limits of idle sessions."""

@@ -5,9 +5,9 @@ statement, which measured three times as many operations per second and a third 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -88,12 +88,17 @@ class Store:
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Returns what `query` finds in one snapshot. Raises Unavailable when the database does not answer."""
         reading = _Reading(query)
-        running: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(self._readers, self._read, reading)
+        loop = asyncio.get_running_loop()
+        running: asyncio.Future[T] = loop.run_in_executor(self._readers, self._read, reading)
         try:
             if not (await asyncio.wait({running}, timeout=READ_SECONDS))[0]:
                 reading.cut()
                 raise self._place.silence()
             return running.result()
+        except asyncio.CancelledError:
+            # Its thread goes on, and would have to wait as long as the server does not answer.
+            loop.call_later(READ_SECONDS, reading.cut)
+            raise
         except Unavailable as error:
             self._note_reading(Problem(error.reason, error.message))
             raise
@@ -115,8 +120,7 @@ class Store:
             raise self._place.failure(error, "read") from error
 
     def _query(self, reading: "_Reading[T]") -> T:
-        with self._read_engine.connect() as connection:
-            reading.wire = Wire.of(connection)
+        with self._read_engine.connect() as connection, reading.through(connection):
             return reading.query(connection)
 
     @property
@@ -149,7 +153,8 @@ class Store:
     async def close(self) -> None:
         """Writes what is waiting, then closes all connections."""
         await self.writer.close()
-        self._readers.shutdown(wait=True)
+        # Not here: who reads from a server that does not answer is given up on by what goes on meanwhile.
+        await asyncio.to_thread(self._readers.shutdown)
         self._read_engine.dispose()
         self._write_engine.dispose()
         self._ownership.release()
@@ -160,11 +165,23 @@ class _Reading(Generic[T]):
     """One query under way, and what it reads from."""
 
     query: Callable[[Connection], T]
-    wire: Wire | None = None
     over: bool = False
+    _wire: Wire | None = None
+
+    @contextmanager
+    def through(self, connection: Connection) -> Iterator[None]:
+        """Lets `cut` reach it while it uses this connection, which is another's afterwards."""
+        self._wire = Wire.of(connection)
+        try:
+            if self.over and self._wire is not None:
+                self._wire.cut()
+            yield
+        finally:
+            self._wire = None
 
     def cut(self) -> None:
         """Ends it, from another thread."""
         self.over = True
-        if self.wire is not None:
-            self.wire.cut()
+        wire = self._wire
+        if wire is not None:
+            wire.cut()
