@@ -31,6 +31,7 @@ def test_every_problem_is_told_with_file_field_and_value(ffctl: Ffctl, tmp_path:
     assert "12 apples" in text
     assert "did you mean" in text
     assert "warning: etl/pipeline.json: schedule_cron: is not supported yet" in text
+    assert 'warning: etl/pipeline.json: schedule_cron: weekday "0" meant Monday' in text
 
 
 def test_a_folder_without_a_main_py_is_said_to_be_none(ffctl: Ffctl, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from fastflow.pipelines.discovery import (
     find_pipelines,
     inspect_place,
 )
-from fastflow.pipelines.folder import DiskFolder, Folder, read_file
-from fastflow.pipelines.jsontext import parse_json
+from fastflow.pipelines.folder import DiskFolder, Folder, FolderFault, read_file
+from fastflow.pipelines.jsontext import JsonFault, parse_json
 from fastflow.pipelines.metadata import MAX_METADATA_BYTES, UNSUPPORTED_FIELDS
 from fastflow.pipelines.original import weekday_problems
 from fastflow.pipelines.problems import Problem, Severity, visible
@@ -75,11 +75,15 @@ def _inspect(place: Place) -> Pipeline:
 
 
 def _changed_days(folder: Folder, pipeline: Pipeline) -> list[Problem]:
-    if pipeline.metadata is None or not pipeline.metadata_file:
+    """Told of other metadata too that can not be used: whoever mends it learns of all at once."""
+    if not pipeline.metadata_file:
         return []
     file = next(entry.name for entry in folder.entries() if visible(entry.name) == pipeline.metadata_file)
-    document = parse_json(read_file(folder, file, MAX_METADATA_BYTES))
-    return weekday_problems(document, pipeline.metadata_file)
+    try:
+        document = parse_json(read_file(folder, file, MAX_METADATA_BYTES))
+    except (FolderFault, JsonFault):
+        return []  # which is among the problems already
+    return weekday_problems(document, pipeline.metadata_file) if isinstance(document, dict) else []
 
 
 def _own_code(folder: Folder) -> tuple[Note, ...]:
