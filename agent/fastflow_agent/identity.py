@@ -38,7 +38,8 @@ class DataFolderLock:
 
     def __init__(self, data_dir: Path) -> None:
         """Take the lock; raises DataFolderInUse."""
-        data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        # Runs own folders in it: nobody else of this host may reach what one of them leaves there with its user id.
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = data_dir / LOCK_FILE
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:

@@ -155,7 +155,7 @@ class _File:
 
     @classmethod
     def create(cls, path: Path, lines: Sequence[bytes]) -> _File:
-        path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         file = cls(os.open(path, flags, 0o600), 0)
         try:

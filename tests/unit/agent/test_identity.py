@@ -51,3 +51,8 @@ def test_the_membership_outlives_the_process(tmp_path: Path) -> None:
     assert load_membership(tmp_path) == Membership()
     save_membership(tmp_path, Membership("cluster", 9))
     assert load_membership(tmp_path) == Membership("cluster", 9)
+
+
+def test_nobody_else_reaches_what_runs_leave_in_the_data_folder(tmp_path: Path) -> None:
+    DataFolderLock(tmp_path / "agent").release()
+    assert (tmp_path / "agent").stat().st_mode & 0o777 == 0o700
