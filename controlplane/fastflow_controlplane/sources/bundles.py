@@ -75,11 +75,11 @@ class BundleStore:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._prune, names, unused_since)
 
     def _prune(self, names: Collection[str], unused_since: float) -> int:
-        unneeded = [path for path in self._folder.iterdir() if path.name not in names]
+        bundles = [path for path in self._folder.iterdir() if not path.name.startswith(PARTIAL_PREFIX)]
         removed = 0
-        for path in unneeded:
+        for path in bundles:
             with self._using:
-                if path.stat().st_mtime < unused_since and not path.name.startswith(PARTIAL_PREFIX):
+                if path.name not in names and path.stat().st_mtime < unused_since:
                     path.unlink()
                     removed += 1
         return removed

@@ -80,6 +80,18 @@ async def test_a_bundle_that_is_written_now_stays(catalog: Catalog, root: Path, 
     assert partial.exists()
 
 
+async def test_a_bundle_that_comes_under_its_name_meanwhile_holds_up_nothing(
+    catalog: Catalog, root: Path, data_dir: Path
+) -> None:
+    _, current = await edited(catalog, make(root / "p"), 2)
+    for name in "ab":
+        # There when the folder is listed, and not there when it is looked at.
+        (data_dir / "bundles" / "sha256" / f"{PARTIAL_PREFIX}{name}").symlink_to(data_dir / "gone")
+    await catalog.prune((), (), LATER)
+    assert current.bundle_digest in bundles(data_dir)
+    assert len(bundles(data_dir)) == 3
+
+
 async def test_a_forced_push_takes_neither_code_nor_comparison_from_a_kept_run(
     followed: Followed, data_dir: Path
 ) -> None:
