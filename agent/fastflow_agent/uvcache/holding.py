@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from fastflow.pipelines.scriptheader import header_content
+
 CONSTRAINTS = "FASTFLOW_CONSTRAINTS"
 """The variable that holds uv to versions: the start wrapper reads it, a program never sees it."""
 
@@ -72,8 +74,7 @@ def _with_constraints(content: dict[str, Any], lines: list[str]) -> dict[str, An
 
 
 def _content(header: bytes) -> dict[str, Any]:
-    lines = header.decode("utf-8", "replace").splitlines()[1:-1]
     try:
-        return tomllib.loads("\n".join(line.removeprefix("#").removeprefix(" ") for line in lines))
+        return tomllib.loads(header_content(header))
     except (tomllib.TOMLDecodeError, RecursionError):
         return {}

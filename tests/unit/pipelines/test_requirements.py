@@ -110,6 +110,20 @@ def test_a_file_in_another_encoding_is_told_with_the_line() -> None:
     assert told("tiny\n# größe\n".encode("latin-1")) == ["line 2: byte 0xf6 is not UTF-8; save the file as UTF-8"]
 
 
+UNUSUAL = ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
+"""What Python, and nobody else, takes for the end of a line."""
+
+
+@pytest.mark.parametrize("sign", UNUSUAL)
+def test_only_what_uv_takes_for_the_end_of_a_line_is_one(sign: str, tmp_path: Path) -> None:
+    line = f"requests # a page{sign}of words"
+    assert "No solution found" in _uv(line, tmp_path).stderr
+    assert told(line) == []
+    (message,) = told(f"{line}\r\nno requirement at all\n")
+    assert message.startswith("line 2: ")
+    assert len(told("tiny\r1 2\n")) == 1
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_encodings_that_windows_writes_and_uv_reads_are_read(encoding: str, tmp_path: Path) -> None:
     assert told("tiny\nrequests=1\n".encode(encoding))[0].startswith("line 2")
@@ -143,7 +157,7 @@ def test_a_header_that_uv_refuses_is_refused(content: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "content",
-    ['dependencies = ["requests>=2", "./x.whl"]\n#\n# requires-python = ">=3.11"', "", "[tool.uv]\n# index = []"],
+    ['dependencies = ["requests>=2", "./x.whl"]\n#\n# requires-python = ">=3.11"', "", "[tool.uv]\n# index = []", "x = 1 # a page\u2028of words"],
 )
 def test_a_header_in_order_is_left_alone(content: str) -> None:
     check_header(_header(content))

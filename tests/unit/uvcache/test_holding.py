@@ -15,7 +15,7 @@ def header(*lines: str) -> bytes:
 def content(of: bytes) -> dict[str, Any]:
     block = script_header(of + b"print('the program')\n")
     assert block is not None
-    return tomllib.loads("\n".join(line[2:] for line in block.decode().splitlines()[1:-1]))
+    return tomllib.loads("\n".join(line[2:] for line in block.decode().split("\n")[1:-2]))
 
 
 def test_uv_is_held_to_what_it_understands_and_to_no_package_of_which_there_are_two() -> None:
@@ -44,6 +44,7 @@ def test_uv_is_held_to_what_it_understands_and_to_no_package_of_which_there_are_
             "# [tool.x]",
             "# y = 1",
         ),
+        ('# dependencies = ["six"] # of a page\u2028with words',),
         ('# dependencies = ["six"]', "# [[tool.uv.index]]", '# url = "https://index.example/simple"'),
         ('# dependencies = ["six"]', "# [tool.uv.sources]", '# six = { git = "https://git.example/six" }'),
     ],

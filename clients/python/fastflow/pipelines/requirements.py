@@ -14,7 +14,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from fastflow.pipelines.problems import Problem, error
-from fastflow.pipelines.scriptheader import HeaderFault
+from fastflow.pipelines.scriptheader import HeaderFault, header_content
 
 MAX_REQUIREMENTS_BYTES = 1024 * 1024
 """Larger files are left to uv; people's are a few kilobytes."""
@@ -27,6 +27,7 @@ MAX_PROBLEMS = 20
 requirements at all would fill answers about all pipelines."""
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _INCLUDE = re.compile(r"(?:-r|-c|--requirement|--constraint)[\s=]+(?P<path>.+)")
 _COMMENT = re.compile(r"(^|\s)#.*$")
 _OPTIONS = re.compile(r"(?<!\s)\s+--.*$")
@@ -44,7 +45,7 @@ def requirements_problems(data: bytes, file: str, present: Collection[str]) -> l
         return [error(file, f"line {bad}: byte 0x{data[fault.start]:02x} is not UTF-8; save the file as UTF-8")]
     problems: list[Problem] = []
     continued = False
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_LINE_END.split(text), 1):
         complaint = "" if continued or len(line) > MAX_LINE else _complaint(_words(line), file, present)
         if complaint and len(problems) == MAX_PROBLEMS:
             problems.append(error(file, f"line {number}: is wrong too, and so may be later ones; mend these first"))
@@ -57,9 +58,8 @@ def requirements_problems(data: bytes, file: str, present: Collection[str]) -> l
 
 def check_header(header: bytes) -> None:
     """Raises HeaderFault where uv refuses what a script's inline metadata (see `script_header`) says."""
-    lines = header.decode(errors="replace").splitlines()[1:-1]
     try:
-        document = tomllib.loads("\n".join(line[2:] for line in lines))
+        document = tomllib.loads(header_content(header))
     except tomllib.TOMLDecodeError as fault:
         raise HeaderFault(f"has inline metadata (# /// script) that is not valid TOML: {fault}") from None
     except RecursionError:

@@ -39,6 +39,13 @@ def script_header(source: bytes) -> bytes | None:
     return blocks[0] + b"\n" if blocks else None
 
 
+def header_content(header: bytes) -> str:
+    """Returns the TOML that a block (see `script_header`) holds."""
+    # Not splitlines, which ends lines at signs that a comment in it may hold.
+    lines = header.decode(errors="replace").rstrip("\n").split("\n")[1:-1]
+    return "\n".join(line[2:] for line in lines)
+
+
 def _script_blocks(text: bytes) -> Iterator[bytes]:
     """The blocks of type `script` that the canonical pattern finds, in time proportional to the text.
 
