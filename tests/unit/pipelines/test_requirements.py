@@ -157,7 +157,12 @@ def test_a_header_that_uv_refuses_is_refused(content: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "content",
-    ['dependencies = ["requests>=2", "./x.whl"]\n#\n# requires-python = ">=3.11"', "", "[tool.uv]\n# index = []", "x = 1 # a page\u2028of words"],
+    [
+        'dependencies = ["requests>=2", "./x.whl"]\n#\n# requires-python = ">=3.11"',
+        "",
+        "[tool.uv]\n# index = []",
+        "x = 1 # a page\u2028of words",
+    ],
 )
 def test_a_header_in_order_is_left_alone(content: str) -> None:
     check_header(_header(content))
