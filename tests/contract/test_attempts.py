@@ -19,7 +19,8 @@ from fastflow_controlplane.runs.model import AttemptKey, LateResult, LogLoss, Pr
 from fastflow_controlplane.runs.states import LIVE, TERMINAL, Reason, RunState
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.models import attempt_events
-from fastflow_controlplane.store.queries import events
+from fastflow_controlplane.store.queries import attempts, events
+from fastflow_controlplane.store.queries.agents import AgentRow
 from fastflow_controlplane.store.queries.lost_attempts import LostAttempt
 from sqlalchemy import select
 
@@ -371,3 +372,42 @@ async def test_a_wrong_attempt_harms_no_other_in_the_same_batch(rows: Rows) -> N
     effects = await rows.apply(agent, [Journal(key).with_token("forged").moved(RUNNING), Journal(key).moved(RUNNING)])
     assert answers(effects) == [(1, "BAD_TOKEN"), (1, "")]
     assert (await rows.view(key.run_id)).state is RUNNING
+
+
+async def drained(rows: Rows) -> tuple[AgentRow, AttemptKey]:
+    """A run on an agent that is drained, and is to stop it now."""
+    agent, key = await rows.assigned()
+    await rows.store.write(lambda connection: attempts.stop_all(connection, agent.facts.agent_id, "DRAIN", 0))
+    return agent, key
+
+
+async def test_what_an_agent_that_knows_no_drain_cancels_before_it_began_waits_again(rows: Rows) -> None:
+    agent, key = await drained(rows)
+    journal = Journal(key)
+    told = [journal.moved(PREPARING), journal.ended(CANCELLED, Reason.CANCEL_REQUESTED, None), journal.gone()]
+    effects = await rows.apply(agent, told)
+    assert answers(effects) == [(3, "")]
+    assert [run.run_id for run in effects.waiting_again] == [key.run_id]
+    run = await rows.view(key.run_id)
+    assert (run.state, run.reason) == (RunState.QUEUED, Reason.AGENT_DRAINED)
+    assert (run.attempts[-1].state, run.attempts[-1].reason) == (CANCELLED, Reason.AGENT_DRAINED)
+
+
+async def test_what_an_agent_that_knows_no_drain_cancels_says_that_it_was_drained(rows: Rows) -> None:
+    agent, key = await drained(rows)
+    journal = Journal(key)
+    await rows.apply(agent, [journal.moved(RUNNING), journal.moved(STOPPING, Reason.CANCEL_REQUESTED)])
+    assert (await rows.view(key.run_id)).reason is Reason.AGENT_DRAINED
+    await rows.apply(agent, [journal.ended(CANCELLED, Reason.CANCEL_REQUESTED)])
+    run = await rows.view(key.run_id)
+    assert (run.state, run.reason) == (CANCELLED, Reason.AGENT_DRAINED)
+    assert "drained" in run.message
+
+
+async def test_a_cancel_of_what_a_drain_stops_stays_a_cancel(rows: Rows) -> None:
+    agent, key = await drained(rows)
+    await rows.cancel(key.run_id)
+    journal = Journal(key)
+    await rows.apply(agent, [journal.moved(PREPARING), journal.ended(CANCELLED, Reason.CANCEL_REQUESTED, None)])
+    run = await rows.view(key.run_id)
+    assert (run.state, run.reason) == (CANCELLED, Reason.CANCEL_REQUESTED)

@@ -49,6 +49,21 @@ def test_a_run_is_cancelled_on_an_agent_of_the_previous_protocol(cluster: Cluste
     assert cluster.show(run)["state"] == "RUN_STATE_CANCELLED"
 
 
+def test_a_drain_of_an_agent_of_the_previous_protocol_cancels_no_run(cluster: Cluster, previous: Previous) -> None:
+    agent = previous("agent.py", cluster.server)
+    cluster.wait_for_agent("previous")
+    for pipeline in ("waits", "prepares"):
+        cluster.add_pipeline(pipeline, "print(1)")
+    running, unbegun = (cluster.show(cluster.run(pipeline))["id"] for pipeline in ("waits", "prepares"))
+    cluster.wait_for_state(running, "RUNNING")
+    cluster.wait_for_state(unbegun, "PREPARING")
+    assert cluster.ffctl("agents", "drain", "previous", "--stop").exit_code == 0, agent.said
+    stopped, waiting = cluster.show(running), cluster.show(unbegun)
+    assert (stopped["state"], stopped["reason"]) == ("RUN_STATE_CANCELLED", "REASON_AGENT_DRAINED")
+    assert "drained" in stopped["message"]
+    assert (waiting["state"], waiting["reason"]) == ("RUN_STATE_QUEUED", "REASON_AGENT_DRAINED")
+
+
 def test_todays_agent_runs_what_a_control_plane_of_the_previous_protocol_assigns(
     tmp_path: Path, previous: Previous
 ) -> None:

@@ -27,8 +27,5 @@ class Protocols:
 PROTOCOLS = Protocols(1, 2)
 """What this version of Fast-Flow speaks, as a control plane and as an agent."""
 
-DRAINS = 2
-"""From this version on an agent gives back what it has not begun when it is drained."""
-
 STOPS_UNMASKED = 2
 """From this version on an agent keeps a log back for as long as nobody can tell which secrets to mask in it."""

@@ -20,7 +20,7 @@ from fastflow_controlplane.runs.model import (
     Usage,
     WaitingRun,
 )
-from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, Reason, RunState
+from fastflow_controlplane.runs.states import LIVE, TERMINAL, Actor, Reason, RunState, sources
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.queries import attempts, events, runs
 from fastflow_controlplane.store.queries.agents import is_current
@@ -33,6 +33,8 @@ BAD_TOKEN = "BAD_TOKEN"
 ALREADY_TERMINAL = "ALREADY_TERMINAL"
 UNKNOWN_ATTEMPT = "UNKNOWN_ATTEMPT"
 GAP = "GAP"
+DRAINED = "the agent is drained"
+"""What is told of an attempt that an agent of protocol 1 gave up for a drain."""
 BACKWARDS = "BACKWARDS"
 """Kept in the history alone: a move that the table of states forbids. The agent gets a plain acknowledgement."""
 
@@ -251,6 +253,7 @@ class _AttemptWrites:
     def _move(self, fact: StateChanged | Ended, sequence: int, time: int) -> str:
         if self._row.state in TERMINAL:
             return ALREADY_TERMINAL if self._row.newest else STALE_ATTEMPT
+        fact = self._name_drain(fact)
         state = fact.state
         if isinstance(fact, Ended):
             moved = fact.state in TERMINAL and self._end(fact, sequence, time)
@@ -262,6 +265,19 @@ class _AttemptWrites:
             return BACKWARDS
         self._row = replace(self._row, state=state, known_seq=sequence)
         return ""
+
+    def _name_drain(self, fact: StateChanged | Ended) -> StateChanged | Ended:
+        """An agent of protocol 1 knows no drain: it takes one for a cancel, and ends what had not begun.
+
+        Which it was tells the row, not the session: an agent that was upgraded since may send what it noted before.
+        """
+        if not self._row.drained or fact.reason is not Reason.CANCEL_REQUESTED:
+            return fact
+        if isinstance(fact, StateChanged):
+            return replace(fact, reason=Reason.AGENT_DRAINED)
+        if self._row.state in sources(Actor.AGENT, RunState.QUEUED):
+            return StateChanged(RunState.QUEUED, Reason.AGENT_DRAINED, DRAINED, slot="")
+        return replace(fact, reason=Reason.AGENT_DRAINED, message=f"stopped: {DRAINED}, and the time for that was over")
 
     def _advance(self, fact: StateChanged, sequence: int, time: int) -> bool:
         return attempts.advance(

@@ -2,8 +2,8 @@
 
     agent.py HOST:PORT
 
-A pipeline named "waits" runs until it is stopped; any other prints its own name and succeeds. Each line on standard
-output is something that happened.
+A pipeline named "waits" runs until it is stopped, one named "prepares" is stopped before it begins; any other prints
+its own name and succeeds. Each line on standard output is something that happened.
 """
 
 import itertools
@@ -74,7 +74,13 @@ class Agent:
         )
         assert len(code) == spec.bundle_size
         events = Events(key)
-        self._tell(events.moved("PREPARING"), events.moved("RUNNING"))
+        self._tell(events.moved("PREPARING"))
+        if spec.pipeline == "prepares":
+            self._stopped[key.run_id].wait()
+            self._tell(events.cancelled_before_it_began(), events.gone())
+            self._deliver(key, b"")
+            return
+        self._tell(events.moved("RUNNING"))
         state = "SUCCEEDED"
         if spec.pipeline == "waits":
             self._stopped[key.run_id].wait()
@@ -86,7 +92,8 @@ class Agent:
     def _deliver(self, key: Any, data: bytes) -> None:
         chunk = gateway_pb2.LogChunk(key=key, offset=0, data=data, crc32c=google_crc32c.value(data))
         seal = gateway_pb2.LogSeal(key=key, end_offset=len(data))
-        requests = [gateway_pb2.UploadLogsRequest(chunk=chunk), gateway_pb2.UploadLogsRequest(seal=seal)]
+        chunks = [gateway_pb2.UploadLogsRequest(chunk=chunk)] if data else []
+        requests = [*chunks, gateway_pb2.UploadLogsRequest(seal=seal)]
         *_, last = self._stub.UploadLogs(iter(requests))
         tell(f"log of {key.run_id} sealed: {last.sealed}")
 
@@ -112,6 +119,11 @@ class Events:
         """It ended in `state`."""
         reason = runs_pb2.REASON_CANCEL_REQUESTED if state == "CANCELLED" else runs_pb2.REASON_UNSPECIFIED
         return self._event(ended=attempts_pb2.Ended(state=f"RUN_STATE_{state}", reason=reason, exit_code=0))
+
+    def cancelled_before_it_began(self) -> Any:
+        """It was stopped before its program began."""
+        reason = runs_pb2.REASON_CANCEL_REQUESTED
+        return self._event(ended=attempts_pb2.Ended(state="RUN_STATE_CANCELLED", reason=reason))
 
     def gone(self) -> Any:
         """Its container is gone."""

@@ -44,7 +44,10 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRow:
-    """What decisions about an attempt rest on. `newest` = the run mirrors it."""
+    """What decisions about an attempt rest on.
+
+    `newest` = the run mirrors it, `drained` = it is to stop as its agent is drained, and nobody cancelled its run.
+    """
 
     key: AttemptKey
     agent_id: str
@@ -54,6 +57,7 @@ class AttemptRow:
     start_time: int | None
     newest: bool
     cancelled: bool
+    drained: bool
     failed_placements: int
     log_bytes: int
     log_sealed: bool
@@ -133,6 +137,7 @@ def read_attempt(connection: Connection, run_id: str, number: int) -> AttemptRow
         start_time=row.start_time,
         newest=row.attempt == number,
         cancelled=row.cancel_time is not None,
+        drained=row.stop_cause == "DRAIN" and row.cancel_time is None,
         failed_placements=row.failed_placements,
         log_bytes=row.log_bytes,
         log_sealed=row.log_sealed,
