@@ -77,6 +77,14 @@ class World:
         (row,) = [row for row in state.rows if row.key == key]
         return row.action, row.stop_cause
 
+    async def cancel(self, key: AttemptKey, grace: int) -> None:
+        await self.store.write(lambda connection: runs.cancel(connection, key.run_id, 0, grace * 1_000_000))
+
+    async def grace(self, key: AttemptKey) -> float | None:
+        state = await self.store.read(lambda connection: desired.read_all(connection, "id of w", [key]))
+        (row,) = [row for row in state.rows if row.key == key]
+        return None if row.stop_grace_usec is None else row.stop_grace_usec / 1e6
+
     async def state(self, key: AttemptKey) -> str:
         return (await self.store.read(lambda connection: runs.read_run(connection, key.run_id))).state
 
@@ -180,6 +188,27 @@ async def test_runs_are_stopped_now_where_that_is_asked_for(world: World) -> Non
     key = await world.place()
     await world.operations.drain("w", stop=True)
     assert await world.desired(key) == ("STOP", "DRAIN")
+
+
+async def test_a_drain_that_stops_waits_for_no_longer_grace_and_stays_no_cause_of_a_cancel(world: World) -> None:
+    patient, hurried = await world.place(), await world.place()
+    await world.cancel(patient, 86_400)
+    await world.cancel(hurried, 5)
+    told = world.stream.told
+    await world.operations.drain("w", stop=True)
+    assert [await world.grace(patient), await world.grace(hurried)] == [10.0, 5.0]
+    assert await world.desired(patient) == ("STOP", "CANCEL")
+    assert world.stream.told > told
+
+
+async def test_a_deadline_waits_for_no_longer_grace(world: World) -> None:
+    key = await world.place()
+    await world.operations.drain("w", deadline=60.0)
+    await world.operations.check()
+    await world.cancel(key, 86_400)
+    await world.clock.advance(61)
+    await world.operations.check()
+    assert await world.grace(key) == 10.0
 
 
 async def test_a_repeated_request_has_one_effect(world: World) -> None:

@@ -256,18 +256,26 @@ def give_back_untold(
 
 
 def stop_all(connection: Connection, agent_id: str, cause: str, grace_usec: int) -> list[AttemptKey]:
-    """Makes the stop of all live attempts of an agent desired; those that are to stop already stay as they are."""
-    query = select(attempts.c.run_id, attempts.c.number, attempts.c.claim_token).where(
-        attempts.c.agent_id == agent_id, attempts.c.desired == "RUN", attempts.c.state.in_(LIVE)
+    """Makes the stop of all live attempts of an agent desired; one that is to stop already keeps its cause.
+
+    None gets more than `grace_usec` between SIGTERM and SIGKILL. Returns those for which something changed.
+    """
+    runs_on = attempts.c.desired == "RUN"
+    query = select(attempts.c.run_id, attempts.c.number, attempts.c.claim_token, attempts.c.stop_cause).where(
+        attempts.c.agent_id == agent_id,
+        attempts.c.state.in_(LIVE),
+        runs_on | ((attempts.c.desired == "STOP") & (attempts.c.stop_grace_usec > grace_usec)),
     )
+    changed = []
     # Locked where the database has row locks: what is read here decides what is written.
-    keys = [AttemptKey(*row) for row in connection.execute(query.with_for_update())]
-    for key in keys:
+    for run_id, number, token, known_cause in connection.execute(query.with_for_update()).all():
+        key = AttemptKey(run_id, number, token)
         revision = raise_revision(connection, agent_id)
-        stop = {"desired": "STOP", "stop_cause": cause, "stop_grace_usec": grace_usec, "revision": revision}
-        note(connection, key, stop)
-        touch_run(connection, key.run_id)
-    return keys
+        stop = {"desired": "STOP", "stop_cause": known_cause or cause, "stop_grace_usec": grace_usec}
+        note(connection, key, {**stop, "revision": revision})
+        touch_run(connection, run_id)
+        changed.append(key)
+    return changed
 
 
 def read_unended(connection: Connection, agent_id: str) -> list[str]:
