@@ -117,7 +117,10 @@ class ControlPlaneSettings(ServiceSettings):
         default=10.0, ge=0, description="Time between SIGTERM and SIGKILL when a run is stopped; Docker's own default."
     )
     queue_deadline: float = Field(
-        default=0.0, ge=0, description="A run that waits in the queue for longer FAILS; 0 = it may wait for ever."
+        default=0.0,
+        ge=0,
+        description="A run that waits in the queue for longer FAILS; 0 = it may wait for ever. Time in which the "
+        "control plane or its database was away does not count.",
     )
     max_placements: int = Field(
         default=5, ge=1, description="A run that could not be started on this many placements in a row FAILS."

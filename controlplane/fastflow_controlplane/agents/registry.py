@@ -309,11 +309,15 @@ class AgentRegistry:
         """Returns agents that are OFFLINE for so long that their runs are LOST."""
         return [agent.row for agent in self._agents.values() if self._is_lost(agent)]
 
-    def _is_lost(self, agent: LiveAgent) -> bool:
+    def recovering(self) -> bool:
+        """Returns whether agents still have time to return, before it means anything that they did not."""
         now = self._clock.monotonic()
-        if agent.offline_since is None or now - self._recovery_begins(now) < self._settings.recovery_window:
+        return now - self._recovery_begins(now) < self._settings.recovery_window
+
+    def _is_lost(self, agent: LiveAgent) -> bool:
+        if agent.offline_since is None or self.recovering():
             return False
-        return now - agent.offline_since >= self._settings.lost_after
+        return self._clock.monotonic() - agent.offline_since >= self._settings.lost_after
 
     def _recovery_begins(self, now: float) -> float:
         """From when on agents are waited for: we began, were stopped, or could register nobody, no fault of theirs.

@@ -11,11 +11,12 @@ from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.lost import Lost, LostRuns, with_waiting
 from fastflow_controlplane.runs.model import RunView
 from fastflow_controlplane.runs.states import LIVE, Reason, RunState
+from fastflow_controlplane.runs.uptime import since
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
-from fastflow_controlplane.store.queries import requests, runs
+from fastflow_controlplane.store.queries import requests, runs, uptimes
 from fastflow_controlplane.store.queries.agents import AgentRow, is_current_session
 from fastflow_controlplane.store.queries.attempts import Ending
 from fastflow_controlplane.store.queries.lost_attempts import is_newest, lose, lose_all
@@ -30,8 +31,8 @@ REPEAT_SECONDS = 60.0
 QUEUE_CHECK_SECONDS = 10.0
 """How often waiting runs are looked at: the deadlines are minutes."""
 ABANDON_RUN = "ABANDON_RUN"
-LEAP_SECONDS = 2.0
-"""By how much the wall clock has to get ahead between two looks to have been set; less is a look that was late."""
+LATE_SECONDS = 15.0
+"""Looks at waiting runs that are further apart by the wall clock were not late: nobody was there, or it was set."""
 BATCH = 500
 """Runs ended in one operation, so that others get their turn at the writer."""
 
@@ -59,8 +60,6 @@ class Reaper:
         self._lost = LostRuns(changes, scheduler, registry)
         self._handled: dict[str, float] = {}
         self._queue_checked = float("-inf")
-        self._looked = clock.now(), clock.monotonic()
-        self._leaps: list[tuple[int, float]] = []
 
     async def run(self) -> None:
         """Works until cancelled; what the database refuses is tried again."""
@@ -75,7 +74,6 @@ class Reaper:
     async def tick(self) -> None:
         """Looks once. Raises Unavailable."""
         now = self._clock.monotonic()
-        self._note_leap(now)
         lost = self._registry.lost()
         away = {row.facts.agent_id for row in lost}
         self._handled = {agent_id: when for agent_id, when in self._handled.items() if agent_id in away}
@@ -85,7 +83,7 @@ class Reaper:
                 self._handled[row.facts.agent_id] = now
         if now - self._queue_checked >= QUEUE_CHECK_SECONDS:
             self._queue_checked = now
-            await self._end_overdue(now)
+            await self._end_overdue()
 
     async def abandon(self, run_id: str, request_id: str = "") -> str:
         """Declares one run LOST on an operator's word, whatever its agent does; returns its whole id.
@@ -129,24 +127,22 @@ class Reaper:
 
         await self._store.write(lose, self._lost.tell)
 
-    def _note_leap(self, now: float) -> None:
-        """Notices that the wall clock was set forward, or stood still with the machine, since the last look."""
-        wall = self._clock.now()
-        leap = wall - self._looked[0] - round((now - self._looked[1]) * MICROSECONDS)
-        self._looked = wall, now
-        if leap > LEAP_SECONDS * MICROSECONDS:
-            log.warning("the clock was set forward", seconds=round(leap / MICROSECONDS))
-            self._leaps = [(passed, until) for passed, until in self._leaps if now < until]
-            self._leaps.append((leap, now + self._settings.queue_deadline))
-
-    async def _end_overdue(self, now: float) -> None:
+    async def _end_overdue(self) -> None:
         deadline = self._settings.queue_deadline
         if not deadline:
             return
-        # What the wall clock leapt by did not pass for the runs that waited then. Counting it for none that waits now
-        # ends no run too early, and some later by as much.
-        leapt = sum(leap for leap, until in self._leaps if now < until)
-        before = self._clock.now() - leapt - round(deadline * MICROSECONDS)
+        now = self._clock.now()
+
+        def look(connection: Connection) -> int | None:
+            known = uptimes.note(connection, now, round(LATE_SECONDS * MICROSECONDS))
+            before = since(known, round(deadline * MICROSECONDS))
+            if before is not None:
+                uptimes.forget(connection, before)
+            return before
+
+        before = await self._store.write(look)
+        if before is None or self._registry.recovering():
+            return
         overdue = await self._store.read(lambda connection: runs.read_overdue(connection, before, BATCH))
         message = f"waited in the queue for more than {deadline:g} s (setting queue_deadline)"
         await self._fail(overdue, Reason.QUEUE_DEADLINE, message)

@@ -56,6 +56,14 @@ last_commit = Table(
     Column("commit_id", Id, nullable=False),
 )
 
+# When a control plane was there to look after waiting runs; kept for as long as a run may wait, where that is limited.
+uptimes = Table(
+    "uptimes",
+    metadata,
+    Column("start_time", BigInteger, primary_key=True, autoincrement=False),
+    Column("end_time", BigInteger, nullable=False),
+)
+
 # Agents that ever dialled in. `revision` counts changes of the agent's desired state; each attempt remembers the
 # revision of its own last change, so that "what changed since" is one indexed query.
 agents = Table(

@@ -3,6 +3,7 @@
 from fastflow.ids import new_id
 from fastflow_controlplane.agents.model import AgentFacts, Capacity
 from fastflow_controlplane.runs.model import AttemptKey, NewRun, RunView
+from fastflow_controlplane.runs.reaper import Reaper
 from fastflow_controlplane.runs.states import Reason, RunState
 from fastflow_controlplane.store.queries import attempts
 from fastflow_controlplane.store.queries.registration import Belonging, register
@@ -85,52 +86,98 @@ async def test_a_run_placed_in_the_last_moment_on_a_lost_agent_is_found_too(worl
     assert (await world.service.get(late.id)).state is RunState.LOST
 
 
+async def look_on(world: World, reaper: Reaper, seconds: int) -> None:
+    """Time passes in which the control plane works."""
+    for _ in range(seconds):
+        await pass_by(world, 1)
+        await reaper.tick()
+
+
+async def start_anew(world: World) -> Reaper:
+    """The control plane begins, as far as waiting runs are concerned."""
+    world.configure()
+    await world.registry.restore()
+    return world.reaper
+
+
 async def test_a_run_that_waits_past_the_deadline_fails(world: World) -> None:
     world.configure(queue_deadline=100.0)
+    reaper = await start_anew(world)
+    await look_on(world, reaper, 1)
     run = await world.service.create(NewRun("hello"))
-    reaper = world.reaper
-    await world.clock.advance(99)
-    await reaper.tick()
+    await look_on(world, reaper, 99)
     assert (await world.service.get(run.id)).state is RunState.QUEUED
-    await world.clock.advance(12)
-    await reaper.tick()
+    await look_on(world, reaper, 12)
     failed = await world.service.get(run.id)
     assert (failed.state, failed.reason) == (RunState.FAILED, Reason.QUEUE_DEADLINE)
     assert world.scheduler.explain(run.id) == ()
 
 
 async def test_time_on_an_agent_that_could_not_start_it_is_no_waiting(world: World) -> None:
-    world.configure(queue_deadline=100.0)
+    world.configure(queue_deadline=100.0, lost_after=1000.0)
+    reaper = await start_anew(world)
     _, run = await live_run(world)
-    await world.clock.advance(90)
+    await look_on(world, reaper, 90)
     key = AttemptKey(run.id, 1, "token")
     assert await world.store.write(
         lambda connection: attempts.give_back_untold(
             connection, key, Reason.ENVIRONMENT, "no index", Epochs(0, 1), world.clock.now()
         )
     )
-    reaper = world.reaper
-    await world.clock.advance(90)
-    await reaper.tick()
+    await look_on(world, reaper, 90)
     assert (await world.service.get(run.id)).state is RunState.QUEUED
-    await world.clock.advance(12)
-    await reaper.tick()
+    await look_on(world, reaper, 22)
     assert (await world.service.get(run.id)).reason is Reason.QUEUE_DEADLINE
 
 
 async def test_a_clock_that_is_set_forward_ends_no_waiting_run_too_early(world: World) -> None:
-    world.configure(queue_deadline=1000.0)
-    run, reaper = await world.service.create(NewRun("hello")), world.reaper
-    await world.clock.advance(500)
-    await reaper.tick()
+    world.configure(queue_deadline=300.0)
+    reaper = await start_anew(world)
+    await look_on(world, reaper, 1)
+    run = await world.service.create(NewRun("hello"))
+    await look_on(world, reaper, 100)
     world.clock.jump(3600)
-    for _ in range(40):
-        await world.clock.advance(11)
-        await reaper.tick()
+    await look_on(world, reaper, 190)
     assert (await world.service.get(run.id)).state is RunState.QUEUED
-    for _ in range(7):
-        await world.clock.advance(11)
-        await reaper.tick()
+    await look_on(world, reaper, 31)
+    assert (await world.service.get(run.id)).reason is Reason.QUEUE_DEADLINE
+
+
+async def test_a_clock_that_was_set_back_while_nobody_looked_ends_no_waiting_run_too_early(world: World) -> None:
+    world.configure(queue_deadline=100.0)
+    await look_on(world, await start_anew(world), 200)
+    world.clock.jump(-3600)
+    reaper = await start_anew(world)
+    await look_on(world, reaper, 1)
+    run = await world.service.create(NewRun("hello"))
+    await look_on(world, reaper, 90)
+    assert (await world.service.get(run.id)).state is RunState.QUEUED
+    await look_on(world, reaper, 21)
+    assert (await world.service.get(run.id)).reason is Reason.QUEUE_DEADLINE
+
+
+async def test_time_without_a_control_plane_is_no_waiting_however_often_it_starts(world: World) -> None:
+    world.configure(queue_deadline=300.0, recovery_window=10.0)
+    reaper = await start_anew(world)
+    await look_on(world, reaper, 1)
+    run = await world.service.create(NewRun("hello"))
+    await look_on(world, reaper, 60)
+    for away in (1000, 20, 3000):
+        await world.clock.advance(away)
+        reaper = await start_anew(world)
+        await look_on(world, reaper, 60)
+    assert (await world.service.get(run.id)).state is RunState.QUEUED
+    await look_on(world, reaper, 100)
+    assert (await world.service.get(run.id)).reason is Reason.QUEUE_DEADLINE
+
+
+async def test_no_run_has_waited_too_long_before_all_agents_could_return(world: World) -> None:
+    world.configure(queue_deadline=30.0, recovery_window=60.0)
+    reaper = await start_anew(world)
+    run = await world.service.create(NewRun("hello"))
+    await look_on(world, reaper, 59)
+    assert (await world.service.get(run.id)).state is RunState.QUEUED
+    await look_on(world, reaper, 12)
     assert (await world.service.get(run.id)).reason is Reason.QUEUE_DEADLINE
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, inspect, text
 from fastflow_controlplane.errors import FailedPrecondition
 from fastflow_controlplane.store.models import metadata
 
-HEAD = "0010"
+HEAD = "0011"
 """Newest revision. Known without Alembic, whose import would cost each start a third of a second."""
 
 _LOCALIZED = text(
