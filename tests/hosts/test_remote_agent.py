@@ -1,5 +1,7 @@
 """The main job on a worker host across a network, and what becomes of a run when agent, link or power fails."""
 
+from fastflow.service.failpoints import AgentPoint, mark
+
 from tests.cluster.scenarios import TICKER, terminal_facts, ticker_log
 from tests.hosts.lab.cluster import HostAgent, HostCluster
 
@@ -130,6 +132,25 @@ def test_a_power_cut_ends_the_run_with_host_reboot_and_what_was_stored_stays(
     again = cluster.run("after")
     assert cluster.finish(again, SECONDS)["state"] == "RUN_STATE_SUCCEEDED"
     assert cluster.log(again) == b"the host works again\n"
+
+
+def test_a_host_that_lost_its_power_before_a_release_starts_the_run(
+    cluster: HostCluster, host_agent: HostAgent
+) -> None:
+    cluster.add_pipeline("late", "print('begun')")
+    host_agent.arm(AgentPoint.CONTAINER_STARTED)
+    run = cluster.run("late")
+    stopped = mark(AgentPoint.CONTAINER_STARTED)
+    cluster.until(lambda: stopped in host_agent.log(), SECONDS, "a container that waits for its release")
+    # What the engine has not on its disk it forgets; then there is no container to be taken for one that ran.
+    host_agent.run("sync")
+    host_agent.disarm()
+    host_agent.power_cut()
+    host_agent.boot()
+    shown = cluster.finish(run, SECONDS)
+    assert (shown["state"], shown["attempt"]) == ("RUN_STATE_SUCCEEDED", 1)
+    assert cluster.log(run) == b"begun\n"
+    assert terminal_facts(cluster, shown["id"]) == 1
 
 
 def _spooled(host_agent: HostAgent) -> int:

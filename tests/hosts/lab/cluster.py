@@ -7,6 +7,8 @@ import secrets
 import time
 from pathlib import Path
 
+from fastflow.service.failpoints import VARIABLE, AgentPoint
+
 from tests.cluster import Cluster
 from tests.cluster.cluster import TERMINAL
 from tests.hosts.lab.errors import LabError, tail
@@ -24,6 +26,9 @@ AGENT_STOP_TIMEOUT = 30.0
 
 CANCEL_TIMEOUT = 60.0
 """Seconds for a cancelled run to be over: ten of grace, and a guest takes some for each call to its engine."""
+
+FAIL_POINTS = "/lab/fail-points"
+"""The file of a host by which its agent is armed."""
 
 AGENT_POLL_INTERVAL = 0.5
 """Seconds between two questions for an agent: each is a whole ffctl, on processors that the guest needs to boot."""
@@ -65,6 +70,7 @@ class HostCluster(Cluster):
             "FASTFLOW_IMAGE": self._lab.image.runner_image,
             # A guest has no way out of the lab, and Docker starts a container without a network fastest.
             "FASTFLOW_NETWORK": "none",
+            VARIABLE: f"@{FAIL_POINTS}",
         }
         guest.write(init.agent_settings, shell_assignments({**defaults, **settings}))
         return HostAgent(guest, self)
@@ -131,6 +137,14 @@ class HostAgent:
     def power_off(self) -> None:
         """Shut the host down in order."""
         self.guest.power_off()
+
+    def arm(self, point: AgentPoint) -> None:
+        """Have the agent freeze where it comes to that point next."""
+        self.run(f"echo {point}=freeze >{FAIL_POINTS}")
+
+    def disarm(self) -> None:
+        """Let the agent pass all points again."""
+        self.run(f"rm {FAIL_POINTS}")
 
     def partition(self) -> None:
         """Cut the host off the control plane: packets vanish both ways. `run` still works."""
