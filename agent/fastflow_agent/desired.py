@@ -16,6 +16,8 @@ class Action(StrEnum):
     STOP = "STOP"
     FORGET = "FORGET"
     ORPHAN = "ORPHAN"
+    WAIT = "WAIT"
+    """The control plane knows the attempt, and will say later what is to become of it."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster
-from tests.cluster.identity import SETTINGS, Copied, Restored, Wiped
+from tests.cluster.identity import SETTINGS, Copied, Keyless, Restored, Wiped
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -22,6 +22,10 @@ class TestWiped(Wiped):
 
 
 class TestCopied(Copied):
+    """With the Docker runtime."""
+
+
+class TestKeyless(Keyless):
     """With the Docker runtime."""
 
 

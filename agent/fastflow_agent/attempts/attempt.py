@@ -84,6 +84,7 @@ class Attempt:
     def take_up_again(self, word: Desired) -> None:
         """The first word of a new stream: this is what the control plane knows now, perhaps less than before."""
         self._dossier.history.rewind(word.known_seq)
+        self._dossier.wishes.retract()
         self._dossier.wishes.renew(word)
 
     def retract(self) -> None:

@@ -25,6 +25,8 @@ class Wishes:
 
     def tell(self, word: Desired) -> None:
         """Take the control plane's word."""
+        if self._word is not None and self._word.action is Action.WAIT:
+            self.renew(word)
         self._word = word
         self._stored |= word.known_seq > 0
         if word.action in (Action.RUN, Action.STOP) and word.masks_known and self._log_word is None:
@@ -32,8 +34,7 @@ class Wishes:
         self._wake()
 
     def renew(self, word: Desired) -> None:
-        """Take the first word of a new stream: what it tells of the log, and of what is known, holds from now on."""
-        self._stored = word.known_seq > 0
+        """Take the first word of a new stream: what it tells of the log holds from now on."""
         if word.action in (Action.RUN, Action.STOP):
             if word.masks_known:
                 self._log_word = word

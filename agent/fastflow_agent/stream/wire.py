@@ -134,6 +134,7 @@ _ACTIONS = {
     desired_pb2.DESIRED_ACTION_STOP: Action.STOP,
     desired_pb2.DESIRED_ACTION_FORGET: Action.FORGET,
     desired_pb2.DESIRED_ACTION_ORPHAN: Action.ORPHAN,
+    desired_pb2.DESIRED_ACTION_WAIT: Action.WAIT,
 }
 _STOP_CAUSES = {
     desired_pb2.STOP_CAUSE_CANCEL: StopCause.CANCEL,

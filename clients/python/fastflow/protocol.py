@@ -1,8 +1,8 @@
 """Versions of the agents' protocol, and which of them two programs of different age speak with each other.
 
-Version 2 can drain an agent (attempts that have not begun come back to the queue), and can stop an attempt whose
-secrets are unknown at present. Each version understands the one before it, so control plane and agents may be upgraded
-in any order, one version at a time.
+Version 2 can drain an agent (attempts that have not begun come back to the queue), can stop an attempt whose secrets
+are unknown at present, and can have an attempt wait for its word. Each version understands the one before it, so
+control plane and agents may be upgraded in any order, one version at a time.
 """
 
 from dataclasses import dataclass
@@ -29,3 +29,6 @@ PROTOCOLS = Protocols(1, 2)
 
 STOPS_UNMASKED = 2
 """From this version on an agent keeps a log back for as long as nobody can tell which secrets to mask in it."""
+
+WAITS = 2
+"""From this version on an agent can be told that an attempt is known, before it can be told what is to become of it."""

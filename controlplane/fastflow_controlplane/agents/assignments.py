@@ -7,11 +7,11 @@ runs or attempts and in no log of ours.
 import json
 import secrets as randomness
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import structlog
-from fastflow.protocol import STOPS_UNMASKED
+from fastflow.protocol import STOPS_UNMASKED, WAITS
 from fastflow.service.failpoints import ControlPlanePoint, reach
 
 from fastflow_controlplane.agents.registry import AgentRegistry
@@ -64,7 +64,10 @@ class Secrets(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What an agent shall do with one attempt: RUN, STOP, FORGET, or ORPHAN for one that is not known here."""
+    """What an agent shall do with one attempt: RUN, STOP, FORGET; ORPHAN for one that is not known here.
+
+    WAIT for one of which that can not be told at present.
+    """
 
     key: AttemptKey
     action: str
@@ -154,28 +157,29 @@ class Assignments:
         state = await self._store.read(lambda connection: desired.read_all(connection, agent_id, reported))
         known = {row.key for row in state.rows}
         orphans = [Delivery(key, "ORPHAN") for key in reported if key not in known]
-        return await self._compose(state, orphans, protocol)
+        told = await self._compose(state, protocol)
+        # What is absent from the full set is an orphan, too.
+        waiting = [Delivery(row.key, "WAIT", row.known_seq) for row in state.rows if row.key in told.missing]
+        return replace(told, attempts=(*told.attempts, *orphans, *(waiting if protocol >= WAITS else ())))
+
+    async def can_tell_all(self, agent_id: str, protocol: int) -> bool:
+        """Returns whether nothing is missing from what the agent shall do; `protocol` is what its session speaks."""
+        state = await self._store.read(lambda connection: desired.read_all(connection, agent_id, ()))
+        return not (await self._compose(state, protocol)).missing
 
     async def since(
         self, agent_id: str, revision: int, protocol: int, missing: Collection[AttemptKey] = ()
     ) -> Deliveries:
         """Returns what changed after `revision`, in order of change, and first what was `missing` before."""
         state = await self._store.read(lambda connection: desired.read_since(connection, agent_id, revision, missing))
-        return await self._compose(state, [], protocol, missing)
+        return await self._compose(state, protocol, missing)
 
-    async def _compose(
-        self,
-        state: DesiredState,
-        orphans: Sequence[Delivery],
-        protocol: int,
-        missed: Collection[AttemptKey] = (),
-    ) -> Deliveries:
+    async def _compose(self, state: DesiredState, protocol: int, missed: Collection[AttemptKey] = ()) -> Deliveries:
         deliveries, missing = [], set()
         for row in state.rows:
             try:
                 deliveries.append(await self._deliver(row, protocol))
             except FastFlowError as error:
-                # Absence kills nothing: the agent keeps what it has until it hears of this attempt.
                 missing.add(row.key)
                 if row.key not in missed:
                     key = row.key
@@ -185,7 +189,7 @@ class Assignments:
             state.session_epoch,
             state.draining,
             state.drain_deadline_time,
-            (*deliveries, *orphans),
+            tuple(deliveries),
             frozenset(missing),
         )
 

@@ -10,6 +10,8 @@ from fastflow_controlplane.store.queries.agents import AgentRow
 from fastflow_controlplane.store.queries.cluster import Leadership
 
 LONGEST_TEXT = 255
+UNTIL_ANOTHER_WORD_SECONDS = 365 * 86_400.0
+"""Grace for what an agent does not find in its full set, where something is missing there that is known."""
 LARGEST = 2**53
 """Integers stay below, so that JSON carries them unharmed."""
 
@@ -53,9 +55,15 @@ def fault(facts: AgentFacts) -> str:
 
 
 def welcome(
-    row: AgentRow, settings: ControlPlaneSettings, leadership: Leadership, version: str, protocol: int
+    row: AgentRow,
+    settings: ControlPlaneSettings,
+    leadership: Leadership,
+    version: str,
+    protocol: int,
+    *,
+    tells_all: bool,
 ) -> gateway_pb2.ConnectResponse:
-    """Makes the first answer of a stream."""
+    """Makes the first answer of a stream; `tells_all`: nothing that is known will be missing from the full set."""
     message = gateway_pb2.Welcome(
         protocol=protocol,
         cluster_id=leadership.cluster_id,
@@ -67,5 +75,6 @@ def welcome(
         accepted=bool(row.accepted_cluster_id) and row.accepted_cluster_id == row.hello_cluster_id,
     )
     message.heartbeat_interval.FromMicroseconds(round(settings.heartbeat_interval * MICROSECONDS))
-    message.orphan_grace.FromMicroseconds(round(settings.orphan_grace * MICROSECONDS))
+    grace = settings.orphan_grace if tells_all else UNTIL_ANOTHER_WORD_SECONDS
+    message.orphan_grace.FromMicroseconds(round(grace * MICROSECONDS))
     return gateway_pb2.ConnectResponse(welcome=message)

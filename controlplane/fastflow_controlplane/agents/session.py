@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 from fastflow.agent.v1 import desired_pb2, gateway_pb2
+from fastflow.protocol import WAITS
 from fastflow.service.failpoints import ControlPlanePoint, reach
 
 from fastflow_controlplane.agents import greeting, wire
@@ -246,8 +247,15 @@ class AgentSession:
             parts.registry.note_refusal(facts, error.message)
             self._refuse("DUPLICATE_AGENT", error.message)
         else:
-            welcome = greeting.welcome(row, parts.settings, parts.leadership, parts.version, self._protocol)
-            await self._outgoing.put(welcome)
+            # To an older agent, what is missing from the full set is an orphan.
+            tells_all = self._protocol >= WAITS or await parts.assignments.can_tell_all(
+                row.facts.agent_id, self._protocol
+            )
+            await self._outgoing.put(
+                greeting.welcome(
+                    row, parts.settings, parts.leadership, parts.version, self._protocol, tells_all=tells_all
+                )
+            )
 
     async def _register(self, facts: AgentFacts, belonging: Belonging) -> AgentRow:
         connected = self._parts.registry.connected()

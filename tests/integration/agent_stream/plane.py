@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from fastflow.agent.v1 import desired_pb2
+from fastflow.agent.v1 import attempts_pb2, desired_pb2
 from fastflow.client import open_channel
 from fastflow.v1 import (
     agents_pb2,
@@ -16,6 +16,7 @@ from fastflow.v1 import (
     secrets_pb2,
     secrets_pb2_grpc,
 )
+from fastflow_controlplane.logs.files import log_file
 from fastflow_controlplane.server import serve
 from fastflow_controlplane.settings import ControlPlaneSettings
 
@@ -25,6 +26,7 @@ RUN = desired_pb2.DESIRED_ACTION_RUN
 STOP = desired_pb2.DESIRED_ACTION_STOP
 FORGET = desired_pb2.DESIRED_ACTION_FORGET
 ORPHAN = desired_pb2.DESIRED_ACTION_ORPHAN
+WAIT = desired_pb2.DESIRED_ACTION_WAIT
 
 
 class ControlPlane:
@@ -42,6 +44,10 @@ class ControlPlane:
         self.runs = runs_pb2_grpc.RunServiceStub(channel)
         self.agents = agents_pb2_grpc.AgentServiceStub(channel)
         self.secrets = secrets_pb2_grpc.SecretServiceStub(channel)
+
+    def log_file(self, key: attempts_pb2.AttemptKey) -> Path:
+        """Where the output of an attempt is."""
+        return log_file(self._folder / "data" / "logs", key.run_id, key.attempt)
 
     @property
     def key_file(self) -> Path:

@@ -70,6 +70,7 @@ class ScriptedAgent:
         welcome = (await stream.next()).welcome
         self.cluster_id = welcome.cluster_id
         stream.session_epoch = welcome.session_epoch
+        stream.orphan_grace = welcome.orphan_grace.ToTimedelta().total_seconds()
         await stream.send(
             gateway_pb2.ConnectRequest(inventory=gateway_pb2.InventoryPage(attempts=inventory, last_page=True))
         )
@@ -103,6 +104,7 @@ class Stream:
         self.full: list[desired_pb2.DesiredAttempt] = []
         self.preheat: preheat_pb2.PreheatPage | None = None
         self.session_epoch = 0
+        self.orphan_grace = 0.0
         self.revision = 0
 
     async def _read(self) -> None:

@@ -3,7 +3,9 @@
 import base64
 from pathlib import Path
 
-from tests.integration.agent_stream.plane import STOP, ControlPlane, until
+import pytest
+
+from tests.integration.agent_stream.plane import RUN, STOP, WAIT, ControlPlane, until
 from tests.integration.agent_stream.scripted_agent import Journal, ScriptedAgent, state_of
 
 ANOTHER_KEY = base64.b64encode(bytes(range(32))).decode() + "\n"
@@ -107,6 +109,57 @@ async def test_what_an_agent_has_begun_goes_on_though_its_values_can_no_longer_b
     again = await agent.connect([journal.inventory("ASSIGNED", 0)])
     await again.report([journal.moved("RUNNING"), journal.ended()])
     assert state_of(await plane.run(run.id)) == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("what", ["key", "log"])
+async def test_an_attempt_of_which_can_not_be_told_what_to_do_waits_for_that_and_is_no_orphan(
+    plane: ControlPlane, agent: ScriptedAgent, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr("fastflow_controlplane.agents.desired_push.MISSING_SECONDS", 0.1)
+    agent.protocol = 2
+    stream = await agent.connect()
+    run = await plane.create(environment={"KEY": "value"})
+    journal = Journal((await stream.assignment()).key)
+    await stream.report([journal.moved("PREPARING"), journal.moved("RUNNING")])
+    await agent.upload(journal.key, b"output", seal=False)
+    await plane.stop()
+    file, aside = plane.key_file if what == "key" else plane.log_file(journal.key), plane.key_file.with_name("aside")
+    file.rename(aside)
+    if what == "log":
+        # What no user can read.
+        file.mkdir()
+    await plane.start()
+
+    again = await agent.connect([journal.inventory("RUNNING", 2)])
+    (word,) = again.full
+    assert (word.action, word.key, word.known_seq) == (WAIT, journal.key, 2)
+    assert again.orphan_grace == 300.0
+    if what == "key":
+        await plane.stop()
+        aside.rename(file)
+        await plane.start()
+        (word,) = (await agent.connect([journal.inventory("RUNNING", 2)])).full
+    else:
+        file.rmdir()
+        aside.rename(file)
+        word = await again.assignment()
+    assert (word.action, word.durable_log_offset, dict(word.spec.environment)) == (RUN, 6, {"KEY": "value"})
+    assert state_of(await plane.run(run.id)) == "RUNNING"
+
+
+async def test_an_agent_of_the_previous_protocol_gives_more_grace_to_what_it_can_not_be_told(
+    plane: ControlPlane, agent: ScriptedAgent
+) -> None:
+    stream = await agent.connect()
+    assert stream.orphan_grace == 300.0
+    await plane.create(environment={"KEY": "value"})
+    journal = Journal((await stream.assignment()).key)
+    await stream.report([journal.moved("PREPARING")])
+    await plane.stop()
+    plane.key_file.write_text(ANOTHER_KEY)
+    await plane.start()
+    again = await agent.connect([journal.inventory("PREPARING", 1)])
+    assert (again.full, again.orphan_grace) == ([], 365 * 86_400.0)
 
 
 async def test_a_secret_that_can_no_longer_be_opened_is_named_and_set_anew(

@@ -105,6 +105,13 @@ def test_a_stop_of_what_never_came_is_answered_as_cancelled(cause: StopCause) ->
     assert ended.state is State.CANCELLED
 
 
+def test_what_waits_for_its_word_is_no_orphan_and_is_not_begun() -> None:
+    word = Desired(KEY, Action.WAIT, known_seq=3)
+    assert _converge(word, Local(KEY)) == [Tell(word)]
+    assert _converge(word, Local(KEY, orphaned=5.0), now=5.0 + GRACE) == [Tell(word)]
+    assert _converge(word) == []
+
+
 @pytest.mark.parametrize("action", [Action.FORGET, Action.ORPHAN])
 def test_there_is_nothing_to_forget_of_what_is_not_here(action: Action) -> None:
     assert _converge(Desired(KEY, action, known_seq=9)) == []

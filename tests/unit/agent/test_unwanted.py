@@ -3,6 +3,8 @@
 import signal
 
 import pytest
+from fastflow_agent.conditions import ConditionType
+from fastflow_agent.desired import Action, Desired
 from fastflow_agent.facts import Ended
 from fastflow_agent.model import AttemptKey, State
 from fastflow_agent.reconcile import number
@@ -100,6 +102,66 @@ async def test_no_program_begins_whose_events_were_turned_down(world: World) -> 
     assert not world.runtime.containers
     (ended,) = [event.fact for event in world.attempt(key).unacknowledged if isinstance(event.fact, Ended)]
     assert ended.state is State.CANCELLED
+
+
+async def test_what_waits_for_its_word_lives_and_its_log_goes_on_where_the_word_says(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    world.write(key, b"delivered\n")
+    world.shipper.logs[key] = b"delivered\n"
+    await world.restart()
+    word, world.known[key].word = world.known[key].word, Desired(key, Action.WAIT)
+    world.connect()
+    await world.clock.advance(10 * world.grace)
+    world.worker.converge()
+    await world.clock.settle()
+    assert not world.conditions.holds(ConditionType.ORPHANS)
+    assert world.runtime.containers[world.slot(key)].signals == []
+    world.write(key, b"since\n")
+    world.known[key].word = word
+    world.say(key)
+    world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key)
+    assert world.ended(key).state is State.SUCCEEDED
+    assert world.shipper.logs[key] == b"delivered\nsince\n"
+
+
+async def test_no_program_begins_that_waits_for_its_word(world: World) -> None:
+    await world.start()
+    key = await preparing(world)
+    word, world.known[key].word = world.known[key].word, Desired(key, Action.WAIT)
+    world.connect()
+    await prepared(world)
+    assert world.runtime.releases == []
+    world.known[key].word = word
+    world.say(key)
+    await world.running(key)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_a_log_is_delivered_again_where_the_word_that_was_waited_for_lacks_some_of_it(
+    world: World, sealed: bool
+) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    world.write(key, b"output\n")
+    if sealed:
+        world.connected = False
+        world.runtime.end(world.slot(key), 0)
+        await world.until(lambda: key in world.shipper.sealed)
+    word, world.known[key].word = world.known[key].word, Desired(key, Action.WAIT)
+    world.connected = True
+    world.connect()
+    world.shipper.logs[key] = b""
+    world.shipper.sealed.pop(key, None)
+    world.known[key].word = word
+    world.say(key)
+    if not sealed:
+        world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key)
+    assert world.shipper.logs[key] == b"output\n"
 
 
 @pytest.mark.parametrize("known", [0, 1])
