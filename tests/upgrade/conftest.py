@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import pytest
+
+from tests.unit.agent.world import World
 
 PREVIOUS = Path(__file__).parent / "previous"
 PATIENCE_SECONDS = 60.0
@@ -87,3 +89,10 @@ def previous(stubs: Path) -> Iterator[Callable[..., PreviousProgram]]:
     yield start
     for program in started:
         program.__exit__()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """A worker host in memory, on which no agent runs yet."""
+    async with World(tmp_path) as made:
+        yield made
