@@ -14,6 +14,7 @@ from tests.cluster.program import Program
 from tests.upgrade.conftest import PreviousProgram
 
 Previous = Callable[..., PreviousProgram]
+Serve = Callable[..., PreviousProgram]
 
 
 @pytest.fixture
@@ -64,30 +65,87 @@ def test_a_drain_of_an_agent_of_the_previous_protocol_cancels_no_run(cluster: Cl
     assert (waiting["state"], waiting["reason"]) == ("RUN_STATE_QUEUED", "REASON_AGENT_DRAINED")
 
 
-def test_todays_agent_runs_what_a_control_plane_of_the_previous_protocol_assigns(
-    tmp_path: Path, previous: Previous
+def test_a_run_goes_on_over_a_restart_on_an_agent_of_the_previous_protocol(
+    cluster: Cluster, previous: Previous
 ) -> None:
-    code = tmp_path / "code"
-    code.mkdir()
-    (code / "main.py").write_text("import os; print(os.environ['GREETING'], 'from the container')")
-    archive = io.BytesIO()
-    bundle = pack(read_code(DiskFolder(code)), archive)
-    (tmp_path / "bundle.tar").write_bytes(archive.getvalue())
-    controlplane = previous("controlplane.py", str(tmp_path / "bundle.tar"), bundle.digest)
-    port = controlplane.until("port ").removeprefix("port ")
-    settings = {
-        "FASTFLOW_CONTROLPLANE": f"127.0.0.1:{port}",
-        "FASTFLOW_DATA_DIR": str(tmp_path / "agent"),
-        "FASTFLOW_ENV_DIR": str(tmp_path / "env"),
-        "FASTFLOW_RUNTIME": "process",
-    }
-    agent = Program(["fastflow-agent", "run"], tmp_path / "agent.log", settings)
-    agent.start()
-    try:
-        controlplane.until("forgotten")
-        assert controlplane.ends() == 0, agent.tail()
-    finally:
+    agent = previous("agent.py", cluster.server)
+    cluster.wait_for_agent("previous")
+    cluster.add_pipeline("waits", "print(1)")
+    run = cluster.show(cluster.run("waits"))["id"]
+    cluster.wait_for_state(run, "RUNNING")
+    cluster.controlplane.kill()
+    cluster.controlplane.start()
+    agent.until(f"goes on {run}")
+    shown = cluster.show(run)
+    assert (shown["state"], shown["attempt"]) == ("RUN_STATE_RUNNING", 1)
+    assert cluster.ffctl("runs", "cancel", run).exit_code == 0
+    agent.until(f"forget {run}")
+    shown = cluster.show(run)
+    assert (shown["state"], shown["reason"]) == ("RUN_STATE_CANCELLED", "REASON_CANCEL_REQUESTED")
+    assert cluster.log(run) == b"waits\n"
+
+
+@pytest.fixture
+def serve(tmp_path: Path, previous: Previous) -> Iterator[Serve]:
+    """Starts a control plane of the previous version with one run of `main`, and an agent of today that dials it."""
+    agents: list[Program] = []
+
+    def start(main: str, *then: str) -> PreviousProgram:
+        code = tmp_path / "code"
+        code.mkdir()
+        (code / "main.py").write_text(main)
+        archive = io.BytesIO()
+        bundle = pack(read_code(DiskFolder(code)), archive)
+        (tmp_path / "bundle.tar").write_bytes(archive.getvalue())
+        controlplane = previous("controlplane.py", str(tmp_path / "bundle.tar"), bundle.digest, *then)
+        port = controlplane.until("port ").removeprefix("port ")
+        settings = {
+            "FASTFLOW_CONTROLPLANE": f"127.0.0.1:{port}",
+            "FASTFLOW_DATA_DIR": str(tmp_path / "agent"),
+            "FASTFLOW_ENV_DIR": str(tmp_path / "env"),
+            "FASTFLOW_RUNTIME": "process",
+        }
+        agents.append(Program(["fastflow-agent", "run"], tmp_path / "agent.log", settings))
+        agents[-1].start()
+        return controlplane
+
+    yield start
+    for agent in agents:
         agent.stop()
-    states = [line.removeprefix("RUN_STATE_") for line in controlplane.said if line.startswith("RUN_STATE_")]
-    assert states == ["PREPARING", "RUNNING", "SUCCEEDED"]
+
+
+def states(controlplane: PreviousProgram) -> list[str]:
+    """The states of the run, as its agent told them."""
+    return [line.removeprefix("RUN_STATE_") for line in controlplane.said if line.startswith("RUN_STATE_")]
+
+
+def test_todays_agent_runs_what_a_control_plane_of_the_previous_protocol_assigns(serve: Serve) -> None:
+    controlplane = serve("import os; print(os.environ['GREETING'], 'from the container')")
+    controlplane.until("forgotten")
+    assert controlplane.ends() == 0
+    assert states(controlplane) == ["PREPARING", "RUNNING", "SUCCEEDED"]
     assert "log b'hello from the container\\n' sealed at 25" in " ".join(controlplane.said)
+
+
+def test_todays_agent_stops_what_a_control_plane_of_the_previous_protocol_wants_stopped(serve: Serve) -> None:
+    controlplane = serve("import time; time.sleep(300)", "stop")
+    controlplane.until("forgotten")
+    assert controlplane.ends() == 0
+    assert states(controlplane) == ["PREPARING", "RUNNING", "STOPPING", "CANCELLED"]
+
+
+def test_a_run_outlives_the_stream_to_a_control_plane_of_the_previous_protocol(serve: Serve, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    controlplane = serve(
+        "import pathlib, time\n"
+        "print('begun', flush=True)\n"
+        f"while not pathlib.Path({str(gate)!r}).exists(): time.sleep(0.05)\n"
+        "print('done')\n",
+        "break",
+    )
+    controlplane.until("comes with RUN_STATE_RUNNING")
+    gate.touch()
+    controlplane.until("forgotten")
+    assert controlplane.ends() == 0
+    assert states(controlplane) == ["PREPARING", "RUNNING", "SUCCEEDED"]
+    assert "log b'begun\\ndone\\n' sealed at 11" in " ".join(controlplane.said)

@@ -21,27 +21,42 @@ from fastflow.v1 import agents_pb2, runs_pb2
 
 PROTOCOL = 1
 HEARTBEAT_SECONDS = 2.0
+REDIAL_SECONDS = 0.5
 NEWER_MEMBER = gateway_pb2.ConnectRequest.FromString(b"\xe2\x03\x00")
 """A message of a kind (field 60) that neither side knows."""
 
 
 class Agent:
-    """One stream, from Hello to its end."""
+    """Dials in again for as long as it lives, with what it has."""
 
     def __init__(self, address: str) -> None:
         self._stub = gateway_pb2_grpc.AgentGatewayServiceStub(grpc.insecure_channel(address))
         self._outgoing: queue.Queue[Any] = queue.Queue()
         self._stopped: dict[str, threading.Event] = {}
-        self._pages: list[Any] = []
+        self._told: dict[str, list[Any]] = {}
 
     def live(self) -> None:
-        """Speak until the other side ends the stream."""
-        call = self._stub.Connect(iter(self._outgoing.get, None), wait_for_ready=True)
-        self._say(hello=hello())
-        self._outgoing.put(NEWER_MEMBER)
-        self._say(inventory=gateway_pb2.InventoryPage(last_page=True))
+        """Speak until this is killed."""
         threading.Thread(target=self._beat, daemon=True).start()
-        for answer in call:
+        while True:
+            try:
+                self._speak()
+            except grpc.RpcError as error:
+                tell(f"the stream broke: {error.code().name}")
+            time.sleep(REDIAL_SECONDS)
+
+    def _speak(self) -> None:
+        """One stream, from Hello to its end."""
+        outgoing: queue.Queue[Any] = queue.Queue()
+        outgoing.put(gateway_pb2.ConnectRequest(hello=hello()))
+        outgoing.put(NEWER_MEMBER)
+        self._outgoing = outgoing
+        attempts = [inventory(events) for events in self._told.values()]
+        self._say(inventory=gateway_pb2.InventoryPage(attempts=attempts, last_page=True))
+        for events in list(self._told.values()):
+            # It does not note what was acknowledged: what is known already changes nothing.
+            self._say(events=attempts_pb2.AttemptEvents(events=events))
+        for answer in self._stub.Connect(iter(outgoing.get, None), wait_for_ready=True):
             kind = answer.WhichOneof("message")
             if kind == "welcome":
                 tell(f"welcome to protocol {answer.welcome.protocol}")
@@ -58,13 +73,16 @@ class Agent:
 
     def _take(self, attempt: Any) -> None:
         run = attempt.key.run_id
-        if attempt.action == desired_pb2.DESIRED_ACTION_RUN:
+        if attempt.action == desired_pb2.DESIRED_ACTION_RUN and run in self._stopped:
+            tell(f"goes on {run}")
+        elif attempt.action == desired_pb2.DESIRED_ACTION_RUN:
             self._stopped[run] = threading.Event()
             threading.Thread(target=self._run, args=(attempt,), daemon=True).start()
         elif attempt.action == desired_pb2.DESIRED_ACTION_STOP:
             tell(f"stop {run} within {attempt.stop_grace.seconds} s")
             self._stopped[run].set()
         elif attempt.action == desired_pb2.DESIRED_ACTION_FORGET:
+            self._told.pop(run, None)
             tell(f"forget {run}")
 
     def _run(self, attempt: Any) -> None:
@@ -98,6 +116,7 @@ class Agent:
         tell(f"log of {key.run_id} sealed: {last.sealed}")
 
     def _tell(self, *events: Any) -> None:
+        self._told.setdefault(events[0].key.run_id, []).extend(events)
         self._say(events=attempts_pb2.AttemptEvents(events=events))
 
     def _say(self, **message: Any) -> None:
@@ -133,6 +152,12 @@ class Events:
         event = attempts_pb2.AttemptEvent(key=self._key, sequence=next(self._numbers), **fact)
         event.time.GetCurrentTime()
         return event
+
+
+def inventory(events: list[Any]) -> Any:
+    """What the agent has of an attempt that told these events."""
+    moved = [event.state_changed.state for event in events if event.HasField("state_changed")]
+    return gateway_pb2.InventoryAttempt(key=events[0].key, state=moved[-1], last_event=events[-1].sequence)
 
 
 def hello() -> Any:

@@ -1,8 +1,9 @@
 """A small control plane of protocol 1. It has one run, and whichever agent comes gets it.
 
-    controlplane.py BUNDLE_FILE BUNDLE_DIGEST
+    controlplane.py BUNDLE_FILE BUNDLE_DIGEST [stop | break]
 
-Prints "port N", then each thing that happened, and ends once the run's log is whole and its container gone.
+Prints "port N", then each thing that happened, and ends once the run's log is whole and its container gone. Once the
+run is RUNNING, "stop" makes its stop desired, and "break" ends the stream of its agent.
 """
 
 import queue
@@ -29,9 +30,12 @@ NEWER_MEMBER = gateway_pb2.ConnectResponse.FromString(b"\xe2\x03\x00")
 class ControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
     """Knows of the run what its agent told."""
 
-    def __init__(self, bundle: bytes, digest: str) -> None:
+    def __init__(self, bundle: bytes, digest: str, then: str) -> None:
         self._bundle = bundle
         self._digest = digest
+        self._then = then
+        self._revision = 0
+        self._known_seq = 0
         self._log = b""
         self._sealed = False
         self._gone = False
@@ -41,8 +45,9 @@ class ControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
     def Connect(self, request_iterator: Any, context: Any) -> Iterator[Any]:
         """One agent's stream."""
         context.send_initial_metadata(())
+        self._outgoing = outgoing = queue.Queue()
         threading.Thread(target=self._listen, args=(request_iterator,), daemon=True).start()
-        yield from iter(self._outgoing.get, None)
+        yield from iter(outgoing.get, None)
 
     def UploadLogs(self, request_iterator: Any, context: Any) -> Iterator[Any]:
         """The run's output."""
@@ -75,8 +80,11 @@ class ControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
             kind = request.WhichOneof("message")
             if kind == "hello":
                 self._welcome(request.hello)
-            elif kind == "inventory" and request.inventory.last_page:
-                self._say(desired=page(1, self._assignment(), full=True))
+            elif kind == "inventory":
+                for attempt in request.inventory.attempts:
+                    tell(f"comes with {runs_pb2.RunState.Name(attempt.state)}")
+                if request.inventory.last_page:
+                    self._desire(self._assignment(), full=True)
             elif kind == "events":
                 for event in request.events.events:
                     self._note(event)
@@ -96,18 +104,35 @@ class ControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
 
     def _note(self, event: Any) -> None:
         fact = event.WhichOneof("fact")
-        if fact in ("state_changed", "ended"):
+        is_new = event.sequence > self._known_seq
+        self._known_seq = max(self._known_seq, event.sequence)
+        if is_new and fact in ("state_changed", "ended"):
             tell(runs_pb2.RunState.Name(getattr(event, fact).state))
         ack = attempts_pb2.AttemptEventAck(run_id=event.key.run_id, attempt=event.key.attempt, sequence=event.sequence)
         self._say(events_ack=attempts_pb2.AttemptEventsAck(acks=[ack]))
         if fact == "container_gone":
             self._gone = True
             self._settle()
+        elif is_new and fact == "state_changed" and event.state_changed.state == runs_pb2.RUN_STATE_RUNNING:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self._then == "stop":
+            stop = desired_pb2.DesiredAttempt(
+                key=KEY,
+                action=desired_pb2.DESIRED_ACTION_STOP,
+                known_seq=self._known_seq,
+                durable_log_offset=len(self._log),
+                stop_cause=desired_pb2.STOP_CAUSE_CANCEL,
+                stop_grace=Duration(seconds=5),
+            )
+            self._desire(stop)
+        elif self._then == "break":
+            self.end()
 
     def _settle(self) -> None:
         if self._gone and self._sealed:
-            word = desired_pb2.DesiredAttempt(key=KEY, action=desired_pb2.DESIRED_ACTION_FORGET)
-            self._say(desired=page(2, word))
+            self._desire(desired_pb2.DesiredAttempt(key=KEY, action=desired_pb2.DESIRED_ACTION_FORGET))
             tell("forgotten")
             self.forgotten.set()
 
@@ -122,7 +147,17 @@ class ControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
             on_log_backlog=desired_pb2.LOG_BACKLOG_POLICY_DROP,
             environment={"GREETING": "hello"},
         )
-        return desired_pb2.DesiredAttempt(key=KEY, action=desired_pb2.DESIRED_ACTION_RUN, spec=spec)
+        return desired_pb2.DesiredAttempt(
+            key=KEY,
+            action=desired_pb2.DESIRED_ACTION_RUN,
+            known_seq=self._known_seq,
+            durable_log_offset=len(self._log),
+            spec=spec,
+        )
+
+    def _desire(self, word: Any, *, full: bool = False) -> None:
+        self._revision += 1
+        self._say(desired=page(self._revision, word, full=full))
 
     def _say(self, **message: Any) -> None:
         self._outgoing.put(gateway_pb2.ConnectResponse(**message))
@@ -143,8 +178,8 @@ def tell(text: str) -> None:
 
 def main() -> None:
     """Serve one run to its end."""
-    bundle, digest = sys.argv[1:]
-    controlplane = ControlPlane(Path(bundle).read_bytes(), digest)
+    bundle, digest, *then = sys.argv[1:]
+    controlplane = ControlPlane(Path(bundle).read_bytes(), digest, *(then or [""]))
     server = grpc.server(ThreadPoolExecutor(8))
     gateway_pb2_grpc.add_AgentGatewayServiceServicer_to_server(controlplane, server)
     tell(f"port {server.add_insecure_port('127.0.0.1:0')}")
