@@ -27,6 +27,9 @@ class Protocols:
 PROTOCOLS = Protocols(1, 2)
 """What this version of Fast-Flow speaks, as a control plane and as an agent."""
 
+HOLDS_RELEASE = 2
+"""From this version on an agent lets no program begin before the control plane has noted that it has the attempt."""
+
 STOPS_UNMASKED = 2
 """From this version on an agent keeps a log back for as long as nobody can tell which secrets to mask in it."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import structlog
-from fastflow.protocol import STOPS_UNMASKED, WAITS
+from fastflow.protocol import HOLDS_RELEASE, STOPS_UNMASKED, WAITS
 from fastflow.service.failpoints import ControlPlanePoint, reach
 
 from fastflow_controlplane.agents.registry import AgentRegistry
@@ -151,7 +151,7 @@ class Assignments:
 
         `protocol` is what the session speaks.
         """
-        await self._close_abandoned(agent_id, reported)
+        await self._close_abandoned(agent_id, reported, protocol)
         await self._mark_doubtful(agent_id, reported)
         await self._give_back_unreadable(agent_id, reported)
         state = await self._store.read(lambda connection: desired.read_all(connection, agent_id, reported))
@@ -246,27 +246,28 @@ class Assignments:
         async with self._logs.open(LogKey(row.key.run_id, row.key.attempt)) as opened:
             return opened.durable
 
-    async def _close_abandoned(self, agent_id: str, reported: Collection[AttemptKey]) -> None:
+    async def _close_abandoned(self, agent_id: str, reported: Collection[AttemptKey], protocol: int) -> None:
         """Ended attempts of which the agent no longer knows: nothing more will come of them."""
         rows = await self._store.read(
             lambda connection: desired.read_abandoned(connection, agent_id, frozenset(reported))
         )
         for row in rows:
             try:
-                await self._close(row)
+                await self._close(row, may_have_begun=bool(row.known_seq) or protocol < HOLDS_RELEASE)
             except StoreUnavailable as error:
                 # The next stream of the agent tries again.
                 log.warning("attempt can not be closed", run=row.key.run_id, attempt=row.key.attempt, why=str(error))
 
-    async def _close(self, row: DesiredRow) -> None:
+    async def _close(self, row: DesiredRow, *, may_have_begun: bool) -> None:
         key = row.key
         async with self._logs.open(LogKey(key.run_id, key.attempt)) as opened:
             end = opened.end
-            if not opened.sealed:
+            if not opened.sealed and (may_have_begun or end):
                 # First: a log that is found sealed counts as delivered.
                 message = "the agent no longer has the attempt; output that was not delivered before is lost"
                 loss = LogLoss("DISK", end, None, self._clock.now(), message)
                 await self._store.write(lambda connection: events.add_own_loss(connection, key, loss))
+            if not opened.sealed:
                 await opened.seal(end)
 
         def close(connection: Connection) -> None:

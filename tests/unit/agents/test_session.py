@@ -195,3 +195,16 @@ async def test_an_agent_that_hangs_up_while_it_is_registered_is_offline_and_its_
     view = await world.registry.get("w")
     assert (view.state, view.session_epoch) == ("SUSPECT", 1)
     assert world.registry.connected() == frozenset()
+
+
+@pytest.mark.parametrize(("protocol", "losses"), [(1, 1), (2, 0)])
+async def test_an_attempt_that_was_lost_before_its_agent_had_it_lost_no_output(
+    world: World, protocol: int, losses: int
+) -> None:
+    await world.dial().greets()
+    key = await world.live_attempt()
+    await world.store.write(lambda connection: lose_all(connection, "id of w", "away", Epochs(0, 1), 0))
+    await world.parts.assignments.all("id of w", [], protocol)
+    run = await world.store.read(lambda connection: runs.read_run(connection, key.run_id))
+    (attempt,) = run.attempts
+    assert (attempt.released, attempt.log_sealed, len(attempt.log_losses)) == (True, True, losses)
