@@ -93,7 +93,6 @@ class Watch:
             await self._signal()
         except RuntimeUnavailable as error:
             self._services.health.engine_refused(error)
-            self._dossier.signal_in_doubt = True
             self._retry_at = self._now() + RETRY_INITIAL_SECONDS
 
     def _cause(self) -> StopCause | None:
@@ -140,7 +139,12 @@ class Watch:
 
     async def _send(self, number: signal.Signals) -> bool:
         log.info("signal", attempt=str(self._dossier.key), signal=number.name)
-        return await self._services.runtime.signal(self._dossier.slot, number)
+        try:
+            return await self._services.runtime.signal(self._dossier.slot, number)
+        except RuntimeUnavailable:
+            # It may have been delivered all the same.
+            self._dossier.signal_in_doubt = True
+            raise
 
     async def _until_news(self, end: asyncio.Future[Any]) -> None:
         history, wishes, due = self._dossier.history, self._dossier.wishes, self._next_due()

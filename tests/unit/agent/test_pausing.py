@@ -124,6 +124,20 @@ async def test_an_engine_that_is_away_freezes_later(world: World) -> None:
     await world.until(lambda: container.frozen, passing=0.5)
 
 
+async def test_a_freeze_that_failed_makes_no_later_cancel_out_of_an_end(world: World) -> None:
+    key, container = await begun(world)
+    world.runtime.unavailable = True
+    await waits(world, key, QUOTA + 1)
+    # It is stopped, and ends by itself, while the engine can not be reached: no signal was ever sent.
+    world.stop(key)
+    await world.clock.advance(1.0)
+    container.finished_at = world.clock.now()
+    world.runtime.end(world.slot(key), 0)
+    world.runtime.unavailable = False
+    await world.forgotten(key)
+    assert world.ended(key).state is State.SUCCEEDED
+
+
 async def test_a_run_that_did_not_ask_for_it_is_never_frozen(world: World) -> None:
     await world.start()
     key = world.assign()
