@@ -54,7 +54,8 @@ class Placing(Protocol):
 class LiveAgent:
     """One agent in memory. Moments are monotonic seconds; `offline_since` = when it became OFFLINE.
 
-    `restored` = it is known from the database alone, and has not dialled in yet.
+    `restored` = it is known from the database alone, and has not dialled in yet. `awaited` = nor had it the time to,
+    so nobody may count on it being away.
     """
 
     row: AgentRow
@@ -62,6 +63,7 @@ class LiveAgent:
     heard: float = 0.0
     broke: float = 0.0
     restored: bool = False
+    awaited: bool = False
     last_seen_time: int = 0
     state: AgentState = AgentState.OFFLINE
     offline_since: float | None = None
@@ -137,7 +139,7 @@ class LiveAgent:
             python_versions=self.facts.runtime.python_versions,
             blocked=self.why,
             connected=self.stream is not None,
-            offline=self.state is AgentState.OFFLINE or bool(self.row.quarantine_reason),
+            offline=(self.state is AgentState.OFFLINE and not self.awaited) or bool(self.row.quarantine_reason),
             draining=self.row.draining,
             environments=frozenset(key for key, result in self.results.items() if result.state == "READY"),
         )

@@ -68,6 +68,7 @@ class AgentRegistry:
                 row,
                 broke=started,
                 restored=True,
+                awaited=self._settings.recovery_window > 0,
                 last_seen_time=row.last_seen_time,
                 offline_since=started,
                 conditions=row.conditions,
@@ -352,6 +353,9 @@ class AgentRegistry:
         self._recovering_since, self._checked = self._recovery_begins(now), now
         for agent in self._agents.values():
             self._judge(agent)
+            if agent.awaited and now - self._recovering_since >= self._settings.recovery_window:
+                agent.awaited = False
+                self._offer(agent)
             if agent.stream is not None and agent.state is AgentState.OFFLINE:
                 log.warning("agent is silent, its stream is cut", agent=agent.facts.name)
                 agent.stream.cut()

@@ -110,6 +110,30 @@ async def test_nobody_waits_for_what_an_agent_in_quarantine_is_to_stop(world: Wo
     assert world.offers.offline["w"]
 
 
+async def test_what_an_agent_is_to_stop_is_waited_for_until_it_had_the_time_to_dial_in(world: World) -> None:
+    await world.connect()
+    settings = world.settings.model_copy(update={"recovery_window": 60.0})
+    registry = world.registry = AgentRegistry(world.store, world.clock, settings, world.offers)
+    await registry.restore()
+    assert world.offers.blocked["w"] == "is offline"
+    assert not world.offers.offline["w"]
+    await world.pass_by(59)
+    assert not world.offers.offline["w"]
+    await world.pass_by(2)
+    assert world.offers.offline["w"]
+
+
+async def test_an_agent_that_left_after_a_restart_is_waited_for_no_longer(world: World) -> None:
+    await world.connect()
+    settings = world.settings.model_copy(update={"recovery_window": 60.0})
+    registry = world.registry = AgentRegistry(world.store, world.clock, settings, world.offers)
+    await registry.restore()
+    agent_id, stream = await world.connect()
+    registry.detach(agent_id, stream)
+    await world.pass_by(11)
+    assert world.offers.offline["w"]
+
+
 async def test_three_missed_heartbeats_make_an_agent_suspect_and_four_cut_its_stream(world: World) -> None:
     agent_id, stream = await world.connect()
     await world.pass_by(14)
