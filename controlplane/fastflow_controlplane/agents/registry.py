@@ -146,9 +146,9 @@ class AgentRegistry:
         return (agent.duplicate,) if agent.duplicate is not None and fresh else ()
 
     def detach(self, agent_id: str, stream: AgentStream) -> None:
-        """A session ended; nothing if a newer one took over."""
-        agent = self._agents[agent_id]
-        if agent.stream is stream:
+        """A session ended; nothing if a newer one took over, of which the agent may be removed since."""
+        agent = self._agents.get(agent_id)
+        if agent is not None and agent.stream is stream:
             agent.stream = None
             agent.broke = self._clock.monotonic()
             self._judge(agent)

@@ -134,6 +134,14 @@ async def test_an_agent_that_left_after_a_restart_is_waited_for_no_longer(world:
     assert world.offers.offline["w"]
 
 
+async def test_a_superseded_stream_may_end_after_its_agent_was_removed(world: World) -> None:
+    agent_id, old = await world.connect()
+    _, new = await world.connect()
+    world.registry.detach(agent_id, new)
+    world.registry.removed(agent_id)
+    world.registry.detach(agent_id, old)
+
+
 async def test_three_missed_heartbeats_make_an_agent_suspect_and_four_cut_its_stream(world: World) -> None:
     agent_id, stream = await world.connect()
     await world.pass_by(14)
