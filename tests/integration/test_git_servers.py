@@ -97,6 +97,20 @@ async def test_a_token_goes_to_no_other_host_in_the_clear() -> None:
     assert may_carry_token(parse_address("http://127.0.0.1:8080/x"))
 
 
+@pytest.mark.parametrize("variable", ["HOME", "XDG_CONFIG_HOME"])
+async def test_the_git_settings_of_a_user_change_nothing(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    other = Origin(tmp_path / "other.git")
+    other.push({"evil/main.py": ""})
+    config = tmp_path / "user" / (".gitconfig" if variable == "HOME" else "git/config")
+    config.parent.mkdir(parents=True)
+    config.write_text(f'[url "{other.url}"]\n\tinsteadOf = {origin.url}\n')
+    monkeypatch.setenv(variable, str(tmp_path / "user"))
+    async with fetching(tmp_path, origin.url) as process:
+        assert await process.fetch(Credentials()) == str(origin.repository.references["refs/heads/main"].target)
+
+
 @pytest.fixture
 def server() -> Iterator[SshServer]:
     with ssh_server() as server:

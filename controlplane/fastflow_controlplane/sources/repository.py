@@ -19,7 +19,7 @@ import structlog
 from fastflow.durable import sync_file, sync_folder
 from fastflow.pipelines.code import Code, CodeFile, open_exactly
 from fastflow.pipelines.folder import Entry, FolderFault, Kind
-from pygit2.enums import FileMode
+from pygit2.enums import ConfigLevel, FileMode
 
 from fastflow_controlplane.sources.powercut import is_intact, note_boot
 
@@ -50,6 +50,9 @@ def open_bare(path: Path) -> pygit2.Repository:
     """
     # Whoever may read the data folder may use its repository: it has neither hooks nor settings of its own.
     pygit2.settings.owner_validation = False
+    for level in (ConfigLevel.GLOBAL, ConfigLevel.XDG, ConfigLevel.SYSTEM, ConfigLevel.PROGRAMDATA):
+        # Nor has it those of the user or the machine, which may have other addresses fetched than are set.
+        pygit2.settings.search_path[level] = ""
     try:
         return _opened(path)
     except pygit2.GitError:
