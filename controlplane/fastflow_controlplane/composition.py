@@ -31,7 +31,7 @@ from fastflow_controlplane.secrets.service import SecretService
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.fetch_process import FetchProcess, Workplace
-from fastflow_controlplane.sources.opening import copy_of, home_of, open_sources
+from fastflow_controlplane.sources.opening import authorities, copy_of, home_of, open_sources
 from fastflow_controlplane.sources.remote import Credentials, credentials_of
 from fastflow_controlplane.sources.retention import CodeRetention
 from fastflow_controlplane.sources.syncing import Fetching, SyncService
@@ -159,7 +159,7 @@ def _fetching(settings: ControlPlaneSettings, secrets: SecretService) -> dict[st
         return credentials_of(await secrets.for_source(source))
 
     data_dir = settings.data_dir.absolute()
-    ca_bundle = str(settings.ca_bundle.absolute()) if settings.ca_bundle else ""
+    ca_bundle = authorities(settings.ca_bundle)
     return {
         source.name: Fetching(
             FetchProcess(

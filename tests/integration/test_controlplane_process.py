@@ -121,6 +121,18 @@ def test_it_says_that_its_port_is_taken(start: Start, environment: dict[str, str
     assert f"{address} can not be listened on" in process.log[-1]["why"]
 
 
+@pytest.mark.parametrize(("content", "why"), [(None, "No such file or directory"), ("text", "it holds no certificate")])
+def test_it_says_that_its_authorities_can_not_be_read(
+    start: Start, environment: dict[str, str], tmp_path: Path, content: str | None, why: str
+) -> None:
+    bundle = tmp_path / "authorities.pem"
+    if content is not None:
+        bundle.write_text(content)
+    process = start({**environment, "FASTFLOW_CA_BUNDLE": str(bundle)})
+    assert process.wait() == 1
+    assert f"the file {bundle}, which ca_bundle names, can not be used: {why}" in process.log[-1]["why"]
+
+
 def test_it_refuses_another_address_than_loopback_without_a_token(environment: dict[str, str]) -> None:
     done = command({**environment, "FASTFLOW_LISTEN": "0.0.0.0:0"}, "serve")
     assert done.returncode == 2

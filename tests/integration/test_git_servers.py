@@ -1,9 +1,11 @@
 """Fetching over the network: from real servers, with right and wrong credentials, and from none."""
 
+import base64
 import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,16 @@ from fastflow_controlplane.sources.fetch_process import FetchFailed, FetchProces
 from fastflow_controlplane.sources.remote import Credentials, Remote, parse_address
 
 from tests.origins import Origin
-from tests.origins.servers import SshServer, http_server, new_host_key, new_key, ssh_server
+from tests.origins.servers import (
+    WANTS_PASSWORD,
+    Answer,
+    SshServer,
+    answering,
+    http_server,
+    new_host_key,
+    new_key,
+    ssh_server,
+)
 
 TOKEN = "t0ken-that-nobody-may-see"
 
@@ -89,12 +100,50 @@ async def test_a_repository_that_is_not_on_the_server_is_told(origin: Origin, tm
                 await process.fetch(Credentials(token=TOKEN))
 
 
-async def test_a_token_goes_to_no_other_host_in_the_clear() -> None:
-    from fastflow_controlplane.sources.remote import may_carry_token
+def wants_password(request: BaseHTTPRequestHandler, body: bytes) -> Answer:
+    return WANTS_PASSWORD
 
-    assert not may_carry_token(parse_address("http://git.example/x"))
-    assert may_carry_token(parse_address("https://git.example/x"))
-    assert may_carry_token(parse_address("http://127.0.0.1:8080/x"))
+
+async def test_a_token_does_not_follow_a_redirect_to_another_host(tmp_path: Path) -> None:
+    with answering(wants_password) as other:
+        elsewhere = other.url.replace("127.0.0.1", "localhost")
+
+        def redirect(request: BaseHTTPRequestHandler, body: bytes) -> Answer:
+            return 302, {"Location": elsewhere + request.path}, b""
+
+        with answering(redirect) as server:
+            async with fetching(tmp_path, f"{server.url}/flows.git") as process:
+                with pytest.raises(FetchFailed, match="sent only to the host of url, and the server asks for it at"):
+                    await process.fetch(Credentials(token=TOKEN))
+    assert other.requests, "the redirect was followed"
+    assert server.authorizations == other.authorizations == []
+
+
+async def test_a_token_is_not_sent_in_the_clear(tmp_path: Path) -> None:
+    with answering(wants_password) as server:
+        # An address of this machine, but none of those that are known to lead nowhere else.
+        url = server.url.replace("127.0.0.1", "0.0.0.0")
+        async with fetching(tmp_path, f"{url}/flows.git") as process:
+            with pytest.raises(FetchFailed, match="the token is sent only encrypted: use https in url"):
+                await process.fetch(Credentials(token=TOKEN))
+    assert server.requests
+    assert server.authorizations == []
+
+
+async def test_a_server_that_repeats_the_token_makes_nobody_see_it(tmp_path: Path) -> None:
+    def repeat(request: BaseHTTPRequestHandler, body: bytes) -> Answer:
+        if "Authorization" not in request.headers:
+            return WANTS_PASSWORD
+        sent = base64.b64decode(request.headers["Authorization"].removeprefix("Basic ")).decode()
+        lines = ("# service=git-upload-pack\n", "", f"ERR no entry for {sent}")
+        packed = "".join(f"{len(line) + 4:04x}{line}" if line else "0000" for line in lines)
+        return 200, {"Content-Type": "application/x-git-upload-pack-advertisement"}, packed.encode()
+
+    with answering(repeat) as server:
+        async with fetching(tmp_path, f"{server.url}/flows.git") as process:
+            with pytest.raises(FetchFailed, match=r"no entry for git:\*\*\*") as caught:
+                await process.fetch(Credentials(token=TOKEN))
+    assert TOKEN not in str(caught.value)
 
 
 @pytest.mark.parametrize("variable", ["HOME", "XDG_CONFIG_HOME"])
@@ -109,6 +158,22 @@ async def test_the_git_settings_of_a_user_change_nothing(
     monkeypatch.setenv(variable, str(tmp_path / "user"))
     async with fetching(tmp_path, origin.url) as process:
         assert await process.fetch(Credentials()) == str(origin.repository.references["refs/heads/main"].target)
+
+
+async def test_a_ca_bundle_that_is_gone_is_told(origin: Origin, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.pem"
+    async with fetching(tmp_path, origin.url, authority=gone) as process:
+        for _ in range(2):
+            with pytest.raises(FetchFailed, match=rf"the file {gone}, which ca_bundle names, can not be used"):
+                await process.fetch(Credentials())
+
+
+async def test_a_full_disk_is_told(origin: Origin, tmp_path: Path) -> None:
+    (tmp_path / "home" / ".ssh").mkdir(parents=True)
+    (tmp_path / "home" / ".ssh" / "known_hosts").symlink_to("/dev/full")
+    async with fetching(tmp_path, origin.url, known_hosts=(new_host_key(22),)) as process:
+        with pytest.raises(FetchFailed, match="is full: nothing was fetched until there is room"):
+            await process.fetch(Credentials())
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,20 +25,29 @@ from cryptography.x509.oid import NameOID
 
 @dataclass
 class HttpServer:
-    """Gives out the repositories in a folder; `requests` are the paths asked for, `authority` its certificate."""
+    """A server on loopback; `requests` are the paths asked for, `authorizations` what came with them to get in.
+
+    `authority` is its certificate.
+    """
 
     url: str
     requests: list[str] = field(default_factory=list)
+    authorizations: list[str] = field(default_factory=list)
     authority: Path | None = None
 
 
+Answer = tuple[int, Mapping[str, str], bytes]
+"""Status, headers and body."""
+
+
 @contextlib.contextmanager
-def http_server(root: Path, token: str, *, certificate: Path | None = None) -> Iterator[HttpServer]:
-    """Serves the repositories in `root` with `git http-backend`, to who sends `token` as password.
+def answering(
+    answer: Callable[[BaseHTTPRequestHandler, bytes], Answer], *, certificate: Path | None = None
+) -> Iterator[HttpServer]:
+    """Answers each request, of which it gets the body, as `answer` says.
 
     With a folder for a `certificate` of its own it is https.
     """
-    expected = base64.b64encode(f"git:{token}".encode()).decode()
     served = HttpServer("")
 
     class Handler(BaseHTTPRequestHandler):
@@ -51,37 +60,13 @@ def http_server(root: Path, token: str, *, certificate: Path | None = None) -> I
             self._answer()
 
         def log_message(self, format: str, *args: Any) -> None:
-            served.requests.append(self.path)
+            pass
 
         def _answer(self) -> None:
-            body = self._body()
-            if token and self.headers.get("Authorization") != f"Basic {expected}":
-                self.send_response(401)
-                self.send_header("WWW-Authenticate", 'Basic realm="git"')
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            path, _, query = self.path.partition("?")
-            environment = {
-                "PATH": os.environ["PATH"],
-                "GIT_PROJECT_ROOT": str(root),
-                "GIT_HTTP_EXPORT_ALL": "1",
-                "PATH_INFO": path,
-                "QUERY_STRING": query,
-                "REQUEST_METHOD": self.command,
-                "CONTENT_TYPE": self.headers.get("Content-Type", ""),
-                "CONTENT_LENGTH": str(len(body)),
-                "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
-                "GIT_CONFIG_COUNT": "1",
-                "GIT_CONFIG_KEY_0": "safe.directory",
-                "GIT_CONFIG_VALUE_0": "*",
-            }
-            done = subprocess.run(
-                ["git", "http-backend"], input=body, env=environment, capture_output=True, timeout=60, check=True
-            )
-            head, _, content = done.stdout.partition(b"\r\n\r\n")
-            headers = dict(line.split(": ", 1) for line in head.decode().splitlines())
-            self.send_response(int(headers.pop("Status", "200").split()[0]))
+            served.requests.append(self.path)
+            served.authorizations.extend(self.headers.get_all("Authorization", []))
+            status, headers, content = answer(self, self._body())
+            self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()
@@ -113,6 +98,46 @@ def http_server(root: Path, token: str, *, certificate: Path | None = None) -> I
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+WANTS_PASSWORD: Answer = (401, {"WWW-Authenticate": 'Basic realm="git"'}, b"")
+
+
+def http_server(
+    root: Path, token: str, *, certificate: Path | None = None
+) -> contextlib.AbstractContextManager[HttpServer]:
+    """Serves the repositories in `root` with `git http-backend`, to who sends `token` as password.
+
+    With a folder for a `certificate` of its own it is https.
+    """
+    expected = base64.b64encode(f"git:{token}".encode()).decode()
+
+    def answer(request: BaseHTTPRequestHandler, body: bytes) -> Answer:
+        if token and request.headers.get("Authorization") != f"Basic {expected}":
+            return WANTS_PASSWORD
+        path, _, query = request.path.partition("?")
+        environment = {
+            "PATH": os.environ["PATH"],
+            "GIT_PROJECT_ROOT": str(root),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+            "REQUEST_METHOD": request.command,
+            "CONTENT_TYPE": request.headers.get("Content-Type", ""),
+            "CONTENT_LENGTH": str(len(body)),
+            "HTTP_CONTENT_ENCODING": request.headers.get("Content-Encoding", ""),
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "safe.directory",
+            "GIT_CONFIG_VALUE_0": "*",
+        }
+        done = subprocess.run(
+            ["git", "http-backend"], input=body, env=environment, capture_output=True, timeout=60, check=True
+        )
+        head, _, content = done.stdout.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().splitlines())
+        return int(headers.pop("Status", "200").split()[0]), headers, content
+
+    return answering(answer, certificate=certificate)
 
 
 @dataclass(frozen=True)

@@ -90,10 +90,7 @@ class FetchProcess:
             await process.stdin.drain()
         line = await process.stdout.readline()
         if not line.endswith(b"\n"):
-            raise FetchFailed(
-                f"the fetch was cut off: its process {_end_of(await process.wait())}; it is tried again. "
-                "If it stays so over ssh with an RSA key, take an ed25519 one"
-            )
+            raise FetchFailed(self._cut_off(await process.wait()))
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -107,6 +104,8 @@ class FetchProcess:
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     limit=MAX_ANSWER_BYTES,
+                    # Ctrl-C in a terminal is for the control plane, which ends this process in its own time.
+                    start_new_session=True,
                     env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
                 )
             except OSError as fault:
@@ -115,6 +114,13 @@ class FetchProcess:
                     "processes and open files"
                 ) from None
         return self._process
+
+    def _cut_off(self, code: int) -> str:
+        ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        told = f"the fetch was cut off: its process {ended}; it is tried again"
+        if code < 0 and self._remote.address.transport == "ssh":
+            return f"{told}. If it stays so with an RSA key, take an ed25519 one"
+        return told if code < 0 else f"{told}. The control plane's log tells more"
 
     def _request(self, credentials: Credentials) -> bytes:
         # Through a pipe: arguments and the environment of a process can be read by others.
@@ -131,7 +137,3 @@ class FetchProcess:
             "ssh_key": credentials.ssh_key,
         }
         return json.dumps(request).encode() + b"\n"
-
-
-def _end_of(code: int) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

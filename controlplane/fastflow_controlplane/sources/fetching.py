@@ -11,9 +11,11 @@ import json
 import os
 import queue
 import re
+import resource
 import shutil
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,6 @@ from fastflow_controlplane.sources.packs import adopt_packs, join_packs, remove_
 from fastflow_controlplane.sources.remote import (
     SSH_KEY_SECRET,
     TOKEN_SECRET,
-    Address,
     Credentials,
     Remote,
     may_carry_token,
@@ -59,11 +60,19 @@ class FetchFault(Exception):
 
 def main() -> None:
     """Serves fetches until the input ends."""
+    # It would hold the credentials.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
-    while True:
-        answer = json.dumps(_serve(json.loads(requests.get())))
-        os.write(sys.stdout.fileno(), answer.encode() + b"\n")
+    try:
+        while True:
+            answer = json.dumps(_serve(json.loads(requests.get())))
+            os.write(sys.stdout.fileno(), answer.encode() + b"\n")
+    except BaseException:  # noqa: BLE001 - told, and then the process ends
+        traceback.print_exc()
+    finally:
+        # The interpreter's own end would collide with the thread that listens, and abort.
+        os._exit(1)
 
 
 def _listen(requests: "queue.SimpleQueue[bytes]") -> None:
@@ -77,9 +86,11 @@ def _serve(request: Mapping[str, Any]) -> dict[str, str]:
     address = parse_address(request["url"])
     remote = Remote(request["source"], address, request["branch"], tuple(request["known_hosts"]))
     credentials = Credentials(request["token"], request["ssh_key"])
-    configure(Path(request["home"]), remote.known_hosts, request["ca_bundle"])
+    copy = Path(request["path"])
     try:
-        return {"commit": fetch(Path(request["path"]), remote, credentials)}
+        with _explained(copy, remote, credentials):
+            configure(Path(request["home"]), remote.known_hosts, request["ca_bundle"])
+            return {"commit": fetch(copy, remote, credentials)}
     except FetchFault as fault:
         return {"fault": str(fault)}
 
@@ -88,8 +99,8 @@ def _serve(request: Mapping[str, Any]) -> dict[str, str]:
 def configure(home: Path, known_hosts: tuple[str, ...], ca_bundle: str) -> None:
     """Sets what libgit2 holds once per process.
 
-    `home` becomes its home folder, so no settings of the user that runs this process change what is fetched. SSH host
-    keys are checked against `known_hosts` alone; certificates against the file `ca_bundle`, "" = the system's.
+    `home` becomes its home folder, where it looks for host keys of SSH servers: they are checked against `known_hosts`
+    alone; certificates against the file `ca_bundle`, "" = the system's. Raises FetchFault where that can not be read.
     """
     ssh = home / ".ssh"
     ssh.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -98,15 +109,18 @@ def configure(home: Path, known_hosts: tuple[str, ...], ca_bundle: str) -> None:
     pygit2.settings.server_connect_timeout = CONNECT_SECONDS * 1000
     pygit2.settings.server_timeout = SILENT_SECONDS * 1000
     if ca_bundle:
-        pygit2.settings.set_ssl_cert_locations(ca_bundle, None)
+        try:
+            pygit2.settings.set_ssl_cert_locations(ca_bundle, None)
+        except pygit2.GitError as fault:
+            raise FetchFault(f"the file {ca_bundle}, which ca_bundle names, can not be used: {fault}") from None
 
 
 def fetch(path: Path, remote: Remote, credentials: Credentials) -> str:
     """Brings all branches and tags of a remote into the copy at `path`; returns the commit of the branch to follow.
 
-    All that was fetched is on disk then. Raises FetchFault; what the copy had stays.
+    All that was fetched is on disk then. Raises FetchFault, and what libgit2 and the disk do; what the copy had stays.
     """
-    with _explained(path, remote, credentials), contextlib.closing(Mirror(path)) as mirror:
+    with contextlib.closing(Mirror(path)) as mirror:
         _remove_leftovers(path)
         if mirror.is_damaged:
             _make_whole(mirror, remote, credentials)
@@ -202,8 +216,14 @@ class _Callbacks(pygit2.RemoteCallbacks):
                 "the server wants a token and there is none, or there is no such repository: check url, or "
                 + self._store(TOKEN_SECRET)
             )
-        if not may_carry_token(address) or not _same_host(url, address):
-            raise FetchFault("the token is sent only encrypted, and only to the host of url: use https in url")
+        asked = parse_address(url)
+        if asked.host != address.host:
+            raise FetchFault(
+                f"the token is sent only to the host of url, and the server asks for it at {asked.url}: if that is "
+                "right, use it as url"
+            )
+        if not may_carry_token(asked):
+            raise FetchFault("the token is sent only encrypted: use https in url")
         self._offer("token", TOKEN_SECRET)
         return pygit2.UserPass("git", secrets.token)
 
@@ -245,10 +265,6 @@ def _keypair(user: str, text: str) -> pygit2.Keypair:
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
     return pygit2.KeypairFromMemory(user, public.decode(), private.decode(), "")
-
-
-def _same_host(url: str, address: Address) -> bool:
-    return re.match(rf"https?://\[?{re.escape(address.host)}\]?(?:[:/]|$)", url) is not None
 
 
 @contextlib.contextmanager

@@ -1,11 +1,12 @@
 """Opens the sources that the settings name."""
 
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
 from fastflow.pipelines.metadata import Limits
 
-from fastflow_controlplane.errors import FastFlowError
+from fastflow_controlplane.errors import FailedPrecondition, FastFlowError
 from fastflow_controlplane.sources.git import GitSource
 from fastflow_controlplane.sources.mirror import Mirror
 from fastflow_controlplane.sources.mounted import MountedFolder
@@ -28,6 +29,23 @@ def copy_of(data_dir: Path, source: str) -> Path:
 def home_of(data_dir: Path, source: str) -> Path:
     """Returns the folder that libgit2 takes for its home while it fetches a source."""
     return place_of(data_dir, source) / "home"
+
+
+def authorities(ca_bundle: Path | None) -> str:
+    """Returns the file of the certificate authorities that Git servers are checked with, "" = the system's.
+
+    Raises FailedPrecondition where it can not be used.
+    """
+    if ca_bundle is None:
+        return ""
+    try:
+        ssl.create_default_context(cafile=ca_bundle)
+    except OSError as fault:
+        why = "it holds no certificate" if isinstance(fault, ssl.SSLError) else fault.strerror
+        raise FailedPrecondition(
+            f"the file {ca_bundle}, which ca_bundle names, can not be used: {why}; name a PEM file of certificates"
+        ) from None
+    return str(ca_bundle.absolute())
 
 
 def open_sources(settings: Sequence[SourceSettings], data_dir: Path, defaults: Limits) -> dict[str, Source]:

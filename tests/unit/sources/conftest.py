@@ -25,6 +25,7 @@ from tests.origins import Origin
 
 DEFAULTS = Limits(cpu_hard_milli_cores=500, memory_hard_bytes=128 * 1024**2)
 PATIENCE_SECONDS = 30.0
+FETCH_SECONDS = 60.0
 LATER_NS = 3600 * 1_000_000_000
 
 
@@ -105,13 +106,11 @@ class Followed:
 
 
 @asynccontextmanager
-async def follow(
-    origin: Origin, data: Path, *, branch: str = "", folder: str = "", seconds: float = 60.0
-) -> AsyncIterator[Followed]:
+async def follow(origin: Origin, data: Path, *, branch: str = "", folder: str = "") -> AsyncIterator[Followed]:
     mirror = Mirror(data / "repository.git")
     source = GitSource("git", origin.url, folder, mirror, DEFAULTS)
     remote = Remote("git", parse_address(origin.url), branch)
-    process = FetchProcess(remote, Workplace(data / "repository.git", data / "home"), seconds)
+    process = FetchProcess(remote, Workplace(data / "repository.git", data / "home"), FETCH_SECONDS)
     catalog = Catalog({"git": source}, data, set, ManualClock())
     try:
         yield Followed(origin, source, catalog, process)

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import resource
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,13 +23,19 @@ from tests.origins import Origin
 from tests.unit.sources.conftest import DEFAULTS, PATIENCE_SECONDS, Followed, at_rest, follow, make
 
 
-async def test_a_fetch_that_takes_too_long_is_ended_and_the_next_one_works(origin: Origin, tmp_path: Path) -> None:
-    origin.push({"a/main.py": ""})
-    async with follow(origin, tmp_path, seconds=0.001) as hasty:
-        with pytest.raises(FetchFailed, match=r"longer than 0\.001 s and was ended"):
-            await hasty.sync()
-    async with follow(origin, tmp_path) as patient:
-        assert (await patient.sync()).added == ("a",)
+async def test_a_fetch_that_takes_too_long_is_ended_and_the_next_one_works(followed: Followed) -> None:
+    followed.origin.push({"a/main.py": ""})
+    await followed.sync()
+    stuck, patience = followed.process._process, followed.process._seconds
+    assert stuck is not None
+    stuck.send_signal(signal.SIGSTOP)
+    followed.process._seconds = 0.05
+    with pytest.raises(FetchFailed, match=r"longer than 0\.05 s and was ended"):
+        await followed.sync()
+    assert stuck.returncode == -signal.SIGKILL
+    followed.process._seconds = patience
+    followed.origin.push({"b/main.py": ""})
+    assert (await followed.sync()).added == ("b",)
 
 
 async def test_a_fetch_whose_process_dies_leaves_the_last_good_state(followed: Followed) -> None:
@@ -58,6 +66,28 @@ async def test_the_process_that_fetches_knows_no_setting_of_the_control_plane(
     process = followed.process._process
     assert process is not None
     assert b"t0ken-of-the-api" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+
+
+async def test_the_process_that_fetches_leaves_no_core_and_hears_no_ctrl_c(followed: Followed) -> None:
+    followed.origin.push({"a/main.py": ""})
+    await followed.sync()
+    process = followed.process._process
+    assert process is not None
+    assert resource.prlimit(process.pid, resource.RLIMIT_CORE) == (0, 0)
+    assert os.getsid(process.pid) == process.pid != os.getsid(0)
+
+
+async def test_a_fault_that_nobody_foresaw_ends_the_process_and_says_where_it_is_told(
+    followed: Followed, capfd: pytest.CaptureFixture[str]
+) -> None:
+    process = await followed.process._running()
+    assert process.stdin is not None
+    process.stdin.write(b"[]\n")
+    with pytest.raises(FetchFailed, match=r"its process ended with exit code 1; .* The control plane's log tells more"):
+        await followed.sync()
+    assert "Traceback" in capfd.readouterr().err
+    followed.origin.push({"a/main.py": ""})
+    assert (await followed.sync()).added == ("a",)
 
 
 async def test_a_process_that_can_not_be_started_is_told(
