@@ -1,13 +1,19 @@
-"""Two worker hosts of one control plane: rolling upgrade, wrong clocks, reboots, and runs that move to the other."""
+"""Two worker hosts of one control plane: rolling upgrade, wrong clocks, reboots, and runs that move to the other.
+
+One of them is a host like most real ones, with systemd and the agent's delivered unit: what cuts runs short is tried
+there.
+"""
 
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from tests.cluster.scenarios import TICKER, terminal_facts, ticker_log
 from tests.hosts.lab.cluster import AGENT_READY_TIMEOUT, HostAgent, HostCluster
+from tests.hosts.lab.init import PLAIN, SYSTEMD
 from tests.hosts.lab.lab import Lab
 
 TICKS = 1000
@@ -22,7 +28,9 @@ LOST_AFTER = 30
 UNTIL_LOST = HEARTBEAT * MISSED + LOST_AFTER
 """Seconds from a host's last sign of life until its runs are LOST; an agent that is restarted is back sooner."""
 OVERHEAD = 2.0
-"""Seconds that LOST may come later than that."""
+"""Seconds that LOST may come later than that, and the next placement later than LOST."""
+START = 30.0
+"""Seconds for a container of a guest to run user code: four to nine on a quiet machine, where real hosts take one."""
 
 NEXT_VERSION = """
 cd /opt/fastflow/lib/python3*/site-packages/fast_flow-*.dist-info
@@ -48,7 +56,8 @@ def cluster(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host
 @pytest.fixture(scope="module")
 def _hosts(cluster: HostCluster) -> Iterator[list[HostAgent]]:
     # One run fills a host, so that two runs are on two hosts.
-    hosts = [cluster.add_host(name, FASTFLOW_SLOTS="1") for name in ("fleet-1", "fleet-2")]
+    kinds = {"fleet-plain": PLAIN, "fleet-systemd": SYSTEMD}
+    hosts = [cluster.add_host(name, init, FASTFLOW_SLOTS="1") for name, init in kinds.items()]
     for host in hosts:
         host.guest.power_on()
     for host in hosts:
@@ -61,7 +70,7 @@ def _hosts(cluster: HostCluster) -> Iterator[list[HostAgent]]:
 
 @pytest.fixture
 def hosts(_hosts: list[HostAgent]) -> list[HostAgent]:
-    """Two hosts with room for one run each, without runs, brought back if a test broke them."""
+    """Two hosts with room for one run each, without runs, brought back if a test broke them; the last has systemd."""
     for host in _hosts:
         host.recover()
     return _hosts
@@ -115,6 +124,7 @@ def test_a_host_that_is_rebooted_in_order_ends_its_run_with_host_reboot(
     cluster: HostCluster, hosts: list[HostAgent]
 ) -> None:
     runs = tickers(cluster, 1000)
+    # Not the one with systemd, which is away for longer than LOST_AFTER: see test_systemd.
     rebooted, other = hosts
     rebooted.power_off()
     rebooted.boot()
@@ -126,14 +136,23 @@ def test_a_host_that_is_rebooted_in_order_ends_its_run_with_host_reboot(
 
 
 def test_a_run_whose_host_lost_its_power_is_lost_in_time_and_runs_on_the_other_host(
-    cluster: HostCluster, hosts: list[HostAgent]
+    cluster: HostCluster, hosts: list[HostAgent], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, run, victim, other = moving(cluster, hosts)
+    other, victim = hosts
+    run, first = moving(cluster, victim, other)
     begun = time.monotonic()
     victim.power_cut()
-    shown = attempt_state(cluster, run, 1, "LOST")
-    assert time.monotonic() - begun <= UNTIL_LOST + OVERHEAD
+    attempt_state(cluster, run, 1, "LOST")
+    lost = time.monotonic() - begun
     shown = attempt_state(cluster, run, 2, "RUNNING")
+    retried = time.monotonic() - begun
+    placed = seconds_between(shown["attempts"][0]["end_time"], shown["attempts"][1]["assign_time"])
+    with capsys.disabled():
+        print(f"\nbeyond {UNTIL_LOST} s from the power cut: {lost - UNTIL_LOST:+.1f} s to LOST, ", end="")
+        print(f"{placed:.1f} s more to the next placement, {retried - UNTIL_LOST:+.1f} s to RUNNING on the other host")
+    assert lost <= UNTIL_LOST + OVERHEAD
+    assert placed <= OVERHEAD
+    assert retried <= UNTIL_LOST + OVERHEAD + START
     assert [attempt["agent"] for attempt in shown["attempts"]] == [victim.name, other.name]
     # As long as its host is away, nothing more of the first attempt's log can come.
     shown = cluster.wait_for_state(run, "FAILED", SECONDS)
@@ -146,12 +165,14 @@ def test_a_run_whose_host_lost_its_power_is_lost_in_time_and_runs_on_the_other_h
     assert ticker_log(TICKS).startswith(first)
     assert cluster.ffctl("logs", run, "--attempt", "1").stdout.startswith(first)
     assert (shown["state"], shown["attempt"]) == ("RUN_STATE_FAILED", 2)
+    assert_nothing_left(cluster, victim)
 
 
 def test_a_run_on_a_host_cut_off_for_too_long_moves_and_what_still_ran_there_is_stopped(
     cluster: HostCluster, hosts: list[HostAgent]
 ) -> None:
-    first, run, victim, _ = moving(cluster, hosts)
+    other, victim = hosts
+    run, first = moving(cluster, victim, other)
     victim.partition()
     attempt_state(cluster, run, 2, "RUNNING")
     assert victim.run("docker ps --quiet").stdout, "nobody can stop what runs on a host out of reach"
@@ -165,17 +186,30 @@ def test_a_run_on_a_host_cut_off_for_too_long_moves_and_what_still_ran_there_is_
     stored = cluster.ffctl("logs", run, "--attempt", "1").stdout
     assert len(first) < len(stored)
     assert ticker_log(TICKS).startswith(stored)
-    cluster.until(lambda: not victim.run("docker ps --all --quiet").stdout, 30, "the container to be removed")
+    assert_nothing_left(cluster, victim)
 
 
-def moving(cluster: HostCluster, hosts: list[HostAgent]) -> tuple[bytes, str, HostAgent, HostAgent]:
-    """Starts a run that is to move when lost; returns its log so far, its id, its host, and the other."""
+def moving(cluster: HostCluster, victim: HostAgent, other: HostAgent) -> tuple[str, bytes]:
+    """Starts a run on `victim` that is to move to `other` when lost; returns its id and its log so far."""
     cluster.add_pipeline("moving", TICKER, pipeline={"retry_on": ["lost"]})
+    assert cluster.ffctl("agents", "drain", other.name).exit_code == 0
     run = cluster.run("moving", "--env", f"TICKS={TICKS}")
     cluster.wait_for_log(run, b"tick 20 ", SECONDS)
-    first = cluster.log(run)
-    victim = next(host for host in hosts if host.name == cluster.show(run)["attempts"][0]["agent"])
-    return first, run, victim, next(host for host in hosts if host is not victim)
+    assert cluster.ffctl("agents", "resume", other.name).exit_code == 0
+    assert cluster.show(run)["attempts"][0]["agent"] == victim.name
+    return run, cluster.log(run)
+
+
+def assert_nothing_left(cluster: HostCluster, host: HostAgent) -> None:
+    """The host keeps no container, and no group of one, in either layout of control groups."""
+    left = "docker ps --all --quiet; ls -d /sys/fs/cgroup/fastflow/?* /sys/fs/cgroup/fastflow.slice/fastflow-* 2>&-"
+    what = f"containers and groups on {host.name} to be removed"
+    cluster.until(lambda: not host.run(left, check=False).stdout, 30, what)
+
+
+def seconds_between(earlier: str, later: str) -> float:
+    """Seconds from one time that `ffctl` shows to another."""
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
 
 
 def attempt_state(cluster: HostCluster, run: str, number: int, state: str) -> dict[str, Any]:

@@ -73,14 +73,15 @@ class HostCluster(Cluster):
             VARIABLE: f"@{FAIL_POINTS}",
         }
         guest.write(init.agent_settings, shell_assignments({**defaults, **settings}))
-        return HostAgent(guest, self)
+        return HostAgent(guest, init, self)
 
 
 class HostAgent:
     """A worker host: one guest whose agent starts with it."""
 
-    def __init__(self, guest: Guest, cluster: HostCluster) -> None:
+    def __init__(self, guest: Guest, init: Init, cluster: HostCluster) -> None:
         self.guest = guest
+        self._init = init
         self._cluster = cluster
 
     @property
@@ -127,7 +128,7 @@ class HostAgent:
     def start_agent(self) -> None:
         """Start the agent again, after `stop_agent` or `kill_agent`, and wait as `boot` does."""
         before = self._session()
-        self.guest.run("setsid --fork /lab/start-agent </dev/null >/dev/console 2>&1")
+        self.guest.run(self._init.start_agent)
         self._wait_for_session_after(before)
 
     def power_cut(self) -> None:
@@ -178,14 +179,11 @@ class HostAgent:
 
     def _check_agent(self) -> None:
         """Raise LabError when the agent was started and has ended."""
-        ended = 'pid=$(cat /run/fastflow-agent.pid 2>/dev/null) && [ ! -d "/proc/$pid" ]'
-        if self.guest.run(ended, check=False).exit_code == 0:
+        if self.guest.run(self._init.agent_died, check=False).exit_code == 0:
             raise LabError(f"the agent of {self.name} has ended; its log:", output=self.log())
 
     def _agent_lives(self) -> bool:
-        return self.guest.run('[ -d "/proc/$(cat /run/fastflow-agent.pid)" ]', check=False).exit_code == 0
+        return self.guest.run(self._init.agent_lives, check=False).exit_code == 0
 
     def _end_agent(self, signal: str) -> None:
-        kill = f'pid=$(cat /run/fastflow-agent.pid) && kill -{signal} "$pid"'
-        gone = 'while [ -d "/proc/$pid" ]; do sleep 0.1; done; rm /run/fastflow-agent.pid'
-        self.guest.run(f"{kill} && {gone}", timeout=AGENT_STOP_TIMEOUT)
+        self.guest.run(self._init.end_agent.format(signal=signal), timeout=AGENT_STOP_TIMEOUT)

@@ -157,7 +157,7 @@ class Guest:
         """Shut down in order: SIGTERM to the agent, stop of the Docker engine, disks synced, power off."""
         if self._kernel is None or not self._kernel.is_alive():
             return
-        self.run(["setsid", "--fork", "/lab/power-off"])
+        self.run(self._init.power_off)
         try:
             self._kernel.wait(POWER_OFF_TIMEOUT)
         except LabError:

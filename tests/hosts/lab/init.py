@@ -23,6 +23,19 @@ class Init:
     agent_settings: str
     """File with the agent's settings, as shell assignments."""
 
+    power_off: str
+    """Shell command that begins an orderly shutdown; like all below it returns at once, or when it is done."""
+
+    start_agent: str
+    end_agent: str
+    """Has `{signal}`, and returns when the agent is gone for good."""
+
+    agent_lives: str
+    """Exits 0 while it does."""
+
+    agent_died: str
+    """Exits 0 when the agent was started and has ended, though nobody ended it."""
+
     systemd: bool = False
 
     def lay(self, root: Path) -> None:
@@ -40,7 +53,19 @@ class Init:
         shutil.copyfile(inside / "agent-log.conf", units / "fastflow-agent.service.d/log.conf")
 
 
-PLAIN = Init(("init=/lab/guest-init",), "/var/lib/fastflow", "/lab/agent.env")
+PLAIN = Init(
+    ("init=/lab/guest-init",),
+    "/var/lib/fastflow",
+    "/lab/agent.env",
+    power_off="setsid --fork /lab/power-off",
+    start_agent="setsid --fork /lab/start-agent </dev/null >/dev/console 2>&1",
+    end_agent="""
+        pid=$(cat /run/fastflow-agent.pid) && kill -{signal} "$pid" &&
+        while [ -d "/proc/$pid" ]; do sleep 0.1; done && rm /run/fastflow-agent.pid
+    """,
+    agent_lives='[ -d "/proc/$(cat /run/fastflow-agent.pid)" ]',
+    agent_died='pid=$(cat /run/fastflow-agent.pid 2>/dev/null) && [ ! -d "/proc/$pid" ]',
+)
 """A script: Docker's engine with its cgroupfs driver and the agent, up in half the time."""
 
 SYSTEMD = Init(
@@ -48,6 +73,13 @@ SYSTEMD = Init(
     ("init=/lib/systemd/systemd", "systemd.unified_cgroup_hierarchy=1", "systemd.mask=getty@tty1.service"),
     "/var/lib/fastflow-agent",
     "/etc/fastflow/agent.env",
+    power_off="systemctl poweroff --no-block",
+    start_agent="systemctl start fastflow-agent",
+    # The unit would start the agent anew; the stop keeps it from that, and waits.
+    end_agent="systemctl kill --kill-who=main --signal={signal} fastflow-agent && systemctl stop fastflow-agent",
+    agent_lives="systemctl is-active --quiet fastflow-agent",
+    # The unit restarts what ends. A start by hand begins to count anew.
+    agent_died='[ "$(systemctl show --property=NRestarts --value fastflow-agent)" -gt 0 ]',
     systemd=True,
 )
 """systemd: Docker's engine with its systemd cgroup driver, and the agent as the unit that is delivered."""
