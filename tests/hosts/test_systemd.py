@@ -17,6 +17,16 @@ HOG = """
     blocks = []
     while True: blocks.append(bytearray(8 << 20))
 """
+FILLER = """
+    written = 0
+    try:
+        with open("/fastflow/env/filler", "wb", buffering=0) as file:
+            while written < 200 << 20: written += file.write(bytes(1 << 20))
+    except OSError:
+        pass
+    print(written)
+"""
+ENVIRONMENTS = "findmnt --noheadings --output TARGET,FSTYPE,OPTIONS,ID /run/fastflow/env"
 SECONDS = 120.0
 """For one run in a guest: five to fifteen on a quiet machine."""
 
@@ -60,14 +70,33 @@ def test_a_restart_of_the_unit_harms_no_run_and_nothing_of_it_stays(
     cluster: HostCluster, host_agent: HostAgent
 ) -> None:
     cluster.add_pipeline("ticker", TICKER)
-    run = cluster.run("ticker", "--env", "TICKS=150")
+    run = cluster.run("ticker", "--env", "TICKS=300")
     cluster.wait_for_log(run, b"tick 5 ", SECONDS)
-    host_agent.run("systemctl restart fastflow-agent")
+    environments = host_agent.run(ENVIRONMENTS).stdout
+    for _ in range(2):
+        host_agent.run("systemctl restart fastflow-agent")
+    assert host_agent.run(ENVIRONMENTS).stdout == environments, "the same file system as before"
     shown = cluster.finish(run, SECONDS)
     assert (shown["state"], shown["exit_code"], shown["attempt"]) == ("RUN_STATE_FAILED", 7, 1)
-    assert cluster.log(run) == ticker_log(150)
+    assert cluster.log(run) == ticker_log(300)
     left = "systemctl list-units --no-legend --plain 'fastflow-*.slice'; docker ps --all --quiet"
     cluster.until(lambda: not host_agent.run(left).stdout, 30, "slices and containers to be removed")
+
+
+def test_a_run_that_fills_the_folder_of_its_environment_takes_nothing_of_the_hosts_run(
+    cluster: HostCluster, host_agent: HostAgent
+) -> None:
+    free = "stat --file-system --format '%f %S' /run"
+    before, block = map(int, host_agent.run(free).stdout.split())
+    cluster.add_pipeline("filler", FILLER, pipeline={"mem_hard_limit": "512m"})
+    shown = cluster.finish(run := cluster.run("filler"), SECONDS)
+    assert shown["state"] == "RUN_STATE_SUCCEEDED", cluster.log(run)
+    assert int(cluster.log(run)) <= 64 * MIB
+    assert (before - int(host_agent.run(free).stdout.split()[0])) * block < 4 * MIB
+    cluster.add_pipeline("next", "print('begun')")
+    assert cluster.finish(cluster.run("next"), SECONDS)["state"] == "RUN_STATE_SUCCEEDED", (
+        "what was filled is free again"
+    )
 
 
 def test_the_limit_and_the_verdict_hold_with_crun_which_lays_a_group_of_its_own_below_dockers(

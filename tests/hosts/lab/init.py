@@ -46,7 +46,9 @@ class Init:
         (root / "etc/docker").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(inside / "daemon.json", root / "etc/docker/daemon.json")
         (units / "multi-user.target.wants").mkdir(parents=True, exist_ok=True)
-        for unit in (*inside.glob("*.service"), REPOSITORY / "deploy/systemd/fastflow-agent.service"):
+        delivered = REPOSITORY / "deploy/systemd"
+        shutil.copyfile(delivered / "run-fastflow-env.mount", units / "run-fastflow-env.mount")
+        for unit in (*inside.glob("*.service"), delivered / "fastflow-agent.service"):
             shutil.copyfile(unit, units / unit.name)
             (units / "multi-user.target.wants" / unit.name).symlink_to(f"../{unit.name}")
         (units / "fastflow-agent.service.d").mkdir()
