@@ -1,10 +1,11 @@
 """A host like most real ones: systemd, Docker with its systemd cgroup driver, and the agent as the delivered unit."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.scenarios import TICKER, ticker_log
+from tests.cluster.scenarios import TICKER, terminal_facts, ticker_log
 from tests.hosts.lab.cluster import HostAgent, HostCluster
 from tests.hosts.lab.init import SYSTEMD
 from tests.hosts.lab.lab import Lab
@@ -34,7 +35,8 @@ SECONDS = 120.0
 @pytest.fixture(scope="module")
 def cluster(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCluster]:
     """A control plane for this host alone, so that no run is placed on another."""
-    with HostCluster(lab, tmp_path_factory.mktemp("systemd")) as cluster:
+    # Nothing is LOST meanwhile: this host takes most of a minute to be back after a reboot.
+    with HostCluster(lab, tmp_path_factory.mktemp("systemd"), FASTFLOW_LOST_AFTER="300") as cluster:
         cluster.controlplane.start()
         yield cluster
 
@@ -97,6 +99,27 @@ def test_a_run_that_fills_the_folder_of_its_environment_takes_nothing_of_the_hos
     assert cluster.finish(cluster.run("next"), SECONDS)["state"] == "RUN_STATE_SUCCEEDED", (
         "what was filled is free again"
     )
+
+
+def test_an_orderly_reboot_stops_the_agent_before_its_containers_and_ends_the_run_with_host_reboot(
+    cluster: HostCluster, host_agent: HostAgent
+) -> None:
+    cluster.add_pipeline("ticker", TICKER)
+    run = cluster.run("ticker", "--env", "TICKS=20000")
+    cluster.wait_for_log(run, b"tick 5 ", SECONDS)
+    before = len(host_agent.guest.console())
+    host_agent.power_off()
+    told = re.sub(r"\x1b\[[0-9;]*m", "", host_agent.guest.console()[before:])
+    until_agent_stopped, _, _ = told.partition("Stopped fastflow-agent")
+    assert "Stopping fastflow-agent" in until_agent_stopped
+    assert not re.findall(r"docker-[0-9a-f]{8}|Removed slice fastflow", until_agent_stopped)
+    host_agent.boot()
+    shown = cluster.finish(run, SECONDS)
+    assert (shown["state"], shown["reason"], shown["attempt"]) == ("RUN_STATE_FAILED", "REASON_HOST_REBOOT", 1)
+    assert ticker_log(20000).startswith(cluster.log(run))
+    assert terminal_facts(cluster, shown["id"]) == 1
+    left = "docker ps --all --quiet; ls -d /sys/fs/cgroup/fastflow.slice/fastflow-* 2>&-"
+    cluster.until(lambda: not host_agent.run(left, check=False).stdout, 30, "slices and containers to be removed")
 
 
 def test_the_limit_and_the_verdict_hold_with_crun_which_lays_a_group_of_its_own_below_dockers(

@@ -47,7 +47,9 @@ class Init:
         shutil.copyfile(inside / "daemon.json", root / "etc/docker/daemon.json")
         (units / "multi-user.target.wants").mkdir(parents=True, exist_ok=True)
         delivered = REPOSITORY / "deploy/systemd"
-        shutil.copyfile(delivered / "run-fastflow-env.mount", units / "run-fastflow-env.mount")
+        for unit in ("run-fastflow-env.mount", "fastflow.slice"):
+            shutil.copyfile(delivered / unit, units / unit)
+        shutil.copytree(delivered / "fastflow-.slice.d", units / "fastflow-.slice.d")
         for unit in (*inside.glob("*.service"), delivered / "fastflow-agent.service"):
             shutil.copyfile(unit, units / unit.name)
             (units / "multi-user.target.wants" / unit.name).symlink_to(f"../{unit.name}")
