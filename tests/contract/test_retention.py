@@ -2,7 +2,9 @@
 
 from functools import partial
 
+import pytest
 from fastflow.ids import new_id
+from fastflow_controlplane.logs.retention import StoredLog
 from fastflow_controlplane.logs.store import LogKey
 from fastflow_controlplane.runs.model import AttemptKey
 from fastflow_controlplane.runs.states import RunState
@@ -74,6 +76,50 @@ async def test_a_run_that_was_lost_with_an_agent_that_an_operator_removed_can_be
     (run,) = await store.read(partial(retention.read_oldest, pipeline="hello", after="", limit=9))
     assert [attempt.settled for attempt in run.attempts] == [True]
     assert await store.write(remove) == [key.run_id]
+
+
+async def test_the_log_of_an_attempt_is_looked_at_until_its_agent_delivered_it(store: Store) -> None:
+    rows = Rows(store)
+    agent, live = await rows.assigned()
+    unsealed = partial(retention.read_unsealed_logs, after=LogKey("", 0), limit=9)
+    assert await store.read(unsealed) == []
+    await rows.lose(agent)
+    log = LogKey(live.run_id, 1)
+    assert await store.read(unsealed) == [StoredLog(log, 0)]
+    etag = (await rows.view(live.run_id)).etag
+    await store.write(partial(retention.note_log_bytes, logs=[StoredLog(log, 5)]))
+    assert await store.read(unsealed) == [StoredLog(log, 5)]
+    assert await store.read(retention.read_log_bytes) == 5
+    assert (await rows.view(live.run_id)).etag != etag
+    await rows.seal(live)
+    # Looked at before, noted after.
+    await store.write(partial(retention.note_log_bytes, logs=[StoredLog(log, 6)]))
+    assert await store.read(unsealed) == []
+    assert (await rows.newest(live.run_id)).log_bytes == 7
+
+
+@pytest.mark.parametrize("gone", ["before", "after"])
+async def test_an_agent_that_returns_forgets_what_was_lost_with_it_though_the_log_was_removed(
+    store: Store, gone: str
+) -> None:
+    rows = Rows(store)
+    agent, key = await rows.assigned()
+    journal, log = Journal(key), LogKey(key.run_id, 1)
+    await rows.apply(agent, [journal.moved(RunState.RUNNING)])
+    await rows.lose(agent)
+    if gone == "before":
+        await rows.apply(agent, [journal.gone()])
+    remove = partial(retention.remove_logs, keys=[log], setting="s", now=NOW)
+    assert await store.write(remove) == []
+    await store.write(lambda each: agents.remove(each, agent.facts.agent_id, NOW))
+    assert [
+        stored.key for stored in await store.read(partial(retention.read_oldest_logs, after=LogKey("", 0), limit=9))
+    ] == [log]
+    assert await store.write(remove) == [log]
+    back = await rows.agent()
+    if gone == "after":
+        await rows.apply(back, [journal.gone()])
+    assert await rows.desired(back) == {key: "FORGET"}
 
 
 async def test_logs_are_summed_and_removed_once_and_their_run_changes_its_etag(store: Store) -> None:

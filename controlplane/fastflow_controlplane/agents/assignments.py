@@ -260,15 +260,8 @@ class Assignments:
 
     async def _close(self, row: DesiredRow, *, may_have_begun: bool) -> None:
         key = row.key
-        async with self._logs.open(LogKey(key.run_id, key.attempt)) as opened:
-            end = opened.end
-            if not opened.sealed and (may_have_begun or end):
-                # First: a log that is found sealed counts as delivered.
-                message = "the agent no longer has the attempt; output that was not delivered before is lost"
-                loss = LogLoss("DISK", end, None, self._clock.now(), message)
-                await self._store.write(lambda connection: events.add_own_loss(connection, key, loss))
-            if not opened.sealed:
-                await opened.seal(end)
+        # Whole, or removed by retention.
+        end = row.log_bytes if row.log_sealed else await self._close_log(key, may_have_begun=may_have_begun)
 
         def close(connection: Connection) -> None:
             note(connection, key, {"log_sealed": True, "log_bytes": end, "released": True})
@@ -280,6 +273,19 @@ class Assignments:
             self._changes.notify(key.run_id)
 
         await self._store.write(close, closed)
+
+    async def _close_log(self, key: AttemptKey, *, may_have_begun: bool) -> int:
+        """Ends a log that nobody can deliver any more; returns its end."""
+        async with self._logs.open(LogKey(key.run_id, key.attempt)) as opened:
+            end = opened.end
+            if not opened.sealed and (may_have_begun or end):
+                # First: a log that is found sealed counts as delivered.
+                message = "the agent no longer has the attempt; output that was not delivered before is lost"
+                loss = LogLoss("DISK", end, None, self._clock.now(), message)
+                await self._store.write(lambda connection: events.add_own_loss(connection, key, loss))
+            if not opened.sealed:
+                await opened.seal(end)
+            return end
 
     async def _mark_doubtful(self, agent_id: str, reported: Collection[AttemptKey]) -> None:
         """Attempts of a restored database that may have begun, and are not on the agent, do not begin again."""

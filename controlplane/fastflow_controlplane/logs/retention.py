@@ -8,7 +8,7 @@ from fastflow_controlplane.logs.store import LogKey
 
 @dataclass(frozen=True, slots=True)
 class StoredLog:
-    """A complete log and its size."""
+    """A log and its size."""
 
     key: LogKey
     bytes: int

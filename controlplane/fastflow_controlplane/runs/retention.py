@@ -14,7 +14,7 @@ from fastflow.service.failpoints import ControlPlanePoint, reach
 from fastflow_controlplane.clock import MICROSECONDS, Clock
 from fastflow_controlplane.disk import DISK_FULL
 from fastflow_controlplane.errors import Unavailable
-from fastflow_controlplane.logs.retention import surplus
+from fastflow_controlplane.logs.retention import StoredLog, surplus
 from fastflow_controlplane.logs.store import LogKey, LogStore, StoreUnavailable
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store import Connection
@@ -142,6 +142,7 @@ class Retention:
         limit = self._settings.log_max_total_bytes
         if not limit:
             return
+        await self._measure_logs()
         excess = await self._store.read(rows.read_log_bytes) - limit
         if excess <= 0:
             return
@@ -161,6 +162,22 @@ class Retention:
             after = page[-1].key
         if freed:
             log.info("logs of old runs were removed", bytes=freed, setting=LOGS_SETTING)
+
+    async def _measure_logs(self) -> None:
+        """Notes how long the logs are whose rest an agent still has, and perhaps never delivers."""
+        after = FIRST
+        while unsealed := await self._store.read(partial(rows.read_unsealed_logs, after=after, limit=PAGE)):
+            after = unsealed[-1].key
+            grown = []
+            for stored in unsealed:
+                try:
+                    async with self._logs.open(stored.key) as opened:
+                        if opened.end != stored.bytes:
+                            grown.append(StoredLog(stored.key, opened.end))
+                except StoreUnavailable as fault:
+                    self._stuck[stored.key] = fault
+            if grown:
+                await self._store.write(partial(rows.note_log_bytes, logs=grown))
 
     def _say_removed(self, connection: Connection, keys: Sequence[LogKey]) -> None:
         rows.remove_logs(connection, keys, LOGS_SETTING, self._clock.now())

@@ -10,6 +10,7 @@ from fastflow.v1 import (
     agents_pb2,
     runs_pb2,
 )
+from fastflow_controlplane.logs.files import log_file
 
 from tests.integration.agent_stream.plane import ORPHAN, RUN, STOP, Agent, ControlPlane, Start, until
 from tests.integration.agent_stream.scripted_agent import Journal, ScriptedAgent, state_of
@@ -153,6 +154,37 @@ async def test_a_retry_goes_elsewhere_once_the_agent_that_has_its_lost_attempt_i
     other = await (await agent_of("worker-2")).connect()
     assignment = other.full[0] if other.full else await other.assignment()
     assert (assignment.key.run_id, assignment.key.attempt) == (run.id, 2)
+
+
+async def test_a_log_that_retention_removed_does_not_come_back_with_its_agent(start: Start, tmp_path: Path) -> None:
+    plane = await start(log_max_total="1", retention_interval=0.1)
+    logs = tmp_path / "data" / "logs"
+    async with ScriptedAgent(plane.address) as agent:
+        stream = await agent.connect()
+        run = await plane.create()
+        key = (await stream.assignment()).key
+        await stream.report([Journal(key).moved("RUNNING")])
+        await plane.runs.AbandonRun(runs_pb2.AbandonRunRequest(id=run.id))
+        await stream.close()
+
+        async def away() -> bool:
+            return (await plane.agent()).state == agents_pb2.AGENT_STATE_SUSPECT
+
+        await until(away)
+        await plane.agents.RemoveAgent(agents_pb2.RemoveAgentRequest(name="worker-1"))
+        log = log_file(logs, run.id, 1)
+        log.parent.mkdir(parents=True)
+        log.write_bytes(b"what it said\n")
+        await plane.create()
+
+        async def removed() -> bool:
+            return (await plane.run(run.id)).attempts[0].log_removed_by == "log_max_total"
+
+        await until(removed)
+        await agent.connect()
+        attempt = (await plane.run(run.id)).attempts[0]
+        assert (attempt.log_bytes, [*attempt.log_losses]) == (13, [])
+        assert [path for path in logs.rglob("*") if path.is_file()] == []
 
 
 async def test_a_large_desired_set_comes_in_pages(plane: ControlPlane, agent_of: Agent) -> None:

@@ -19,6 +19,7 @@ from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.models import metadata
 from fastflow_controlplane.store.queries import agents, attempts
 from fastflow_controlplane.store.queries.attempts import Ending
+from fastflow_controlplane.store.queries.lost_attempts import lose_all
 from fastflow_controlplane.store.queries.registration import Belonging, register
 from fastflow_controlplane.store.queries.retention import KeptAttempt, KeptRun
 from fastflow_controlplane.store.queries.transitions import Epochs, note
@@ -63,6 +64,24 @@ async def ended_run(world: World, pipeline: str = "hello", log: bytes = OUTPUT, 
         await opened.append(0, [log])
         await opened.seal(len(log))
     return await world.store.write(end)
+
+
+async def lost_run(world: World, log: bytes = OUTPUT) -> AttemptKey:
+    """A run that was lost with the agent "away", which delivered some of its log."""
+    run = await world.service.create(NewRun("hello"))
+    facts = AgentFacts("away", "away", new_id(), capacity=Capacity(4000, 2**33))
+    now, epochs = world.clock.now(), Epochs(0, 1)
+
+    def lose(connection: Connection) -> AttemptKey:
+        register(connection, facts, [], Belonging(), "c", now)
+        key = attempts.assign(connection, run.id, facts.agent_id, "token", {}, epochs, now)
+        assert key is not None
+        assert [lost.key for lost in lose_all(connection, facts.agent_id, "away", epochs, now)] == [key]
+        return key
+
+    async with world.logs.open(LogKey(run.id, 1)) as opened:
+        await opened.append(0, [log])
+    return await world.store.write(lose)
 
 
 async def kept(world: World) -> list[str]:
@@ -221,6 +240,36 @@ async def test_beyond_the_bytes_the_logs_of_the_oldest_runs_go_and_the_runs_say_
     with pytest.raises(NotFound, match=r"was removed by retention on .* \(setting log_max_total\)") as refused:
         [piece async for piece in follower.read(keys[0].run_id)]
     assert refused.value.reason == "LOG_REMOVED"
+
+
+async def test_the_log_of_a_lost_run_is_counted_and_goes_once_nobody_can_deliver_the_rest(world: World) -> None:
+    world.configure(log_max_total=str(2 * len(OUTPUT)))
+    lost = await lost_run(world)
+    keys = [await ended_run(world) for _ in range(3)]
+    await retention(world).tick()
+    # Its agent may return.
+    assert {path.parent.name for path in files(world)} == {lost.run_id, keys[2].run_id}
+    assert (await world.service.get(lost.run_id)).attempts[0].log_bytes == len(OUTPUT)
+
+    await world.store.write(lambda connection: agents.remove(connection, "away", world.clock.now()))
+    keys.append(await ended_run(world))
+    await retention(world).tick()
+    assert {path.parent.name for path in files(world)} == {keys[2].run_id, keys[3].run_id}
+    attempt = (await world.service.get(lost.run_id)).attempts[0]
+    assert (attempt.log_removed_by, attempt.log_bytes) == ("log_max_total", len(OUTPUT))
+
+
+async def test_a_log_that_can_not_be_looked_at_keeps_no_other(world: World) -> None:
+    world.configure(log_max_total=str(len(OUTPUT)))
+    lost = await lost_run(world)
+    (log,) = files(world)
+    log.unlink()
+    log.mkdir()
+    keys = [await ended_run(world) for _ in range(2)]
+    with pytest.raises(StoreUnavailable):
+        await retention(world).tick()
+    assert {path.parent.name for path in files(world)} == {keys[1].run_id}
+    assert (await world.service.get(lost.run_id)).attempts[0].log_bytes == 0
 
 
 async def test_bytes_that_come_for_a_removed_log_or_run_are_refused_so_that_the_agent_forgets_it(world: World) -> None:

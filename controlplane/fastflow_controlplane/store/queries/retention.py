@@ -13,9 +13,11 @@ from sqlalchemy import Connection, and_, delete, func, insert, or_, select, tupl
 
 from fastflow_controlplane.logs.retention import StoredLog
 from fastflow_controlplane.logs.store import LogKey
+from fastflow_controlplane.runs.model import AttemptKey
 from fastflow_controlplane.runs.states import TERMINAL
 from fastflow_controlplane.store.models import agents, attempts, log_removals, requests, runs
-from fastflow_controlplane.store.queries.attempts import touch_run
+from fastflow_controlplane.store.queries.attempts import settle, touch_run
+from fastflow_controlplane.store.queries.transitions import note
 
 WHOLE_RUN = 0
 """Stands in `log_removals.attempt` for all attempts of the run."""
@@ -103,19 +105,55 @@ def remove_runs(connection: Connection, run_ids: Collection[str]) -> list[str]:
     return removed
 
 
+def read_unsealed_logs(connection: Connection, after: LogKey, limit: int) -> list[StoredLog]:
+    """Returns logs of ended attempts of which the rest is still to come, if it ever does, from behind `after` on.
+
+    Their bytes are those of the last look.
+    """
+    query = (
+        select(attempts.c.run_id, attempts.c.number, attempts.c.log_bytes)
+        .where(
+            attempts.c.desired != "FORGET",
+            attempts.c.state.in_(TERMINAL),
+            ~attempts.c.log_sealed,
+            tuple_(attempts.c.run_id, attempts.c.number) > (after.run_id, after.attempt),
+        )
+        .order_by(attempts.c.run_id, attempts.c.number)
+        .limit(limit)
+    )
+    return [StoredLog(LogKey(row.run_id, row.number), row.log_bytes) for row in connection.execute(query)]
+
+
+def note_log_bytes(connection: Connection, logs: Sequence[StoredLog]) -> None:
+    """Stores how long logs are that `read_unsealed_logs` returned; nothing of one that is whole by now."""
+    for stored in logs:
+        unsealed = (
+            update(attempts)
+            .where(
+                attempts.c.run_id == stored.key.run_id,
+                attempts.c.number == stored.key.attempt,
+                ~attempts.c.log_sealed,
+            )
+            .values(log_bytes=stored.bytes)
+        )
+        if connection.execute(unsealed).rowcount:
+            touch_run(connection, stored.key.run_id)
+
+
 def read_log_bytes(connection: Connection) -> int:
-    """Returns the bytes of all complete logs that are kept."""
+    """Returns the bytes of all logs that are kept, as they were last looked at; of live attempts none."""
     kept = select(func.sum(attempts.c.log_bytes)).where(attempts.c.log_remove_time.is_(None))
     return int(connection.execute(kept).scalar() or 0)
 
 
 def read_oldest_logs(connection: Connection, after: LogKey, limit: int) -> list[StoredLog]:
-    """Returns complete logs of settled attempts, oldest run first, from behind `after` on."""
+    """Returns logs of settled attempts, oldest run first, from behind `after` on."""
     query = (
         select(attempts.c.run_id, attempts.c.number, attempts.c.log_bytes)
+        .join(agents, agents.c.agent_id == attempts.c.agent_id)
         .where(
             attempts.c.log_remove_time.is_(None),
-            attempts.c.desired == "FORGET",
+            _SETTLED,
             tuple_(attempts.c.run_id, attempts.c.number) > (after.run_id, after.attempt),
         )
         .order_by(attempts.c.run_id, attempts.c.number)
@@ -127,20 +165,25 @@ def read_oldest_logs(connection: Connection, after: LogKey, limit: int) -> list[
 def remove_logs(connection: Connection, keys: Sequence[LogKey], setting: str, now: int) -> list[LogKey]:
     """Says of logs that they were removed, following `setting`, and notes them as due. Returns those it removed."""
     removed = []
-    for key in keys:
-        gone = (
-            update(attempts)
+    for log in keys:
+        query = (
+            select(attempts.c.claim_token)
+            .join(agents, agents.c.agent_id == attempts.c.agent_id)
             .where(
-                attempts.c.run_id == key.run_id,
-                attempts.c.number == key.attempt,
-                attempts.c.desired == "FORGET",
+                attempts.c.run_id == log.run_id,
+                attempts.c.number == log.attempt,
                 attempts.c.log_remove_time.is_(None),
+                _SETTLED,
             )
-            .values(log_remove_time=now, log_removed_by=setting)
         )
-        if connection.execute(gone).rowcount:
-            touch_run(connection, key.run_id)
-            removed.append(key)
+        token = connection.execute(query).scalar_one_or_none()
+        if token is not None:
+            key = AttemptKey(log.run_id, log.attempt, token)
+            # Should a removed agent return, nothing is waited for that would be refused.
+            note(connection, key, {"log_remove_time": now, "log_removed_by": setting, "log_sealed": True})
+            settle(connection, key)
+            touch_run(connection, log.run_id)
+            removed.append(log)
     _note_due(connection, removed)
     return removed
 
