@@ -138,12 +138,17 @@ class Signalled:
 
 @dataclass(frozen=True)
 class Exited:
-    """What the engine said of the container's end, in the same write as the verdict drawn from it."""
+    """What the engine said of the container's end, in the same write as the verdict drawn from it.
+
+    `log_bytes` is how long the log was then, None = the host was restarted before that. A file system has the bytes of
+    a file on disk before its length, so a log that is as long after a power cut is whole.
+    """
 
     state: str
     oom_flag: bool
     error: str
     exit_code: int | None = None
+    log_bytes: int | None = None
     step: Literal["EXITED"] = "EXITED"
 
 
@@ -239,6 +244,8 @@ class History:
     """The newest one."""
     stopping: Stopping | None = None
     signalled: Signalled | None = None
+    log_bytes: int | None = None
+    """Length of the log when the end was seen."""
     ended: Ended | None = None
     given_up: StateChanged | None = None
     """Set when the attempt could not start and is to be placed elsewhere: its slot is never released."""
@@ -317,7 +324,9 @@ class History:
                 self.forgotten = True
             case Noted(event=event):
                 self._note(event)
-            case Intent() | Exited() | Resumed():
+            case Exited(log_bytes=log_bytes):
+                self.log_bytes = log_bytes
+            case Intent() | Resumed():
                 pass
 
     def _note(self, event: Event) -> None:

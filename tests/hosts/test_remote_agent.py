@@ -127,6 +127,9 @@ def test_a_power_cut_ends_the_run_with_host_reboot_and_what_was_stored_stays(
     log = cluster.log(run)
     assert log.startswith(stored)
     assert ticker_log(20000).startswith(log)
+    (loss,) = shown["attempts"][0]["log_losses"]
+    assert (loss["kind"], int(loss["offset"])) == ("LOG_LOSS_KIND_DISK", len(log))
+    assert "bytes" not in loss
     assert terminal_facts(cluster, shown["id"]) == 1
     cluster.add_pipeline("after", "print('the host works again')")
     again = cluster.run("after")

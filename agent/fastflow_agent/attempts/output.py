@@ -129,6 +129,7 @@ class Output:
             log_limit=history.intent.log_limit,
             inode=history.log_inode,
             host_went_down=rebooted(history, self._dossier.services.boot_id),
+            length=history.log_bytes,
             pauses=history.intent.pause_on_backlog,
         )
 

@@ -223,10 +223,21 @@ async def conclude(dossier: Dossier, seen: Observation, *, released: bool) -> No
         usage=reading.usage if reading else None,
         out_of_memory=verdict.out_of_memory,
     )
-    exited = Exited(seen.state.value, seen.oom_flag, seen.error, seen.exit_code)
+    log_bytes = None if evidence.rebooted else await _log_bytes(dossier)
+    exited = Exited(seen.state.value, seen.oom_flag, seen.error, seen.exit_code, log_bytes)
     # The end itself, which may have been long before: a run may end while no agent is there.
     await dossier.record(exited, facts=(ended,), time=seen.finished_at)
     dossier.reach(AgentPoint.EXITED)
+
+
+async def _log_bytes(dossier: Dossier) -> int | None:
+    def look() -> int | None:
+        try:
+            return dossier.paths.log.lstat().st_size
+        except OSError:
+            return None
+
+    return await asyncio.get_running_loop().run_in_executor(dossier.services.disk, look)
 
 
 def _effective_stop(dossier: Dossier, seen: Observation) -> StopCause | None:

@@ -33,7 +33,10 @@ class LostBytes:
 
 @dataclass(frozen=True)
 class Cut:
-    """The log ends at `end`, since it was found shortened to `size`: by somebody, or when the host went down (DISK)."""
+    """The log ends at `end`, since it was found shortened to `size`: by somebody, or when the host went down (DISK).
+
+    DISK also where it may have been longer, and nobody knows.
+    """
 
     end: int
     size: int
@@ -44,7 +47,7 @@ class Cut:
         """The loss as a fact."""
         messages = {
             "TAMPERED": "the log was shortened or replaced on the worker; it ends here, and later output was not kept",
-            "DISK": "the worker host went down before the last output was on its disk; the log ends here",
+            "DISK": "the worker host went down, and with it output that was not yet on its disk; the log ends here",
         }
         return LogLoss(self.kind, self.end, None, messages[self.kind])
 

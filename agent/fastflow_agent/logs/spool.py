@@ -10,8 +10,10 @@ whatever happens to it happens in place:
   past PAUSE_SLACK_BYTES, so that an engine that can not freeze it costs output and not the host's disk.
 - What exceeds the run's log limit is never read, and punched out as it comes.
 - A log that is suddenly shorter than it was has been tampered with, unless its host went down meanwhile and took what
-  was not on the disk. It ends where it was read last: behind that, an offset no longer says which byte is meant. A
-  program that overwrites bytes in place, or cuts the file and fills it again between two looks, is not noticed here;
+  was not on the disk. It ends where it was read last: behind that, an offset no longer says which byte is meant.
+  What a host that goes down takes of the end of a log that had not been read nobody can see, unless its program had
+  ended before and its length was written down: so that is a loss of unknown length.
+- A program that overwrites bytes in place, or cuts the file and fills it again between two looks, is not noticed here;
   the control plane notices where bytes are sent again.
 
 A range that is dropped, and the end of a log that was tampered with, are written down durably (`<log>.lost`, beside the
@@ -88,6 +90,7 @@ class Spool:
         log_limit: int = 0,
         inode: int | None = None,
         host_went_down: bool = False,
+        length: int | None = None,
         pauses: bool = False,
     ) -> Spool:
         """Opens the log at `path`, of which everything below `start_offset` is on the control plane's disk.
@@ -95,7 +98,8 @@ class Spool:
         `masks` are the values to hide: the same ones each time, or bytes sent again differ. `log_limit` and
         `spool_quota` are bytes; a limit of 0 is none. `pauses`: see the module. With `inode`, as an earlier
         `Spool.inode` told it, no other file is taken. A log that is gone, or is not the file it was, gives a spool that
-        ends at `start_offset`, with that loss. `host_went_down`: the host was restarted since the log was written.
+        ends at `start_offset`, with that loss. `host_went_down`: the host was restarted since the program began;
+        `length` is how long the log was when it ended, None = that was not seen before.
         Raises OSError if the disk fails.
         """
         lost = Lost.load(_record(path))
@@ -110,7 +114,7 @@ class Spool:
             pauses=pauses,
         )
         replaced = descriptor is None and os.path.lexists(path)
-        spool._resume(found=descriptor is not None, lost_with_host=host_went_down and not replaced)
+        spool._resume(found=descriptor is not None, lost_with_host=host_went_down and not replaced, length=length)
         return spool
 
     @property
@@ -226,13 +230,15 @@ class Spool:
 
     # Below, the lock is held.
 
-    def _resume(self, *, found: bool, lost_with_host: bool) -> None:
-        cut = self._lost.cut
+    def _resume(self, *, found: bool, lost_with_host: bool, length: int | None) -> None:
+        cut, size = self._lost.cut, self.size() if found else 0
         if cut is not None:
             self._losses.append(cut.loss)
-        elif not found or self.size() < self._acked:
-            self._cut_off(self.size() if found else 0, "DISK" if lost_with_host else "TAMPERED")
+        elif not found or size < self._acked:
+            self._cut_off(size, "DISK" if lost_with_host else "TAMPERED")
         else:
+            if lost_with_host and size != length and size <= self._limit:
+                self._end_at(Cut(size, size, "DISK"))
             self._miss_what_was_punched()
         self._losses.extend(each.loss for each in self._lost.ranges if each.end <= self._acked and not each.tampered)
 
@@ -270,7 +276,9 @@ class Spool:
         if max(size, self._acked) < self._handed:
             message = "these bytes were removed from the log on the worker before they had arrived"
             self._lost.add(LostBytes(max(size, self._acked), self._handed, "TAMPERED", message))
-        cut = Cut(self._handed, size, kind)
+        self._end_at(Cut(self._handed, size, kind))
+
+    def _end_at(self, cut: Cut) -> None:
         self._lost.set_cut(cut)
         self._losses.append(cut.loss)
 

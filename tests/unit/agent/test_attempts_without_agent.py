@@ -1,6 +1,5 @@
 """What becomes of attempts while their agent is dead or the control plane away, and of those it does not know."""
 
-import os
 import signal
 from dataclasses import replace
 
@@ -11,7 +10,6 @@ from fastflow_agent.desired import Action, Desired
 from fastflow_agent.facts import Ended, LogLossFound
 from fastflow_agent.model import Reason, State, StopCause
 from fastflow_agent.reconcile import number
-from fastflow_agent.runtime.base import SlotState
 
 from tests.unit.agent.world import SPEC, Known, World
 
@@ -116,56 +114,6 @@ async def test_a_container_removed_behind_the_agents_back_has_vanished(world: Wo
     assert world.ended(key).reason is Reason.CONTAINER_VANISHED
 
 
-async def test_a_host_that_was_restarted_is_told_apart_from_a_vanished_container(world: World) -> None:
-    await world.start()
-    key = world.assign()
-    await world.running(key)
-    await world.reboot()
-    await world.start()
-    await world.forgotten(key)
-    assert world.ended(key).reason is Reason.HOST_REBOOT
-
-
-async def test_an_engine_that_lost_a_start_with_the_hosts_power_is_not_waited_for(world: World) -> None:
-    await world.start()
-    key = world.assign()
-    await world.running(key)
-    await world.reboot()
-    next(iter(world.runtime.containers.values())).state = SlotState.CREATED
-    await world.start()
-    await world.forgotten(key)
-    assert world.ended(key).reason is Reason.HOST_REBOOT
-    assert len(world.runtime.starts) == 1
-
-
-async def test_output_that_was_not_on_disk_when_the_host_went_down_is_lost_to_the_disk(world: World) -> None:
-    await world.start()
-    key = world.assign()
-    await world.running(key)
-    slot = world.slot(key)
-    world.write(key, b"delivered\n")
-    world.shipper.logs[key] = b"delivered\n"
-    await world.reboot()
-    os.truncate(world.paths(slot).log, 3)
-    await world.start()
-    await world.forgotten(key)
-    assert world.shipper.logs[key] == b"delivered\n"
-    (loss,) = [fact for fact in world.known[key].facts if isinstance(fact, LogLossFound)]
-    assert (loss.kind, loss.offset) == ("DISK", len(b"delivered\n"))
-
-
-async def test_an_attempt_that_ended_before_the_reboot_keeps_its_result(world: World) -> None:
-    await world.start()
-    key = world.assign()
-    await world.running(key)
-    await world.kill()
-    world.runtime.end(next(iter(world.runtime.containers)), 0)
-    await world.reboot()
-    await world.start()
-    await world.forgotten(key)
-    assert world.ended(key).state is State.SUCCEEDED
-
-
 async def test_what_was_never_released_waits_for_the_control_plane_after_a_restart(world: World) -> None:
     await world.start(die_at=AgentPoint.RELEASING)
     key = world.assign()
@@ -180,18 +128,6 @@ async def test_what_was_never_released_waits_for_the_control_plane_after_a_resta
     world.runtime.end(world.slot(key), 0)
     await world.forgotten(key)
     assert len(world.runtime.releases) == 1
-
-
-async def test_a_reboot_before_the_release_only_starts_the_attempt_again(world: World) -> None:
-    await world.start(die_at=AgentPoint.CONTAINER_STARTED)
-    key = world.assign()
-    await world.until(lambda: not world.alive)
-    await world.reboot()
-    await world.start()
-    await world.running(key)
-    world.runtime.end(world.slot(key), 0)
-    await world.forgotten(key)
-    assert world.ended(key).state is State.SUCCEEDED
 
 
 async def test_an_attempt_known_to_have_begun_is_never_started_a_second_time(world: World) -> None:

@@ -11,7 +11,7 @@ from fastflow_agent.logs.holes import BLOCK, punch
 from fastflow_agent.logs.losses import LogLoss
 from fastflow_agent.logs.lost import Lost, LostBytes
 from fastflow_agent.logs.redact import Masks
-from fastflow_agent.logs.spool import PUNCH_BYTES, Spool
+from fastflow_agent.logs.spool import PUNCH_BYTES, Spool, losses_at
 
 MIB = 1024 * 1024
 SECRET = b"hunter2-hunter2"
@@ -312,10 +312,27 @@ class TestTampering:
             assert spool.finish() == 100
             spool.close()
 
-    def test_what_a_power_cut_left_whole_is_no_loss(self, path: Path) -> None:
+    @pytest.mark.parametrize("length", [None, 9])
+    def test_what_a_power_cut_took_from_the_end_of_a_log_is_a_loss_there(self, path: Path, length: int | None) -> None:
         write(path, b"whole")
-        spool = Spool.open(path, start_offset=3, spool_quota=MIB, host_went_down=True)
+        for delivered in (3, 5):
+            spool = Spool.open(path, start_offset=delivered, spool_quota=MIB, host_went_down=True, length=length)
+            assert spool.read(delivered, 10) == (b"whole"[delivered:] or None)
+            (loss,) = spool.take_losses()
+            assert (loss.kind, loss.offset, loss.bytes) == ("DISK", 5, None)
+            assert "the worker host went down" in loss.message
+            assert (spool.finish(), losses_at(path, 0)) == (5, [loss])
+            spool.close()
+
+    def test_a_log_that_is_as_long_as_when_its_program_ended_lost_nothing_to_a_power_cut(self, path: Path) -> None:
+        write(path, b"whole")
+        spool = Spool.open(path, start_offset=3, spool_quota=MIB, host_went_down=True, length=5)
         assert (spool.take_losses(), spool.finish()) == ([], 5)
+
+    def test_a_power_cut_takes_nothing_behind_the_limit_of_a_log(self, path: Path) -> None:
+        write(path, b"whole and more")
+        spool = Spool.open(path, spool_quota=MIB, log_limit=5, host_went_down=True)
+        assert (spool.finish(), kinds(spool.take_losses())) == (5, [("TRUNCATED", 5, None)])
 
     def test_another_file_in_the_logs_place_is_tampering_whatever_became_of_the_host(self, path: Path) -> None:
         write(path, b"the log")

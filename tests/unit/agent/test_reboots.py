@@ -1,0 +1,115 @@
+"""What becomes of attempts whose host was restarted: what was in memory, and not yet on the disk, is gone."""
+
+import os
+
+import pytest
+from fastflow.service.failpoints import AgentPoint
+from fastflow_agent.facts import LogLossFound
+from fastflow_agent.model import AttemptKey, Reason, State
+from fastflow_agent.runtime.base import SlotState
+
+from tests.unit.agent.world import World
+
+
+def losses(world: World, key: AttemptKey) -> list[tuple[str, int, int | None]]:
+    return [(fact.kind, fact.offset, fact.bytes) for fact in world.known[key].facts if isinstance(fact, LogLossFound)]
+
+
+async def test_a_host_that_was_restarted_is_told_apart_from_a_vanished_container(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    await world.reboot()
+    await world.start()
+    await world.forgotten(key)
+    assert world.ended(key).reason is Reason.HOST_REBOOT
+
+
+async def test_an_engine_that_lost_a_start_with_the_hosts_power_is_not_waited_for(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    await world.reboot()
+    next(iter(world.runtime.containers.values())).state = SlotState.CREATED
+    await world.start()
+    await world.forgotten(key)
+    assert world.ended(key).reason is Reason.HOST_REBOOT
+    assert len(world.runtime.starts) == 1
+
+
+async def test_output_that_was_not_on_disk_when_the_host_went_down_is_lost_to_the_disk(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    slot = world.slot(key)
+    world.write(key, b"delivered\n")
+    world.shipper.logs[key] = b"delivered\n"
+    await world.reboot()
+    os.truncate(world.paths(slot).log, 3)
+    await world.start()
+    await world.forgotten(key)
+    assert world.shipper.logs[key] == b"delivered\n"
+    (loss,) = [fact for fact in world.known[key].facts if isinstance(fact, LogLossFound)]
+    assert (loss.kind, loss.offset) == ("DISK", len(b"delivered\n"))
+
+
+@pytest.mark.parametrize("delivered", [b"", b"output\n"])
+async def test_nobody_knows_what_was_not_yet_on_disk_when_the_host_went_down(world: World, delivered: bytes) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    world.write(key, b"output\n")
+    world.shipper.logs[key] = delivered
+    await world.reboot()
+    # Its end is seen before the control plane names what is to be masked, and its log is opened.
+    await world.start(connect=False)
+    await world.until(lambda: world.attempt(key).report.state is State.FAILED)
+    for _ in range(2):
+        await world.restart()
+        await world.until(lambda: key in world.shipper.sealed)
+    await world.forgotten(key)
+    assert world.shipper.logs[key] == b"output\n"
+    assert losses(world, key) == [("DISK", len(b"output\n"), None)]
+
+
+@pytest.mark.parametrize("kept", [7, 3])
+async def test_what_a_program_that_had_ended_wrote_is_known_when_the_host_goes_down(world: World, kept: int) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    slot = world.slot(key)
+    world.write(key, b"output\n")
+    world.shipper.blocked.clear()
+    world.runtime.end(slot, 0)
+    await world.until(lambda: world.known[key].ends)
+    await world.reboot()
+    os.truncate(world.paths(slot).log, kept)
+    world.shipper.blocked.set()
+    await world.start()
+    await world.forgotten(key)
+    assert world.shipper.logs[key] == b"output\n"[:kept]
+    assert losses(world, key) == ([] if kept == 7 else [("DISK", 3, None)])
+
+
+async def test_an_attempt_that_ended_before_the_reboot_keeps_its_result(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    await world.kill()
+    world.runtime.end(next(iter(world.runtime.containers)), 0)
+    await world.reboot()
+    await world.start()
+    await world.forgotten(key)
+    assert world.ended(key).state is State.SUCCEEDED
+
+
+async def test_a_reboot_before_the_release_only_starts_the_attempt_again(world: World) -> None:
+    await world.start(die_at=AgentPoint.CONTAINER_STARTED)
+    key = world.assign()
+    await world.until(lambda: not world.alive)
+    await world.reboot()
+    await world.start()
+    await world.running(key)
+    world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key)
+    assert world.ended(key).state is State.SUCCEEDED
