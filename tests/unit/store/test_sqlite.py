@@ -128,7 +128,7 @@ async def test_a_database_that_another_program_holds_locked_is_named_and_used_ag
 def test_the_newest_revision_is_known_without_alembic() -> None:
     from alembic.script import ScriptDirectory
 
-    assert ScriptDirectory(str(Path(migrations.__file__).parent)).get_current_head() == migrations.HEAD
+    assert ScriptDirectory(str(migrations.SCRIPTS)).get_current_head() == migrations.HEAD
 
 
 def test_a_database_of_a_newer_version_is_refused(file: Path) -> None:

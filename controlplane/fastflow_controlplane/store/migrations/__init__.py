@@ -1,7 +1,10 @@
 """Schema migrations, applied by the control plane itself at start."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, inspect, text
 
@@ -10,6 +13,8 @@ from fastflow_controlplane.store.models import metadata
 
 HEAD = "0011"
 """Newest revision. Known without Alembic, whose import would cost each start a third of a second."""
+SCRIPTS = Path(__file__).parent
+"""Where Alembic finds its entry and the migrations."""
 
 _LOCALIZED = text(
     'SELECT relname AS "table", attname AS "column", format_type(atttypid, atttypmod) AS type '
@@ -24,14 +29,15 @@ def migrate(connection: Connection) -> None:
 
     Raises FailedPrecondition for a database written by a newer control plane.
     """
-    with connection.begin():
+    with _keys_unminded(connection), connection.begin():
         current = current_revision(connection)
         if current == HEAD:
             return
         if current is None:
             _create(connection)
         else:
-            upgrade(connection, current)
+            upgrade(connection, current, HEAD)
+            _check_keys(connection)
         if connection.dialect.name == "postgresql":
             _compare_bytewise(connection)
 
@@ -41,6 +47,35 @@ def current_revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table("alembic_version"):
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+
+
+@contextmanager
+def _keys_unminded(connection: Connection) -> Iterator[None]:
+    """Lets SQLite make a table anew without the rows that belong to it.
+
+    It can alter most of a table only so: the old one is dropped, and with it would go what refers to its rows
+    (sqlite.org/lang_altertable.html, section 7). Within a transaction this can not be set.
+    """
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA foreign_keys = OFF")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys = ON")
+
+
+def _check_keys(connection: Connection) -> None:
+    if connection.dialect.name != "sqlite":
+        return
+    dangling = sorted({row[0] for row in connection.execute(text("PRAGMA foreign_key_check"))})
+    if dangling:
+        raise FailedPrecondition(
+            f"the schema can not be brought to {HEAD}: rows of {', '.join(dangling)} would belong to none any more; "
+            "nothing is changed; look at it with `fastflow-controlplane db check`, and report it"
+        )
 
 
 def _create(connection: Connection) -> None:
@@ -75,7 +110,7 @@ def upgrade(connection: Connection, current: str | None, target: str = HEAD) -> 
     if current is not None:
         check_known(current)
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.set_main_option("script_location", str(SCRIPTS))
     config.attributes["connection"] = connection
     command.upgrade(config, target)
 
@@ -84,7 +119,7 @@ def check_known(revision: str) -> None:
     """Raises FailedPrecondition for the revision of a newer control plane."""
     from alembic.script import ScriptDirectory
 
-    known = {script.revision for script in ScriptDirectory(str(Path(__file__).parent)).walk_revisions()}
+    known = {script.revision for script in ScriptDirectory(str(SCRIPTS)).walk_revisions()}
     if revision not in known:
         raise FailedPrecondition(
             f"the database has schema {revision}, this control plane knows up to {HEAD}: "
