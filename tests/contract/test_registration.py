@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any
 
 import pytest
-from fastflow_controlplane.agents.model import AgentFacts
+from fastflow_controlplane.agents.model import AgentFacts, Condition, RuntimeFacts
 from fastflow_controlplane.errors import AlreadyExists
 from fastflow_controlplane.store import models
 from fastflow_controlplane.store.engine import Store
-from fastflow_controlplane.store.queries import agents
+from fastflow_controlplane.store.queries import agents, retention
 from fastflow_controlplane.store.queries.agents import AgentRow
 from fastflow_controlplane.store.queries.cluster import take_over
 from fastflow_controlplane.store.queries.desired import read_doubtful
@@ -133,6 +133,37 @@ async def test_what_changed_while_an_agent_was_away_puts_it_in_no_quarantine(row
 
 async def test_a_member_of_the_cluster_that_the_database_never_saw_is_in_quarantine(rows: Rows) -> None:
     assert (await hello(rows, FACTS, cluster=OURS, revision=3)).quarantine_reason
+
+
+async def test_an_agent_that_was_removed_long_ago_is_no_stranger(rows: Rows) -> None:
+    agent = await hello(rows, FACTS)
+    run = await rows.run()
+    await rows.assign(run, agent)
+    await rows.lose(agent)
+    await rows.store.write(lambda connection: agents.remove(connection, "id-1", NOW))
+    assert await rows.store.write(lambda connection: retention.remove_runs(connection, [run])) == [run]
+    assert (await hello(rows, FACTS, cluster=OURS, revision=2)).quarantine_reason == ""
+
+
+async def test_what_an_agent_reports_is_stored_unless_a_newer_session_took_over(rows: Rows) -> None:
+    former, now = await hello(rows, FACTS), await hello(rows, FACTS)
+    conditions = [Condition("DISK", "is nearly full", blocks_placement=False, since=NOW)]
+    runtime = RuntimeFacts(runtime="docker", python_versions=("3.11", "3.13"))
+
+    async def report(session: int) -> None:
+        await rows.store.write(lambda connection: agents.note_report(connection, "id-1", session, conditions, runtime))
+
+    async def stored() -> AgentRow:
+        (row,) = await rows.store.read(agents.read_agents)
+        return row
+
+    await report(former.session_epoch)
+    assert ((await stored()).conditions, (await stored()).facts.runtime) == ((), RuntimeFacts())
+    await report(now.session_epoch)
+    assert ((await stored()).conditions, (await stored()).facts.runtime) == (tuple(conditions), runtime)
+
+    await rows.store.write(lambda connection: agents.note_seen(connection, {"id-1": NOW + 7, "nobody": NOW}))
+    assert (await stored()).last_seen_time == NOW + 7
 
 
 async def test_an_agent_of_another_cluster_is_in_quarantine_until_it_is_accepted(rows: Rows) -> None:

@@ -91,7 +91,8 @@ agents = Table(
     # Since when, and when runs left are stopped; NULL = not at all.
     Column("drain_time", BigInteger),
     Column("drain_deadline_time", BigInteger),
-    # When an operator took it off the list; NULL = it is on it. The row stays, since attempts name it.
+    # When an operator took it off the list; NULL = it is on it. The row stays: attempts name it, and should it return
+    # to a database without it, that would look like an older copy.
     Column("remove_time", BigInteger),
     Column("quarantine_reason", Text, nullable=False, default=""),
     # What the last Hello said: the cluster the agent belonged to, and the highest revision of it that it had seen.

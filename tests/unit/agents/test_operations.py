@@ -1,7 +1,7 @@
 """Draining, resuming and removing agents."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from fastflow_controlplane.store.queries import agents, attempts, desired, runs
 from fastflow_controlplane.store.queries.registration import Belonging, register
 from fastflow_controlplane.store.queries.transitions import Epochs
 
+from tests.contract.databases import DATABASES, database
 from tests.contract.rows import new_run
 
 
@@ -95,9 +96,15 @@ def operations(store: Store, clock: ManualClock, registry: AgentRegistry) -> Age
     return AgentOperations(store, clock, changes, scheduler, registry, leader_epoch=1, stop_grace=10.0)
 
 
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with database(request.param, request, tmp_path) as url:
+        yield url
+
+
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    store = Store(f"sqlite:///{tmp_path}/fastflow.db")
+async def world(database_url: str, tmp_path: Path) -> AsyncIterator[World]:
+    store = Store(database_url)
     store.open()
     await store.start()
     clock = ManualClock()

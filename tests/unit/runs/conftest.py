@@ -1,7 +1,7 @@
 """A run service around a real database, with a scripted catalog and no agent."""
 
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,8 @@ from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.sources.model import PinnedCode
 from fastflow_controlplane.store.engine import Store
+
+from tests.contract.databases import database
 
 
 @dataclass
@@ -110,8 +112,20 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    store = Store(f"sqlite:///{tmp_path}/fastflow.db")
+def database_kind() -> str:
+    """Which of DATABASES; modules whose tests are about what is stored say all of them."""
+    return "sqlite"
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, database_kind: str, tmp_path: Path) -> Iterator[str]:
+    with database(database_kind, request, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+async def world(database_url: str, tmp_path: Path) -> AsyncIterator[World]:
+    store = Store(database_url)
     store.open()
     await store.start()
     clock, changes = ManualClock(), Changes()

@@ -1,5 +1,6 @@
 """Runs that nobody else will end."""
 
+import pytest
 from fastflow.ids import new_id
 from fastflow_controlplane.agents.model import AgentFacts, Capacity
 from fastflow_controlplane.runs.model import AttemptKey, NewRun, RunView
@@ -9,7 +10,13 @@ from fastflow_controlplane.store.queries import attempts
 from fastflow_controlplane.store.queries.registration import Belonging, register
 from fastflow_controlplane.store.queries.transitions import Epochs
 
+from tests.contract.databases import DATABASES
 from tests.unit.runs.conftest import World
+
+
+@pytest.fixture(params=DATABASES)
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 async def live_run(world: World) -> tuple[AgentFacts, RunView]:

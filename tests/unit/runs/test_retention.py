@@ -25,11 +25,17 @@ from fastflow_controlplane.store.queries.retention import KeptAttempt, KeptRun
 from fastflow_controlplane.store.queries.transitions import Epochs, note
 from sqlalchemy import func, select
 
+from tests.contract.databases import DATABASES
 from tests.unit.runs.conftest import World
 
 DAY = 24 * 3600.0
 OUTPUT = b"what the program said\n"
 SETTLED = KeptAttempt("agent", settled=True, revision=3)
+
+
+@pytest.fixture(params=DATABASES)
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def everybody_is_told(agent_id: str, revision: int) -> bool:
