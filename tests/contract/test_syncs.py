@@ -35,6 +35,11 @@ async def test_repeats_by_interval_are_counted_in_the_row_they_repeat(store: Sto
     ]
 
 
+async def test_repeats_that_were_counted_before_they_could_be_stored_count_on(store: Store) -> None:
+    (found,) = await store_all(store, sync(1), sync(2, repeat_count=3), sync(6))
+    assert (found.id[-1], found.repeat_count, found.end_time) == ("1", 5, 65)
+
+
 async def test_what_somebody_asked_for_is_a_row_of_its_own(store: Store) -> None:
     request = sync(2, trigger=SyncTrigger.REQUEST)
     assert await store_all(store, sync(1), request) == [request, sync(1)]

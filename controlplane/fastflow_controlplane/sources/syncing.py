@@ -117,7 +117,7 @@ class SyncService:
         follower = self._follower(name)
         wanted = follower.ask(SyncTrigger.REQUEST) if not sync_id else follower.unfinished(sync_id)
         if wanted is None:
-            return await self._stored(name, sync_id)
+            return follower.unstored(sync_id) or await self._stored(name, sync_id)
         if wait:
             await asyncio.wait([wanted.done], timeout=WAIT_SECONDS)
         return wanted.done.result() if wanted.done.done() else SyncUnderWay(wanted.id, name, wanted.trigger)
@@ -142,7 +142,7 @@ class SyncService:
         while True:
             await self._clock.sleep(self._interval)
             for follower in self._followers.values():
-                if follower.is_git:
+                if follower.is_git or follower.has_unstored:
                     follower.ask(SyncTrigger.INTERVAL)
 
     def _changed(self, reader: SourceReader, changes: Changes) -> None:
@@ -202,6 +202,7 @@ class _Follower:
         self._asked = asyncio.Event()
         self._noted: list[Changes] = []
         self._recorded_commit = ""
+        self._unstored: list[SyncRecord] = []
 
     @property
     def is_git(self) -> bool:
@@ -226,6 +227,15 @@ class _Follower:
     def unfinished(self, sync_id: str) -> _Sync | None:
         """Returns the sync of that id, unless it has ended."""
         return next((sync for sync in (self._running, self._next) if sync and sync.id == sync_id), None)
+
+    @property
+    def has_unstored(self) -> bool:
+        """Whether there are records that could not be stored so far."""
+        return bool(self._unstored)
+
+    def unstored(self, sync_id: str) -> SyncRecord | None:
+        """Returns the record of that id, if it could not be stored so far."""
+        return next((record for record in self._unstored if record.id == sync_id), None)
 
     def note(self, changes: Changes) -> None:
         """Notes what a look at the source found: part of a sync under way, or of the next.
@@ -315,13 +325,29 @@ class _Follower:
             log.info("source synced", source=record.source, commit=record.to_commit)
 
     async def _keep(self, record: SyncRecord) -> None:
+        """Stores a record, after those that could not be while the database was away."""
         self.newest = record
-        if self._fetching is None and record.trigger is not SyncTrigger.REQUEST and not (record.error or _news(record)):
+        told = self._fetching is not None or record.trigger is SyncTrigger.REQUEST or record.error or _news(record)
+        if told:
+            self._unstored = _with(self._unstored, record)
+            self.newest = self._unstored[-1]
+        if not self._unstored:
             return
+        waiting = tuple(self._unstored)
         try:
-            self.newest = await self._store.write(lambda connection: queries.record(connection, record))
+            stored = await self._store.write(lambda connection: [queries.record(connection, each) for each in waiting])
         except FastFlowError as fault:
-            log.warning("a sync could not be recorded", source=record.source, why=fault.message)
+            log.warning("a sync can not be recorded for now", source=record.source, why=fault.message)
+            return
+        self._unstored = []
+        if told:
+            self.newest = stored[-1]
+
+
+def _with(records: Sequence[SyncRecord], newest: SyncRecord) -> list[SyncRecord]:
+    """Returns records as they would be stored one after the other."""
+    joined = queries.joined_with(records[-1], newest) if records else None
+    return [*records[:-1], joined] if joined else [*records, newest][-queries.KEPT :]
 
 
 def _id(commit: Commit | None) -> str:

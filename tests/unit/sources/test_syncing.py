@@ -1,12 +1,14 @@
 """When sources are synced, and who shares a sync."""
 
 import asyncio
+import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from fastflow_controlplane.clock import ManualClock
@@ -19,11 +21,12 @@ from fastflow_controlplane.sources.model import Contents
 from fastflow_controlplane.sources.reader import ANSWER_SECONDS
 from fastflow_controlplane.sources.remote import Credentials, Remote, parse_address
 from fastflow_controlplane.sources.syncing import Fetching, SyncService
+from fastflow_controlplane.store import connections
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries.syncs import SyncRecord, SyncTrigger
 
 from tests.origins import Origin
-from tests.unit.sources.conftest import DEFAULTS, PATIENCE_SECONDS
+from tests.unit.sources.conftest import DEFAULTS, PATIENCE_SECONDS, catalog_of, make
 
 INTERVAL = 60.0
 
@@ -43,19 +46,24 @@ class World:
         return (await self.service.syncs("git", page_size=50)).syncs
 
     async def until(self, condition: Callable[[tuple[SyncRecord, ...]], bool]) -> tuple[SyncRecord, ...]:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while True:
-                if condition(found := await self.records()):
-                    return found
-                await asyncio.sleep(0.01)
+        return await eventually(self.records, condition)
+
+
+T = TypeVar("T")
+
+
+async def eventually(look: Callable[[], Awaitable[T]], condition: Callable[[T], bool]) -> T:
+    """Looks until what there is to see meets a condition."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            if condition(found := await look()):
+                return found
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
 async def control_plane(origin: Origin, data: Path, answer_seconds: float = ANSWER_SECONDS) -> AsyncIterator[World]:
     """Follows `origin` from a start to an end of the control plane; all it keeps is in `data`."""
-    store = Store(f"sqlite:///{data / 'fastflow.db'}")
-    store.open()
-    await store.start()
     clock = ManualClock()
     source = GitSource("git", origin.url, "", Mirror(data / "copy.git"), DEFAULTS)
     catalog = Catalog({"git": source}, data, set, clock, answer_seconds)
@@ -70,18 +78,37 @@ async def control_plane(origin: Origin, data: Path, answer_seconds: float = ANSW
         return Credentials()
 
     fetching = Fetching(process, credentials, "", PATIENCE_SECONDS)
-    service = SyncService(store, clock, catalog, {"git": fetching}, INTERVAL)
-    known = [record.id for record in (await service.syncs("git", page_size=50)).syncs]
-    running = asyncio.create_task(service.run())
-    world = World(origin, clock, source, process, catalog, service, faults)
+    async with running(data, clock, catalog, {"git": fetching}) as service:
+        yield World(origin, clock, source, process, catalog, service, faults)
+
+
+@asynccontextmanager
+async def running(
+    data: Path, clock: ManualClock, catalog: Catalog, fetching: Mapping[str, Fetching]
+) -> AsyncIterator[SyncService]:
+    """Syncs the sources of a catalog; each was synced once."""
+    store = Store(f"sqlite:///{data / 'fastflow.db'}")
+    store.open()
+    await store.start()
+    service = SyncService(store, clock, catalog, fetching, INTERVAL)
+    task = asyncio.create_task(service.run())
     try:
-        await world.until(lambda found: any(each.id not in known for each in found))
-        yield world
+        await eventually(service.list, lambda sources: not any(each.syncing or not each.newest for each in sources))
+        yield service
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         await catalog.close()
         await store.close()
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Holds the lock of a database, as another program can: nothing can be written."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
 
 
 @pytest.fixture
@@ -181,6 +208,53 @@ async def test_what_was_read_too_late_for_its_sync_is_told_by_the_next(world: Wo
     told = await world.service.sync("git", wait=True)
     assert isinstance(told, SyncRecord)
     assert (told.from_commit, told.to_commit, told.added) == (start.to_commit, second, ("b",))
+
+
+@pytest.fixture
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "LOCK_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("no_patience")
+async def test_syncs_while_the_database_is_away_are_recorded_once_it_is_back(origin: Origin, tmp_path: Path) -> None:
+    def repeats(times: int, newest: SyncRecord | None) -> bool:
+        return newest is not None and not newest.added and newest.repeat_count == times
+
+    async def newest() -> SyncRecord | None:
+        return (await world.service.get("git")).newest
+
+    origin.push({"a/main.py": ""})
+    async with control_plane(origin, tmp_path) as world:
+        with locked(tmp_path / "fastflow.db"):
+            origin.push({"b/main.py": ""})
+            first = await world.service.sync("git", wait=True)
+            for times in range(3):
+                await world.clock.advance(INTERVAL)
+                await eventually(newest, partial(repeats, times))
+            assert [record.added for record in await world.records()] == [("a",)]
+            assert await world.service.sync("git", sync_id=first.id) == first
+        origin.push({"c/main.py": ""})
+        last = await world.service.sync("git", wait=True)
+        found = await world.records()
+        assert [(each.added, each.repeat_count) for each in found] == [(("c",), 0), ((), 2), (("b",), 0), (("a",), 0)]
+        assert (found[0], found[2]) == (last, first)
+
+
+@pytest.mark.usefixtures("no_patience")
+async def test_a_change_of_a_folder_while_the_database_is_away_is_recorded_once_it_is_back(
+    root: Path, data_dir: Path
+) -> None:
+    clock = ManualClock()
+    async with running(data_dir, clock, catalog_of(root, data_dir), {}) as service:
+        with locked(data_dir / "fastflow.db"):
+            make(root / "p")
+            told = await service.sync("folder", wait=True)
+            assert isinstance(told, SyncRecord)
+            assert (await service.syncs("folder", page_size=50)).syncs == ()
+        await clock.advance(INTERVAL)
+        page = await eventually(lambda: service.syncs("folder", page_size=50), lambda page: page.syncs != ())
+    assert page.syncs == (told,)
+    assert told.added == ("p",)
 
 
 async def test_an_error_is_told_and_the_source_keeps_what_it_had(world: World) -> None:

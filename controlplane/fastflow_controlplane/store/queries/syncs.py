@@ -46,12 +46,11 @@ class SyncRecord:
 def record(connection: Connection, sync: SyncRecord) -> SyncRecord:
     """Stores a sync and returns its row, which is that of the one before where it only repeats its outcome."""
     before = newest(connection, sync.source)
-    if before is not None and _repeats(before, sync):
-        count = before.repeat_count + 1
-        connection.execute(
-            update(syncs).where(syncs.c.id == before.id).values(end_time=sync.end_time, repeat_count=count)
-        )
-        return replace(before, end_time=sync.end_time, repeat_count=count)
+    joined = joined_with(before, sync) if before is not None else None
+    if joined is not None:
+        values = {"end_time": joined.end_time, "repeat_count": joined.repeat_count}
+        connection.execute(update(syncs).where(syncs.c.id == joined.id).values(**values))
+        return joined
     connection.execute(insert(syncs).values(**asdict(sync)))
     _prune(connection, sync.source)
     return sync
@@ -74,6 +73,14 @@ def list_syncs(connection: Connection, source: str, before: str, limit: int) -> 
     if before:
         query = query.where(syncs.c.id < before)
     return [_record(row) for row in connection.execute(query)]
+
+
+def joined_with(before: SyncRecord, sync: SyncRecord) -> SyncRecord | None:
+    """Returns one record for both, None where `sync` does not only repeat the outcome of the one before."""
+    if not _repeats(before, sync):
+        return None
+    count = before.repeat_count + 1 + sync.repeat_count
+    return replace(before, end_time=sync.end_time, repeat_count=count)
 
 
 def _repeats(before: SyncRecord, sync: SyncRecord) -> bool:
