@@ -82,11 +82,10 @@ def show_source(context: click.Context, name: str, as_json: bool) -> None:
     output.show(facts(_rows(source)))
     if syncs:
         now = details.seconds_now()
-        grid = table("SYNC", "FOR", "COMMIT", "OUTCOME")
+        grid = table("BEGUN", "TOOK", "FOR", "COMMIT", "OUTCOME")
         for sync in syncs:
-            style = "red" if sync.error else ""
-            commit = cell(sync.to_commit[:COMMIT_DIGITS] or wording.UNKNOWN)
-            grid.add_row(wording.ago(sync.end_time, now), _trigger(sync), commit, cell(_outcome(sync), style))
+            outcome = cell(_outcome(sync), "red" if sync.error else "")
+            grid.add_row(wording.local(sync.start_time), _took(sync, now), _trigger(sync), _commits(sync), outcome)
         output.show("", grid)
 
 
@@ -168,6 +167,18 @@ def _kind(kind: int) -> str:
 def _trigger(sync: sources_pb2.Sync) -> str:
     name = sources_pb2.SyncTrigger.Name(sync.trigger).removeprefix("SYNC_TRIGGER_").lower()
     return f"{name}, {sync.repeat_count + 1} times" if sync.repeat_count else name
+
+
+def _took(sync: sources_pb2.Sync, now: float) -> str:
+    if sync.repeat_count:
+        return f"last {wording.ago(sync.end_time, now)}"
+    return wording.span(wording.seconds_of(sync.end_time) - wording.seconds_of(sync.start_time))
+
+
+def _commits(sync: sources_pb2.Sync) -> RenderableType:
+    """Both as Git takes them, `git log FROM..TO`; one where they are the same."""
+    commits = dict.fromkeys(commit[:COMMIT_DIGITS] for commit in (sync.from_commit, sync.to_commit) if commit)
+    return cell("..".join(commits) or wording.UNKNOWN)
 
 
 def _outcome(sync: sources_pb2.Sync) -> str:

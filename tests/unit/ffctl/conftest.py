@@ -23,6 +23,8 @@ from fastflow.v1 import (
     runs_pb2_grpc,
     secrets_pb2,
     secrets_pb2_grpc,
+    sources_pb2,
+    sources_pb2_grpc,
 )
 from ffctl import __main__ as program
 from ffctl import connection, follow, output
@@ -43,6 +45,7 @@ _SERVICES = [
     (pipelines_pb2, pipelines_pb2_grpc, "PipelineService"),
     (agents_pb2, agents_pb2_grpc, "AgentService"),
     (secrets_pb2, secrets_pb2_grpc, "SecretService"),
+    (sources_pb2, sources_pb2_grpc, "SourceService"),
 ]
 
 
