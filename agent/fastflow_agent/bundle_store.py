@@ -16,7 +16,7 @@ from typing import IO
 import structlog
 from fastflow.deletion import delete_trees
 from fastflow.pipelines import bundle
-from fastflow.pipelines.code import read_code
+from fastflow.pipelines.code import ANY_SIZE, read_code
 from fastflow.pipelines.folder import DiskFolder, FolderFault
 
 log = structlog.get_logger(__name__)
@@ -89,7 +89,7 @@ class BundleStore:
             look = _look(self.path(name))
             if self._looks.get(name) == look:
                 return ""
-            found = bundle.pack(read_code(DiskFolder(self.path(name))), _Nowhere())
+            found = bundle.pack(read_code(DiskFolder(self.path(name)), ANY_SIZE), _Nowhere())
         except FolderFault as fault:
             return str(fault)
         if bundle.digest_hex(found.digest) != name:
@@ -164,7 +164,7 @@ class BundleStore:
 
 def _look(path: Path) -> int:
     """What can be seen of a bundle without reading its files: no change of one of them leaves it as it was."""
-    return hash(tuple((file.path, file.entry.signature) for file in read_code(DiskFolder(path)).files))
+    return hash(tuple((file.path, file.entry.signature) for file in read_code(DiskFolder(path), ANY_SIZE).files))
 
 
 class _Nowhere:

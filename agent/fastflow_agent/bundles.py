@@ -35,7 +35,7 @@ TRANSFERS = 3
 """Transfers that may arrive damaged or break off in disorder before the code counts as not to be had."""
 
 SIZE_LIMIT = 2 << 30
-"""Bytes on disk of all unpacked code; most pipelines have some kilobytes, none more than 256 MiB."""
+"""Bytes on disk of all unpacked code; most pipelines have some kilobytes, few megabytes."""
 
 LEASE_SECONDS = 60.0
 """Code just handed out is not removed for this long: its new user needs a moment to pin it."""

@@ -62,7 +62,9 @@ async def compose(settings: ControlPlaneSettings, clock: Clock) -> AsyncIterator
         changes = Changes()
         scheduler = Scheduler(clock, changes, settings.placement_delay, settings.priority_aging)
         catalog = Catalog(
-            open_sources(settings.all_sources, settings.data_dir.absolute(), settings.default_limits),
+            open_sources(
+                settings.all_sources, settings.data_dir.absolute(), settings.default_limits, settings.max_code_bytes
+            ),
             settings.data_dir.absolute(),
             scheduler.python_versions,
             clock,

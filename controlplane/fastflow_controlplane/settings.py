@@ -81,6 +81,10 @@ class ControlPlaneSettings(ServiceSettings):
         default="1g",
         description="Memory for a pipeline whose metadata sets no mem_hard_limit, for example 512m or 1.5g.",
     )
+    code_limit: str = Field(
+        default="256m",
+        description="A pipeline with more code is INVALID: each agent that runs it keeps a copy.",
+    )
     heartbeat_interval: float = Field(
         default=5.0, gt=0, description="Agents say this often that they live; told to them when they connect."
     )
@@ -163,7 +167,7 @@ class ControlPlaneSettings(ServiceSettings):
         description="What need not be kept any longer is looked for this often; costs a query per pipeline.",
     )
 
-    @field_validator("default_mem_hard_limit", "log_limit", "log_max_total")
+    @field_validator("default_mem_hard_limit", "code_limit", "log_limit", "log_max_total")
     @classmethod
     def _is_a_size(cls, value: str) -> str:
         parse_size(value)
@@ -219,6 +223,11 @@ class ControlPlaneSettings(ServiceSettings):
             cpu_hard_milli_cores=round(self.default_cpu_hard_limit * 1000),
             memory_hard_bytes=parse_size(self.default_mem_hard_limit),
         )
+
+    @property
+    def max_code_bytes(self) -> int:
+        """Bytes that all files of a pipeline may have together."""
+        return parse_size(self.code_limit)
 
     @property
     def log_limit_bytes(self) -> int:

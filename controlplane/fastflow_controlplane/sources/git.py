@@ -6,7 +6,7 @@ A pipeline at a commit is a tree id. What was read of a tree holds for ever, so 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from fastflow.pipelines.bundle import Bundle, Sink, pack
-from fastflow.pipelines.code import Code, read_code
+from fastflow.pipelines.code import ANY_SIZE, MAX_CODE_BYTES, Code, read_code
 from fastflow.pipelines.discovery import MAIN, Found, Place, Remembered, clashes, find_pipelines
 from fastflow.pipelines.folder import FolderFault
 from fastflow.pipelines.metadata import Limits
@@ -20,12 +20,21 @@ from fastflow_controlplane.sources.source import NotSyncedYet, UnknownRef
 class GitSource:
     """The folder `folder` ("" = all) of the repository copied in `mirror`. See `source.Source`.
 
-    `name` and `place` are for people, `defaults` the hard limits of pipelines that name none.
+    `name` and `place` are for people, `defaults` the hard limits of pipelines that name none. The code of one may have
+    `max_code_bytes`.
     """
 
     has_commits = True
 
-    def __init__(self, name: str, place: str, folder: str, mirror: Mirror, defaults: Limits) -> None:
+    def __init__(
+        self,
+        name: str,
+        place: str,
+        folder: str,
+        mirror: Mirror,
+        defaults: Limits,
+        max_code_bytes: int = MAX_CODE_BYTES,
+    ) -> None:
         self.place = f"{place}/{folder}" if folder else place
         self.label = f'the source "{name}"'
         self.objects = mirror.path
@@ -33,6 +42,7 @@ class GitSource:
         self._folder = folder
         self._mirror = mirror
         self._defaults = defaults
+        self._max_code_bytes = max_code_bytes
         self._forget()
 
     def scan(self) -> Contents:
@@ -65,7 +75,7 @@ class GitSource:
 
     def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:
         """See `source.Source.pack`."""
-        return pack(read_code(self._mirror.folder(snapshot.tree)), sink)
+        return pack(read_code(self._mirror.folder(snapshot.tree), ANY_SIZE), sink)
 
     def prune(self, trees: Collection[str], unused_since: float) -> int:
         """Removes nothing: the copy holds what was pushed, also what was pushed over, which earlier runs may name."""
@@ -157,7 +167,7 @@ class GitSource:
 
     def _snapshot(self, place: Place) -> Snapshot:
         try:
-            code = read_code(place.folder)
+            code = read_code(place.folder, self._max_code_bytes)
         except FolderFault as fault:
             code = Code((), (error("", fault.message),))
         return taken(place, code, place.folder, place.identity, self._defaults)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastflow.pipelines.bundle import Bundle, Sink, pack
-from fastflow.pipelines.code import Code, read_code
+from fastflow.pipelines.code import ANY_SIZE, MAX_CODE_BYTES, Code, read_code
 from fastflow.pipelines.discovery import MAIN, Place, clashes, find_pipelines
 from fastflow.pipelines.folder import DiskFolder, Folder, FolderFault, Signature
 from fastflow.pipelines.metadata import Limits
@@ -58,19 +58,25 @@ class _Read:
 class MountedFolder:
     """The source `root`. All methods block and belong to one thread, so a stuck mount holds up nothing else.
 
-    `defaults` are the hard limits of pipelines that name none. Methods raise DamagedRepository where snapshots can not
-    be read back; `repair` helps, and then everything is read anew.
+    `defaults` are the hard limits of pipelines that name none; the code of one may have `max_code_bytes`. Methods raise
+    DamagedRepository where snapshots can not be read back; `repair` helps, and then everything is read anew.
     """
 
     has_commits = False
 
     def __init__(
-        self, root: Path, repository: SnapshotRepository, defaults: Limits, clock: WallClock | None = None
+        self,
+        root: Path,
+        repository: SnapshotRepository,
+        defaults: Limits,
+        clock: WallClock | None = None,
+        max_code_bytes: int = MAX_CODE_BYTES,
     ) -> None:
         self._root = root
         self._repository = repository
         self._defaults = defaults
         self._clock = clock or WallClock()
+        self._max_code_bytes = max_code_bytes
         self._known: dict[str, _Read] = {}
         self.place = str(root)
         self.label = f"the pipelines folder {root}"
@@ -129,7 +135,7 @@ class MountedFolder:
 
     def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:
         """Writes the bundle of a snapshot whose code could be read."""
-        return pack(read_code(self._repository.folder(snapshot.tree)), sink)
+        return pack(read_code(self._repository.folder(snapshot.tree), ANY_SIZE), sink)
 
     def prune(self, trees: Collection[str], unused_since: float) -> int:
         """See `source.Source.prune`."""
@@ -147,7 +153,7 @@ class MountedFolder:
 
     def _read(self, place: Place) -> _Read:
         known = self._known.get(place.path)
-        code = _list(place.folder)
+        code = self._list(place.folder)
         changed = ""
         for _ in range(READ_ATTEMPTS):
             state = _state(code)
@@ -160,12 +166,18 @@ class MountedFolder:
                 snapshot = self._snapshot(place, code, known)
             else:
                 self._clock.sleep(SETTLE_SECONDS - age)
-            before, code = code, _list(place.folder)
+            before, code = code, self._list(place.folder)
             if settled and _state(code) == state:
                 return _Read(state, age < RACY_SECONDS, code.problems, snapshot)
             changed = _difference(before, code) or changed
         message = f'the pipeline "{place.name}" keeps changing while it is read: {changed or MAIN}'
         raise KeepsChanging(visible(message))
+
+    def _list(self, folder: Folder) -> Code:
+        try:
+            return read_code(folder, self._max_code_bytes)
+        except FolderFault as fault:
+            return Code((), (error("", fault.message),))
 
     def _snapshot(self, place: Place, code: Code, known: _Read | None) -> Snapshot:
         if not code.files and code.problems:
@@ -177,14 +189,7 @@ class MountedFolder:
         if known and known.snapshot.tree == tree and known.code_problems == code.problems:
             return known.snapshot
         folder = self._repository.folder(tree)
-        return taken(place, read_code(folder) if not code.problems else code, folder, tree, self._defaults)
-
-
-def _list(folder: Folder) -> Code:
-    try:
-        return read_code(folder)
-    except FolderFault as fault:
-        return Code((), (error("", fault.message),))
+        return taken(place, read_code(folder, ANY_SIZE) if not code.problems else code, folder, tree, self._defaults)
 
 
 def _state(code: Code) -> object:

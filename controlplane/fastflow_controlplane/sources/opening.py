@@ -48,19 +48,21 @@ def authorities(ca_bundle: Path | None) -> str:
     return str(ca_bundle.absolute())
 
 
-def open_sources(settings: Sequence[SourceSettings], data_dir: Path, defaults: Limits) -> dict[str, Source]:
+def open_sources(
+    settings: Sequence[SourceSettings], data_dir: Path, defaults: Limits, max_code_bytes: int
+) -> dict[str, Source]:
     """Opens the sources, by name, without reading them. Raises Unavailable where nothing can be kept of one."""
     try:
-        return {each.name: _open(each, data_dir, defaults) for each in settings}
+        return {each.name: _open(each, data_dir, defaults, max_code_bytes) for each in settings}
     except (OSError, StorageFault) as fault:
         error: FastFlowError = not_stored(data_dir, fault)
         raise error from fault
 
 
-def _open(settings: SourceSettings, data_dir: Path, defaults: Limits) -> Source:
+def _open(settings: SourceSettings, data_dir: Path, defaults: Limits, max_code_bytes: int) -> Source:
     place_of(data_dir, settings.name).mkdir(mode=0o700, parents=True, exist_ok=True)
     if settings.folder is not None:
         snapshots = SnapshotRepository(place_of(data_dir, settings.name) / "snapshots.git")
-        return MountedFolder(settings.folder.absolute(), snapshots, defaults)
+        return MountedFolder(settings.folder.absolute(), snapshots, defaults, max_code_bytes=max_code_bytes)
     mirror = Mirror(copy_of(data_dir, settings.name))
-    return GitSource(settings.name, settings.url, settings.path, mirror, defaults)
+    return GitSource(settings.name, settings.url, settings.path, mirror, defaults, max_code_bytes)

@@ -36,7 +36,6 @@ def test_code_is_sorted_by_the_bytes_of_whole_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bound", "value", "said"),
     [
-        ("MAX_CODE_BYTES", 1500, "the code has more than"),
         ("MAX_CODE_FILES", 2, "the code has more than 2 files"),
         ("MAX_CODE_DEPTH", 1, "lies deeper than 1 folders"),
     ],
@@ -51,6 +50,14 @@ def test_too_much_of_anything_is_told_once(
     monkeypatch.setattr(code, bound, value)
     (problem,) = read_code(DiskFolder(tmp_path)).problems
     assert said in problem.message
+
+
+def test_more_bytes_than_are_allowed_are_told_once_with_the_largest_file(tmp_path: Path) -> None:
+    for name, size in (("a", 1000), ("b", 2000), ("c", 500)):
+        (tmp_path / name).write_bytes(bytes(size))
+    assert read_code(DiskFolder(tmp_path), 3500).problems == ()
+    (problem,) = read_code(DiskFolder(tmp_path), 2048).problems
+    assert "the code has more than 2 KiB (b alone has 2 KiB); move data elsewhere" in problem.message
 
 
 def test_a_folder_that_can_not_be_read_at_all_is_a_fault(tmp_path: Path) -> None:

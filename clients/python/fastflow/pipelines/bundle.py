@@ -19,7 +19,6 @@ from typing import IO, Protocol
 from fastflow.deletion import delete_trees
 from fastflow.durable import sync_folder
 from fastflow.pipelines.code import (
-    MAX_CODE_BYTES,
     MAX_CODE_DEPTH,
     MAX_CODE_FILES,
     MAX_NAME_BYTES,
@@ -144,12 +143,16 @@ def _extract(archive: IO[bytes], root: Path) -> None:
     links: dict[str, str] = {}
     paths = _Paths()
     size = 0
+    # How much a pipeline may have is for the control plane to say, which announces how long the archive is.
+    most = _length(archive)
     with _archive_faults(), tarfile.open(fileobj=archive, mode="r|") as members:
         for member in members:
             path = paths.add(member.name)
             size += member.size
-            if paths.count > MAX_CODE_FILES or size > MAX_CODE_BYTES:
-                raise BundleFault(f"holds more than a pipeline may: {paths.count} files, {size} bytes")
+            if paths.count > MAX_CODE_FILES:
+                raise BundleFault(f"holds more than a pipeline may: {paths.count} files")
+            if size > most:
+                raise BundleFault("is no bundle: its files are longer than itself")
             if member.type == tarfile.SYMTYPE:
                 links[path] = _checked_target(path, member.linkname)
             elif member.type == tarfile.REGTYPE and member.sparse is None:
@@ -162,6 +165,13 @@ def _extract(archive: IO[bytes], root: Path) -> None:
     for path, target in links.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).symlink_to(target)
+
+
+def _length(archive: IO[bytes]) -> int:
+    start = archive.tell()
+    length = archive.seek(0, os.SEEK_END) - start
+    archive.seek(start)
+    return length
 
 
 class _Paths:

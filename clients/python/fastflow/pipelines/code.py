@@ -4,6 +4,7 @@ Everything is, down to all sub-folders, except what tools leave beside code (`NO
 """
 
 import io
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MAX_CODE_BYTES = 256 * 1024**2
-"""Most bytes of all files of a pipeline together."""
+"""Most bytes of all files of a pipeline together, where a control plane is not set to another limit."""
+
+ANY_SIZE = sys.maxsize
+"""The limit of code that was accepted before, by whatever limit there was then."""
 
 MAX_CODE_FILES = 20_000
 MAX_CODE_FOLDERS = 20_000
@@ -84,7 +88,7 @@ class Code:
         return sum(file.entry.size for file in self.files)
 
 
-def read_code(folder: Folder) -> Code:
+def read_code(folder: Folder, max_bytes: int = MAX_CODE_BYTES) -> Code:
     """Lists the code of the pipeline in `folder`; nothing is read but folders and links. Raises FolderFault for none.
 
     What can not travel is a problem: what is neither file, folder nor link, a name that is not UTF-8, a link that
@@ -95,8 +99,8 @@ def read_code(folder: Folder) -> Code:
     size = 0
     for file in _Walk(problems).files(folder, "", 0):
         size += file.entry.size
-        if size > MAX_CODE_BYTES:
-            problems.append(_too_large([*files, file]))
+        if size > max_bytes:
+            problems.append(_too_large([*files, file], max_bytes))
             break
         if len(files) == MAX_CODE_FILES:
             problems.append(error("", f"the code has more than {MAX_CODE_FILES} files; move data elsewhere"))
@@ -109,10 +113,10 @@ def read_code(folder: Folder) -> Code:
     return Code(tuple(sorted(kept, key=lambda file: file.path.encode())), tuple(problems))
 
 
-def _too_large(files: list[CodeFile]) -> Problem:
+def _too_large(files: list[CodeFile], max_bytes: int) -> Problem:
     largest = max(files, key=lambda file: file.entry.size)
     named = f"{largest.path} alone has {format_size(largest.entry.size)}"
-    return error("", f"the code has more than {format_size(MAX_CODE_BYTES)} ({named}); move data elsewhere")
+    return error("", f"the code has more than {format_size(max_bytes)} ({named}); move data elsewhere")
 
 
 def refused_links(links: Mapping[str, str]) -> dict[str, str]:
