@@ -55,13 +55,18 @@ async def test_lfs_pointers_are_warned_about_and_refused_where_fastflow_reads_th
     assert len(followed.problems("meta")) == 1
 
 
-async def test_a_file_of_300_mib_is_refused_by_name(followed: Followed) -> None:
-    followed.origin.push({"large/main.py": "", "large/data/all.bin": bytes(300 * 1024**2), "small/main.py": ""})
+async def test_a_file_of_300_mib_is_refused_by_name_and_the_version_before_it_can_be_run(followed: Followed) -> None:
+    good = followed.origin.push({"large/main.py": "", "small/main.py": ""})
+    await followed.sync()
+    followed.origin.push({"large/data/all.bin": bytes(300 * 1024**2)})
     assert (await followed.sync()).invalid == ("large",)
     assert (
         "the code has more than 256 MiB (data/all.bin alone has 300 MiB); move data elsewhere"
         in (followed.problems("large")[0])
     )
+    with pytest.raises(InvalidArgument, match="more than 256 MiB"):
+        await followed.catalog.snapshot("large")
+    assert (await followed.catalog.snapshot("large", good)).commit == good
     assert (await followed.catalog.snapshot("small")).pipeline == "small"
 
 
