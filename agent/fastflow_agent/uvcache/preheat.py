@@ -16,13 +16,17 @@ from fastflow.backoff import Backoff
 from fastflow_agent.bundles import BundleFault
 from fastflow_agent.clock import Clock
 from fastflow_agent.runtime.base import ImageMissing, RuntimeFault, RuntimeUnavailable
-from fastflow_agent.uvcache.cache import EnvironmentFault, Generation
+from fastflow_agent.uvcache import EnvironmentFault, Generation
 
 log = structlog.get_logger(__name__)
 
 RETRY_INITIAL_SECONDS = 60.0
 RETRY_MAXIMUM_SECONDS = 3600.0
 """Back-off after a failure: requirements that can not be met seldom mend themselves, an index that was away does."""
+
+HINDERED_INITIAL_SECONDS = 5.0
+HINDERED_MAXIMUM_SECONDS = 300.0
+"""Back-off where this host is at fault, disk or engine: its conditions tell most of that, and hold up all meanwhile."""
 
 LOOK_SECONDS = 5.0
 """How often it is looked whether what is in the way (a full disk, no image) has gone, or the image is another."""
@@ -103,6 +107,7 @@ class _Entry:
     due: float
     environment: str = ""
     backoff: Backoff = field(default_factory=lambda: Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS))
+    hindrances: Backoff = field(default_factory=lambda: Backoff(HINDERED_INITIAL_SECONDS, HINDERED_MAXIMUM_SECONDS))
     losses: Backoff = field(default_factory=lambda: Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS))
 
 
@@ -271,6 +276,7 @@ class Preheat:
 
     def _succeed(self, entry: _Entry, generation: Generation) -> None:
         entry.backoff.reset()
+        entry.hindrances.reset()
         entry.environment = generation.environment
         age = self._clock.now().timestamp() - generation.prepared
         left = self._max_age - age if self._max_age else float("inf")
@@ -288,7 +294,7 @@ class Preheat:
             self._set(entry, Result(entry.wanted.key, PreheatState.FAILED, message, retry=retry))
 
     def _put_off(self, entry: _Entry, message: str) -> None:
-        self._retry_in(entry, self._look)
+        self._retry_in(entry, entry.hindrances.next())
         if entry.result.state is not PreheatState.READY:
             self._set(entry, Result(entry.wanted.key, PreheatState.WAITING, message))
 

@@ -13,6 +13,7 @@ from fastflow_agent.bundles import BundleFault
 from fastflow_agent.runtime.base import RuntimeUnavailable
 from fastflow_agent.uvcache import EnvironmentFault, Generation
 from fastflow_agent.uvcache.preheat import (
+    HINDERED_MAXIMUM_SECONDS,
     REMEMBERED,
     REPORTED,
     RETRY_MAXIMUM_SECONDS,
@@ -222,6 +223,17 @@ async def test_another_image_makes_all_environments_anew(world: World) -> None:
     world.host.image = "sha256:another"
     await world.clock.advance(LOOK_SECONDS)
     assert world.host.asked == ["one", "two", "one", "two"]
+
+
+async def test_a_host_that_can_not_prepare_tries_ever_more_seldom(world: World) -> None:
+    world.host.faults["one"] = OSError(28, "No space left on device")
+    world.preheat.take([ONE])
+    await world.clock.settle()
+    await world.clock.advance(3600)
+    assert 3600 / HINDERED_MAXIMUM_SECONDS <= len(world.host.asked) < 200
+    del world.host.faults["one"]
+    await world.clock.advance(HINDERED_MAXIMUM_SECONDS)
+    assert world.states() == {"one": "READY"}
 
 
 async def test_an_old_environment_is_prepared_again_and_stays_ready_meanwhile(world: World) -> None:
