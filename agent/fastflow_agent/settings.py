@@ -69,7 +69,8 @@ class AgentSettings(ServiceSettings):
     index_url: SecretUrl = Field(
         SecretUrl(""),
         description="Package index for uv. Empty: uv's default. A login in it (https://user:password@host/simple) is "
-        "for preparers alone; no run gets to see it.",
+        "for what fetches packages; no run gets to see it. But build scripts of source packages do: one that may only "
+        "read is enough, and wheels are better.",
     )
     extra_index_urls: SecretUrl = Field(
         SecretUrl(""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -112,6 +113,25 @@ async def test_a_private_index_serves_preparers_and_no_run_learns_its_login(
     files = [path for path in host.folder.rglob("*") if path.is_file() and not path.is_symlink()]
     assert files
     assert not [path for path in files if PASSWORD.encode() in path.read_bytes()]
+
+
+async def test_no_code_of_a_wheel_learns_the_login(host_of: HostOf, private: PackageIndex) -> None:
+    look = """
+import pathlib
+for environment in pathlib.Path("/proc").glob("*/environ"):
+    try:
+        seen = environment.read_bytes()
+    except OSError:
+        continue
+    with open("/uvcache/seen", "ab") as file:
+        file.write(seen)
+"""
+    line = f"import base64; exec(base64.b64decode({b64encode(look.encode())!r}), {{}})\n"
+    private.add("curious", *tiny_wheel("curious", "", more={"curious.pth": line}))
+    host = await host_of(Egress(index_url=with_login(private.url)))
+    seen = (await host.prepare("curious\n") / "seen").read_bytes()
+    assert b"UV_CACHE_DIR=" in seen
+    assert PASSWORD.encode() not in seen
 
 
 async def test_a_login_from_a_file_serves_as_well(

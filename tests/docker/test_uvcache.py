@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,25 @@ def index() -> Iterator[PackageIndex]:
         index.add(name, *tiny_wheel(name, f"NAME = {name!r}\n"))
     yield index
     index.close()
+
+
+ATTACK = """
+import pathlib
+for found in list(pathlib.Path("/uvcache").rglob("alpha.py")):
+    for attempt in (lambda: found.chmod(0o666), lambda: found.open("r+").close(), lambda: found.unlink()):
+        try:
+            attempt()
+        except OSError:
+            continue
+        found.write_text("NAME = 'evil'")
+for folder in list(pathlib.Path("/uvcache").rglob("*")):
+    if folder.is_dir():
+        try:
+            (folder / "planted").touch()
+        except OSError:
+            continue
+"""
+"""What code of a package may do to the cache it sees."""
 
 
 class World:
@@ -138,17 +158,9 @@ async def test_a_run_can_not_change_what_another_imports(world: World) -> None:
 
 
 async def test_a_packages_build_script_can_not_change_what_another_imports(world: World, index: PackageIndex) -> None:
-    build = """
-import pathlib, shutil
-failures = []
-for found in pathlib.Path("/uvcache").rglob("alpha.py"):
-    for attempt in (lambda: found.chmod(0o666), lambda: found.open("r+").close()):
-        try:
-            attempt()
-        except PermissionError as error:
-            failures.append(error)
-        else:
-            found.write_text("NAME = 'evil'")
+    build = f"""
+import shutil
+{ATTACK}
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     name = "gamma-1.0-py3-none-any.whl"
@@ -160,11 +172,33 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     members = {"pyproject.toml": project.encode(), "build.py": build.encode(), name: wheel}
     index.add("gamma", "gamma-1.0.tar.gz", source_archive("gamma", members))
 
+    await attacked_by_gamma(world)
+
+
+async def test_code_of_a_package_that_runs_while_it_is_installed_can_not_change_what_another_imports(
+    world: World, index: PackageIndex
+) -> None:
+    # A line of a `.pth` file is run by every Python that sees it, those that uv starts included.
+    line = f"import base64; exec(base64.b64decode({b64encode(ATTACK.encode())!r}), {{}})\n"
+    index.add("gamma", *tiny_wheel("gamma", "NAME = 'gamma'\n", more={"gamma.pth": line}))
+    await attacked_by_gamma(world)
+
+
+async def attacked_by_gamma(world: World) -> None:
+    """Whatever code of gamma did when it was prepared, others have what they asked for, prepared before or after."""
     first = await world.ensure("", "alpha\n")
     before = content(first.path)
+    attacked = await world.ensure("", "gamma\n")
+    assert list(attacked.path.rglob("planted")), "the attack did not run"
     assert await world.run("import gamma; print(gamma.NAME)", "gamma\n") == "gamma"
     assert content(first.path) == before
     assert await world.run("import alpha; print(alpha.NAME)", "alpha\n") == "alpha"
+    assert await world.run("import alpha, beta; print(alpha.NAME, beta.NAME)", "alpha\nbeta\n") == "alpha beta"
+    header = "# /// script\n# dependencies = ['alpha', 'beta']\n# ///\n"
+    assert await world.run(f"{header}import alpha, beta; print(alpha.NAME, beta.NAME)") == "alpha beta"
+    assert {path.relative_to(attacked.path.parent).parts[0] for path in attacked.path.parent.rglob("planted")} == {
+        attacked.id
+    }
 
 
 async def test_requirements_that_do_not_resolve_are_refused_in_uvs_own_words(world: World) -> None:
@@ -217,10 +251,10 @@ async def test_a_cache_too_large_keeps_what_a_container_uses_until_it_ends(
     world.cache.pin(generation, slot.id)
     await slot.begin()
     await slot.said("alpha")
-    world.cache._size_limit = 1
+    world.cache._upkeep._size_limit = 1
     await world.cache.tidy()
     await world.ensure("# /// script\n# dependencies = ['alpha']\n# ///\n")
-    world.cache._leases.clear()
+    world.cache._claims._leases.clear()
     await world.cache.tidy()
     ended = await slot.end()
     assert (ended.exit_code, ended.text.split()) == (0, ["alpha", "beta"])

@@ -4,11 +4,23 @@ import asyncio
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fastflow_agent.runtime.base import WRAPPER_FAILED, PreparerResult, PreparerSpec, Runtime, RuntimeFault, SlotState
+from fastflow_agent.runtime.base import (
+    WRAPPER_FAILED,
+    PreparerResult,
+    PreparerSpec,
+    PreparerStep,
+    Runtime,
+    RuntimeFault,
+    SlotState,
+)
+from fastflow_agent.uvcache.tree import close_to_builds, is_closed_to_builds, open_to_builds
+from fastflow_agent.uvcache.wheels import take_fetched
 
+from tests.slots.package_index import source_archive
 from tests.slots.workshop import Slot, Workshop, tiny_wheel
 
 
@@ -257,6 +269,41 @@ class RuntimeContract:
         ended = await workshop.slot(main, files=files, cache=cache).run()
         assert (ended.exit_code, ended.text.splitlines()[-1]) == (0, "42")
         assert {path.relative_to(cache) for path in cache.rglob("*")} == before
+
+    @pytest.mark.parametrize("requirements", ["./src-1.0.tar.gz", "src @ .", "-e .", "./pth-1.0-py3-none-any.whl"])
+    async def test_who_fetches_runs_no_code_of_a_package_and_who_installs_does(
+        self, workshop: Workshop, owner: int, requirements: str
+    ) -> None:
+        tell = "import os; open(os.path.join(os.environ['UV_CACHE_DIR'], 'ran'), 'w').close()\n"
+        project = b'[build-system]\nrequires = []\nbuild-backend = "build"\nbackend-path = ["."]\n'
+        source = {"pyproject.toml": project, "build.py": tell.encode()}
+        name, wheel = tiny_wheel("pth", "", more={"pth.pth": tell})
+        files = {name: wheel, "src-1.0.tar.gz": source_archive("src", source), **source}
+        code = workshop.code("telling", "", {**files, "requirements.txt": f"{requirements}\n".encode()})
+        cache = workshop.new_cache("telling", owner)
+        close_to_builds(cache)
+        spec = PreparerSpec("telling", code, cache, step=PreparerStep.FETCH)
+        fetched = await workshop.runtime.run_preparer(spec)
+        assert not (cache / "ran").exists()
+        assert is_closed_to_builds(fetched.output) == (fetched.exit_code != 0) == (".whl" not in requirements)
+        open_to_builds(cache)
+        step = PreparerStep.INSTALL if fetched.exit_code == 0 else PreparerStep.BUILD
+        await workshop.runtime.run_preparer(replace(spec, step=step))
+        assert (cache / "ran").exists()
+
+    async def test_what_was_fetched_is_installed_without_a_network_and_compiled(
+        self, workshop: Workshop, owner: int
+    ) -> None:
+        file, wheel = tiny_wheel("fetched", "ANSWER = 42\n")
+        files = {"requirements.txt": f"./{file}\n".encode(), file: wheel}
+        code = workshop.code("fetched", "import fetched; print(fetched.ANSWER)", files)
+        spec = PreparerSpec("fetched", code, workshop.new_cache("fetched", owner), step=PreparerStep.FETCH)
+        assert (await workshop.runtime.run_preparer(spec)).exit_code == 0
+        assert take_fetched(spec.cache) == {path.parent.name for path in spec.cache.glob("archive-v0/*/fetched.py")}
+        installed = await workshop.runtime.run_preparer(replace(spec, step=PreparerStep.INSTALL))
+        assert (installed.exit_code, installed.offline) == (0, True), installed.output
+        assert installed.output.split()[-1] == b"42"
+        assert list(spec.cache.rglob("__pycache__/fetched.*.pyc"))
 
     async def test_what_uv_refuses_is_a_result_in_uvs_words(self, workshop: Workshop, owner: int) -> None:
         code = workshop.code("broken", "", {"requirements.txt": b"./not-there.whl\n"})

@@ -151,12 +151,15 @@ class Workshop:
             shutil.rmtree(slot.spec.paths.root, ignore_errors=True)
 
 
-def tiny_wheel(name: str, source: str, version: str = "1.0") -> tuple[str, bytes]:
-    """File name and content of a wheel with the one module `name`."""
+def tiny_wheel(
+    name: str, source: str, version: str = "1.0", more: Mapping[str, str] | None = None
+) -> tuple[str, bytes]:
+    """File name and content of a wheel with the one module `name`, and `more` files beside it."""
     file = f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
     contents = {
         f"{name}.py": source,
+        **(more or {}),
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }

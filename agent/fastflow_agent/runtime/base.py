@@ -168,6 +168,21 @@ class Egress:
     index_netrc: Path | None = None
 
 
+class PreparerStep(Enum):
+    """What a preparer has uv do, and so what it is given."""
+
+    FETCH = "fetch"
+    """Bring wheels and what indexes say into the cache, and run no code of any package: with network and logins.
+
+    uv is kept from building by the cache it is given (`uvcache.tree.close_to_builds`)."""
+
+    INSTALL = "install"
+    """Make the environment of what the cache holds. Code of packages may run, so: without network and logins."""
+
+    BUILD = "build"
+    """Both, and build what is no wheel. Code of packages runs, with network, and sees the logins."""
+
+
 @dataclass(frozen=True)
 class PreparerSpec:
     """One preparation of a uv cache.
@@ -176,7 +191,7 @@ class PreparerSpec:
     PEP 723 header alone (or empty). It is run as a pipeline is run, at the same paths, so that what uv keeps is what
     it will look for. `cache` is the writable copy of a generation, owned by the container's uid. `name` is unique
     among the living preparers of this agent: letters, digits and dashes. `environment` is set on top of what a run's
-    uv gets: how a cache is filled (hard links, compiled bytecode) is the cache's matter.
+    uv gets.
     """
 
     name: str
@@ -184,13 +199,14 @@ class PreparerSpec:
     cache: Path
     python_version: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    step: PreparerStep = PreparerStep.BUILD
 
 
 @dataclass(frozen=True)
 class PreparerResult:
     """How a preparation ended. `output` is uv's own (its last MiB at most).
 
-    `offline` is true when the same command then succeeded without any network: a run may say so to uv.
+    `offline` is true when a run's command then succeeded without any network: a run may say so to uv.
     """
 
     exit_code: int

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastflow_agent.model import SlotId
-from fastflow_agent.runtime.base import Egress, PreparerSpec, RuntimeFault, SlotSpec
+from fastflow_agent.runtime.base import Egress, PreparerSpec, PreparerStep, RuntimeFault, SlotSpec
 from fastflow_agent.runtime.docker_image import RunnerImage
 from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.runtime.indexes import Indexes
@@ -84,15 +84,27 @@ def preparer_container(
     spec: PreparerSpec, options: DockerOptions, image: RunnerImage, folders: Folders
 ) -> dict[str, Any]:
     """The container of a preparer: as a slot's, but its cache is written through. Raises RuntimeFault likewise."""
+    name, *words = preparer_program(spec.step)
     config = _container(
         options,
         image,
-        command=["/fastflow/prepare", image.interpreters.path(spec.python_version)],
+        command=[f"/fastflow/{name}", image.interpreters.path(spec.python_version), *words],
         labels={LABEL_AGENT: options.agent_id, LABEL_PREPARER: spec.name},
         mounts=[*_mounts(folders, options.egress), _bind(spec.cache, UV_CACHE)],
     )
     config["HostConfig"] |= _memory(options.preparer_memory_bytes)
+    if spec.step is PreparerStep.INSTALL:
+        config["HostConfig"]["NetworkMode"] = "none"
     return config
+
+
+def preparer_program(step: PreparerStep) -> list[str]:
+    """The wrapper script of a preparer's step, and the options for uv that follow the interpreter."""
+    return {
+        PreparerStep.FETCH: ["fetch"],
+        PreparerStep.INSTALL: ["prepare", "--offline"],
+        PreparerStep.BUILD: ["prepare"],
+    }[step]
 
 
 def egress_environment(egress: Egress, ca_bundle: str = CA_BUNDLE) -> dict[str, str]:

@@ -15,7 +15,15 @@ from fastflow.service.failpoints import AgentPoint, reach
 
 from fastflow_agent.logs.redact import Masks
 from fastflow_agent.runtime import folders
-from fastflow_agent.runtime.base import Observation, PreparerResult, PreparerSpec, RuntimeFault, SlotPaths, SlotState
+from fastflow_agent.runtime.base import (
+    Observation,
+    PreparerResult,
+    PreparerSpec,
+    PreparerStep,
+    RuntimeFault,
+    SlotPaths,
+    SlotState,
+)
 from fastflow_agent.runtime.container_spec import (
     Folders,
     egress_environment,
@@ -60,7 +68,7 @@ class Preparers:
             mounted = Folders(template, spec.code, paths.log, paths.out, paths.tmp, paths.env)
             await self._containers.create(name, preparer_container(spec, self._options, image, mounted))
             await self._containers.start(name)
-            return await self._finish(name, paths)
+            return await self._finish(name, spec, paths)
         finally:
             await asyncio.shield(self._clear(name))
 
@@ -88,13 +96,14 @@ class Preparers:
         settings.write_bytes(render(spec.environment))
         os.chown(settings, owner, owner)
 
-    async def _finish(self, name: str, paths: SlotPaths) -> PreparerResult:
+    async def _finish(self, name: str, spec: PreparerSpec, paths: SlotPaths) -> PreparerResult:
         gate = Gate(paths, self._options.container_uid)
         egress = self._options.egress
         indexes = await self._on_disk(lambda: Indexes.of(egress).with_logins(egress.index_netrc))
+        logins = {} if spec.step is PreparerStep.INSTALL else indexes.environment_with_logins()
         ended = asyncio.ensure_future(self._containers.wait(name, gate))
         try:
-            content = render(egress_environment(self._options.egress) | indexes.environment_with_logins())
+            content = render(egress_environment(self._options.egress) | logins)
 
             async def lives() -> bool:
                 return not ended.done()

@@ -29,6 +29,7 @@ from fastflow_agent.runtime.base import (
     Observation,
     PreparerResult,
     PreparerSpec,
+    PreparerStep,
     Runtime,
     RuntimeFault,
     RuntimeUnavailable,
@@ -36,7 +37,7 @@ from fastflow_agent.runtime.base import (
     SlotSpec,
     SlotState,
 )
-from fastflow_agent.runtime.container_spec import egress_environment
+from fastflow_agent.runtime.container_spec import egress_environment, preparer_program
 from fastflow_agent.runtime.indexes import Indexes
 from fastflow_agent.runtime.interpreters import Interpreters, look_script, parse
 from fastflow_agent.runtime.process_box import BOX, Box, lost_processes
@@ -57,6 +58,9 @@ PREPARER_SECONDS = 3600.0
 
 PREPARER_OUTPUT_BYTES = 1 << 20
 """How much of uv's output is kept: its end, where the refusal stands."""
+
+LINKS = {"UV_LINK_MODE": "hardlink"}
+"""uv's symbolic links would name the folder that was prepared, and each slot has its cache in one of its own."""
 
 POLL_SECONDS = 0.05
 """Pause between two looks at a slot that is not started yet; of one that is, the kernel tells the end."""
@@ -183,14 +187,17 @@ class ProcessRuntime(Runtime):
         box = self._preparer(spec.name)
         await self._clear(box)
 
+        name, *words = preparer_program(spec.step)
+        settings = spec.environment if spec.step is PreparerStep.FETCH else {**LINKS, **spec.environment}
+
         def make() -> None:
             folders.make_slot_folders(box.paths, os.geteuid())
-            (box.paths.env / "settings").write_bytes(render(spec.environment))
-            box.make(spec.code, spec.cache, _uv(), ["prepare", python])
+            (box.paths.env / "settings").write_bytes(render(settings))
+            box.make(spec.code, spec.cache, _uv(), [name, python, *words])
 
         try:
             await self._run(make)
-            return await self._prepare(box)
+            return await self._prepare(box, spec.step)
         finally:
             await asyncio.shield(self._clear(box))
 
@@ -260,11 +267,11 @@ class ProcessRuntime(Runtime):
         await self._remove(box)
         await self._run(lambda: delete_trees(box.paths.root))
 
-    async def _prepare(self, box: Box) -> PreparerResult:
+    async def _prepare(self, box: Box, step: PreparerStep) -> PreparerResult:
         egress = self._options.egress
         indexes = await self._run(lambda: Indexes.of(egress).with_logins(egress.index_netrc))
         await self._run(box.start)
-        await self._release(box, indexes.environment_with_logins())
+        await self._release(box, {} if step is PreparerStep.INSTALL else indexes.environment_with_logins())
         reach(AgentPoint.PREPARER_RELEASED)
         note = b""
         try:

@@ -1,28 +1,31 @@
 """The generations on disk: `generations/<number>`, each a uv cache, and `index.json`, which says what they hold.
 
+A generation holds one environment, made in a copy of its own, so that whatever code of its packages wrote there is seen
+by runs of that environment alone. Or it is the stock: the packages that were fetched for all of them, and nothing that
+such code could have touched; copies are made of it and of nothing else. Their files are shared as far as can be.
+
 A generation is there once the index names it. What the index does not name is a remain of a process that died.
-All of it blocks.
+What does not say otherwise blocks.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 from fastflow.deletion import delete_trees
 from fastflow.durable import sync_folder
 from fastflow.service.failpoints import AgentPoint, reach
 
-from fastflow_agent.uvcache import tree
+from fastflow_agent.uvcache import tree, wheels
 
 log = structlog.get_logger(__name__)
-
-KEPT_SCRIPTS = 8
-"""Generations that are kept for the environment of one script alone; each costs a folder tree, its files are shared."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,14 @@ class Environment:
 
 @dataclass(frozen=True)
 class Held:
-    """A generation: what it holds, by digest; `script` is the digest of the one script environment, or "".
+    """A generation: what it holds, by digest (agents of earlier versions put several into one), or the stock.
 
     `seal` is its content when it was published (`tree.seal`), "" = not known."""
 
     number: int
     environments: Mapping[str, Environment] = field(default_factory=dict)
-    script: str = ""
+    stock: bool = False
     seal: str = ""
-
-    @property
-    def shared(self) -> dict[str, Environment]:
-        """What a copy holds as well."""
-        return {digest: each for digest, each in self.environments.items() if digest != self.script}
 
 
 class Generations:
@@ -65,7 +63,6 @@ class Generations:
         self._owner = owner
         self._held: list[Held] = []
         self._last = 0
-        self._closed = 0
 
     def load(self) -> None:
         """Reads what is there. Raises OSError."""
@@ -73,29 +70,55 @@ class Generations:
         self._held = [each for each in _read(self._folder / "index.json") if self.path(each.number).is_dir()]
         on_disk = (int(path.name) for path in (self._folder / "generations").iterdir() if path.name.isdecimal())
         self._last = max(on_disk, default=0)
+        held = {self._marker(digest) for digest in self.environments}
+        for marker in (self._folder / "used").glob("*"):
+            if marker not in held:
+                marker.unlink()
 
-    @property
-    def newest(self) -> Held | None:
-        """The newest generation."""
-        return self._held[-1] if self._held else None
-
-    @property
-    def base(self) -> Held | None:
-        """The generation that copies are made of: the newest, unless it is closed."""
-        newest = self.newest
-        return newest if newest is not None and newest.number > self._closed else None
+    # What there is; these do not block.
 
     @property
     def held(self) -> list[Held]:
         """All generations, the newest last."""
         return list(self._held)
 
-    def close(self) -> None:
-        """Makes no more copies of what is there: environments that are prepared from now on begin a new line.
+    @property
+    def stock(self) -> Held | None:
+        """The generation that copies are made of."""
+        return next((each for each in reversed(self._held) if each.stock), None)
 
-        What nobody uses is copied no further by that, and the old line goes once all of it is unused or too large.
-        """
-        self._closed = self._last
+    @property
+    def environments(self) -> list[str]:
+        """Digests of all environments that some generation holds."""
+        return sorted({digest for each in self._held for digest in each.environments})
+
+    def path(self, number: int) -> Path:
+        """Where a generation is, or would be."""
+        return self._folder / "generations" / str(number)
+
+    def find(self, digest: str, packages: tuple[str, ...] | None = None) -> Held | None:
+        """The newest generation that holds an environment, with exactly these `packages` if they are given."""
+        holding = (each for each in reversed(self._held) if digest in each.environments)
+        return next((each for each in holding if packages in (None, each.environments[digest].packages)), None)
+
+    def superseded(self, kept: Container[int]) -> list[int]:
+        """Generations nobody needs: not `kept`, and newer ones hold all they hold."""
+        superseded: list[int] = []
+        newer: set[str] = set()
+        for each in reversed(self._held):
+            needed = each is self.stock if each.stock else each.environments.keys() - newer
+            if not needed and each.number not in kept:
+                superseded.append(each.number)
+            newer |= each.environments.keys()
+        return superseded
+
+    def take_out(self, numbers: Container[int]) -> list[Held]:
+        """Has nobody find these any more, and returns them; they are still on disk and in the index (`remove`)."""
+        out = [each for each in self._held if each.number in numbers]
+        self._held = [each for each in self._held if each.number not in numbers]
+        return out
+
+    # How an environment was used.
 
     def touch(self, digest: str, now: float) -> None:
         """Keeps when an environment was used last; a disk that refuses keeps no run from starting."""
@@ -115,44 +138,23 @@ class Generations:
             used = 0.0
         return max(used, held.environments[digest].prepared)
 
-    def damage(self, held: Held) -> str:
-        """Says what is wrong with a generation; "" if it is as it was published. Looks at each file, reads none."""
-        try:
-            found = tree.seal(self.path(held.number))
-        except OSError as error:
-            return f"{error.filename}: {error.strerror}"
-        return "files are missing or were changed" if held.seal and found != held.seal else ""
-
-    def forget(self, numbers: Container[int]) -> None:
-        """Takes generations from the index; their files go once nobody uses them (`remains`). Raises OSError."""
-        self._write([each for each in self._held if each.number not in numbers])
-
     def _marker(self, digest: str) -> Path:
         return self._folder / "used" / digest.removeprefix("sha256:")
 
-    @property
-    def environments(self) -> list[str]:
-        """Digests of all environments that some generation holds."""
-        return sorted({digest for each in self._held for digest in each.environments})
+    # How one is made.
 
-    def path(self, number: int) -> Path:
-        """Where a generation is, or would be."""
-        return self._folder / "generations" / str(number)
+    def stage(self, name: str, base: Held | None, archives: Container[str] | None = None) -> Path:
+        """Makes a folder for a preparation, with `cache` in it, a copy of `base` with these `archives` (None = all).
 
-    def find(self, digest: str, packages: tuple[str, ...] | None = None) -> Held | None:
-        """The newest generation that holds an environment, with exactly these `packages` if they are given."""
-        holding = (each for each in reversed(self._held) if digest in each.environments)
-        return next((each for each in holding if packages in (None, each.environments[digest].packages)), None)
-
-    def stage(self, name: str, base: Held | None) -> Path:
-        """Makes a folder for a preparation, with `cache` in it, a copy of `base`. Raises OSError."""
+        Raises OSError.
+        """
         staging = self._folder / "staging" / name
         delete_trees(staging)
         staging.mkdir(parents=True)
         cache = staging / "cache"
         tree.make_owned_folder(cache, self._owner)
         if base is not None:
-            tree.link(self.path(base.number), cache, self._owner)
+            tree.link(self.path(base.number), cache, self._owner, archives)
         return staging
 
     def clear_staging(self) -> None:
@@ -170,59 +172,71 @@ class Generations:
             # Neither a preparation that succeeded fails by it, nor is it told in place of why another one failed.
             log.warning("what was prepared can not be removed", folder=str(staging), error=str(error))
 
-    def publish(self, staging: Path, base: Held | None, environments: Mapping[str, Environment], script: str) -> Held:
-        """Makes the prepared cache the newest generation, with what was published since `base`. Raises OSError."""
-        inherited: dict[str, Environment] = base.shared if base else {}
+    def publish_stock(self, staging: Path, base: Held | None) -> Held:
+        """Makes what was fetched in a copy of `base` the stock, with what came to it meanwhile.
+
+        Raises TreeFault for what can not come of fetching, and OSError.
+        """
         cache = staging / "cache"
-        newest = self.base
+        if base is not None:
+            wheels.check_shared(self.path(base.number), cache)
+        newest = self.stock
         if newest is not None and newest is not base:
             tree.link(self.path(newest.number), cache, self._owner)
-            inherited = newest.shared | inherited
+        return self._publish(staging, {}, stock=True)
+
+    def publish(self, staging: Path, base: Held | None, digest: str, environment: Environment) -> Held:
+        """Makes what was prepared in a copy of `base` a generation. Raises TreeFault and OSError."""
+        if base is not None:
+            wheels.drop_unused(staging / "cache", self.path(base.number))
+        return self._publish(staging, {digest: environment}, stock=False)
+
+    def _publish(self, staging: Path, environments: Mapping[str, Environment], *, stock: bool) -> Held:
+        cache = staging / "cache"
         tree.close(cache, self._owner)
         self._last += 1
-        held = Held(self._last, inherited | dict(environments), script, tree.seal(cache))
+        held = Held(self._last, environments, stock, tree.seal(cache))
         cache.rename(self.path(held.number))
         sync_folder(self._folder / "generations")
         reach(AgentPoint.GENERATION_MOVED)
         self._write([*self._held, held])
+        self._held = [*self._held, held]
         reach(AgentPoint.GENERATION_PUBLISHED)
         self.discard(staging)
         return held
 
-    def superseded(self, used: Container[int], by_use: Iterable[int]) -> list[int]:
-        """Generations nobody needs: not in `used`, and all they hold is held by a newer one.
+    # How it ends.
 
-        Of those that hold a script's environment beyond that, the last KEPT_SCRIPTS of `by_use` (ascending) are kept.
-        """
-        superseded: list[int] = []
-        scripts: list[int] = []
-        newer: set[str] = set()
-        for each in reversed(self._held):
-            if each is not self.newest and each.number not in used:
-                missing = set(each.environments) - newer
-                if not missing:
-                    superseded.append(each.number)
-                elif missing == {each.script}:
-                    scripts.append(each.number)
-            newer |= set(each.environments)
-        order = {number: position for position, number in enumerate(by_use)}
-        scripts.sort(key=lambda number: order.get(number, -1))
-        return superseded + scripts[: max(0, len(scripts) - KEPT_SCRIPTS)]
+    def damage(self, held: Held) -> str:
+        """Says what is wrong with a generation; "" if it is as it was published. Looks at each file, reads none."""
+        try:
+            found = tree.seal(self.path(held.number))
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
+        except tree.TreeFault as fault:
+            return str(fault)
+        return "files are missing or were changed" if held.seal and found != held.seal else ""
 
     def remains(self) -> list[int]:
-        """Generations on disk that the index does not name."""
+        """Generations on disk that are not held."""
         named = {each.number for each in self._held}
         found = (path.name for path in (self._folder / "generations").iterdir())
         return [int(name) for name in found if name.isdecimal() and int(name) not in named]
 
-    def remove(self, numbers: Container[int], remains: Iterable[int]) -> None:
-        """Removes generations, from the index first. Raises OSError."""
-        gone = [each.number for each in self._held if each.number in numbers]
-        if gone:
-            self._write([each for each in self._held if each.number not in numbers])
-        delete_trees(*(self.path(number) for number in (*gone, *remains)))
+    def forget(self) -> None:
+        """Has the index forget what was taken out; its files go once nobody uses them (`remains`). Raises OSError."""
+        self._write(self._held)
 
-    def _write(self, held: list[Held]) -> None:
+    def remove(self, out: Sequence[Held], remains: Iterable[int]) -> None:
+        """Removes what was taken out, from the index first, and `remains`. Raises OSError."""
+        if out:
+            self._write(self._held)
+        delete_trees(*(self.path(number) for number in (*(each.number for each in out), *remains)))
+        for digest in {digest for each in out for digest in each.environments}.difference(self.environments):
+            with suppress(FileNotFoundError):
+                self._marker(digest).unlink()
+
+    def _write(self, held: Iterable[Held]) -> None:
         path = self._folder / "index.json"
         partial = path.with_suffix(".partial")
         with partial.open("w", encoding="utf-8") as file:
@@ -231,7 +245,6 @@ class Generations:
             os.fsync(file.fileno())
         partial.rename(path)
         sync_folder(self._folder)
-        self._held = held
 
 
 def _read(path: Path) -> list[Held]:
@@ -240,17 +253,8 @@ def _read(path: Path) -> list[Held]:
         return [
             Held(
                 int(each["number"]),
-                {
-                    digest: Environment(
-                        tuple(environment["packages"]),
-                        bool(environment["offline"]),
-                        float(environment.get("prepared", 0.0)),
-                        float(environment.get("seconds", 0.0)),
-                        str(environment.get("python", "")),
-                    )
-                    for digest, environment in each["environments"].items()
-                },
-                str(each["script"]),
+                {digest: _environment(environment, each) for digest, environment in each["environments"].items()},
+                bool(each.get("stock")),
                 str(each.get("seal", "")),
             )
             for each in content["generations"]
@@ -261,3 +265,14 @@ def _read(path: Path) -> list[Held]:
         # Environments can be prepared again; a container that still uses one keeps it by its pin.
         log.error("the index of the uv cache is damaged: starting anew", file=str(path), error=str(error))
         return []
+
+
+def _environment(kept: Mapping[str, Any], generation: Mapping[str, Any]) -> Environment:
+    return Environment(
+        tuple(kept["packages"]),
+        bool(kept["offline"]),
+        # Earlier agents made one in a copy that code of other packages had been able to write to: prepared anew soon.
+        float(kept.get("prepared", 0.0)) if "stock" in generation else 0.0,
+        float(kept.get("seconds", 0.0)),
+        str(kept.get("python", "")),
+    )

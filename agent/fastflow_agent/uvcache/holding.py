@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from fastflow.pipelines.scriptheader import header_content
+from fastflow_agent.uvcache.header import CONSTRAINTS as HEADER_CONSTRAINTS
+from fastflow_agent.uvcache.header import content
 
 CONSTRAINTS = "FASTFLOW_CONSTRAINTS"
 """The variable that holds uv to versions: the start wrapper reads it, a program never sees it."""
@@ -43,15 +43,15 @@ def hold(header: bytes, packages: Iterable[str]) -> bytes:
     that has constraints itself (`tool.uv.constraint-dependencies`) is returned as it is.
     """
     lines = _constraining(packages)
-    wanted = _with_constraints(_content(header), lines)
+    wanted = _with_constraints(content(header), lines)
     if not lines or not wanted:
         return header
-    entry = f"# constraint-dependencies = {json.dumps(lines)}\n".encode()
+    entry = f"# {HEADER_CONSTRAINTS} = {json.dumps(lines)}\n".encode()
     opening, closing = header.partition(b"\n")[0] + b"\n", b"# ///\n"
     within_table = re.sub(rb"(?m)^# *\[tool\.uv\] *$\n", lambda found: found[0] + entry, header, count=1)
     at_the_end = opening + header.removeprefix(opening).removesuffix(closing) + b"# [tool.uv]\n" + entry + closing
     # A header that is written in another way, such as with dotted keys, is one of these; or neither, and stays.
-    return next((each for each in (within_table, at_the_end) if _content(each) == wanted), header)
+    return next((each for each in (within_table, at_the_end) if content(each) == wanted), header)
 
 
 def holds(header: bytes) -> bool:
@@ -65,16 +65,9 @@ def _constraining(packages: Iterable[str]) -> list[str]:
     return [line for line in lines if times[_project(line)] == 1]
 
 
-def _with_constraints(content: dict[str, Any], lines: list[str]) -> dict[str, Any] | None:
-    tool = content.get("tool", {})
+def _with_constraints(found: dict[str, Any], lines: list[str]) -> dict[str, Any] | None:
+    tool = found.get("tool", {})
     uv = tool.get("uv", {}) if isinstance(tool, dict) else None
-    if not content or not isinstance(uv, dict) or "constraint-dependencies" in uv:
+    if not found or not isinstance(uv, dict) or HEADER_CONSTRAINTS in uv:
         return None
-    return content | {"tool": tool | {"uv": uv | {"constraint-dependencies": lines}}}
-
-
-def _content(header: bytes) -> dict[str, Any]:
-    try:
-        return tomllib.loads(header_content(header))
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return {}
+    return found | {"tool": tool | {"uv": uv | {HEADER_CONSTRAINTS: lines}}}

@@ -11,10 +11,15 @@ from pathlib import Path
 
 from fastflow.pipelines.scriptheader import HeaderFault, script_header
 
+from fastflow_agent.uvcache.header import asked
 from fastflow_agent.uvcache.holding import hold, holds
 
 REQUIREMENTS = "requirements.txt"
 SCRIPT = "main.py"
+
+_OF_HEADER = f"{SCRIPT}.{REQUIREMENTS}"
+_CONSTRAINTS_OF_HEADER = f"{SCRIPT}.constraints.txt"
+"""What a header asks for in the words of requirements files: uv fetches by those alone."""
 
 _INCLUDE = re.compile(
     rb"^[ \t]*(?:-r|-c|--requirements?|--constraints?)[ \t]*[ \t=][ \t]*(?P<path>[^\s#]+)", re.MULTILINE
@@ -70,6 +75,16 @@ class Needs:
         """Whether `versions` have an effect."""
         return holds(self.header) if self.header else any(name == REQUIREMENTS for name, _ in self.files)
 
+    @property
+    def can_be_fetched(self) -> bool:
+        """Whether requirements files say all there is to it, and it is anything."""
+        return bool(self.files or self.header) and (not self.header or asked(self.header) is not None)
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether no package is asked for."""
+        return not self.files and not self.header
+
     @classmethod
     def of(cls, code: Path) -> Needs:
         """Reads them from unpacked code. Raises UnreadableHeader and OSError."""
@@ -97,7 +112,12 @@ class Needs:
     def write(self, folder: Path) -> None:
         """Makes `folder` a pipeline of these needs alone; its program prints a line that `installed` reads."""
         folder.mkdir(mode=0o755)
-        for name, content in (*self.files, (SCRIPT, hold(self.header, self.versions) + _LISTING)):
+        header = hold(self.header, self.versions)
+        of_header = {}
+        if found := asked(header):
+            of_header[_OF_HEADER] = "\n".join((f"-c {_CONSTRAINTS_OF_HEADER}", *found.dependencies, "")).encode()
+            of_header[_CONSTRAINTS_OF_HEADER] = "\n".join((*found.constraints, "")).encode()
+        for name, content in (dict(self.files) | of_header | {SCRIPT: header + _LISTING}).items():
             path = folder / name
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             path.write_bytes(content)

@@ -8,42 +8,40 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Weighed:
-    """A generation: `size` are the bytes it adds to all newer ones, `uses` when (seconds since 1970) each environment
-    was used last that no newer one holds."""
+    """A generation: `size` are the bytes it adds to all newer ones, `last_use` (seconds since 1970) is that of any
+    environment that no newer one holds."""
 
     number: int
     size: int
-    uses: tuple[float, ...]
-
-    @property
-    def last_use(self) -> float:
-        """The last of `uses`; 0 without one."""
-        return max(self.uses, default=0.0)
+    last_use: float
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What is to go, and whether the newest generation is to be copied no further."""
+class Stock:
+    """The stock: `size` are all its bytes, `alone` those of them that no generation with an environment has."""
 
-    gone: tuple[int, ...] = ()
-    close: bool = False
+    number: int
+    size: int
+    alone: int
 
 
-def judge(weighed: Sequence[Weighed], kept: Container[int], *, oldest_use: float, limit: int) -> Verdict:
-    """Decides on all generations, ascending by number. What is `kept` stays, whatever its age and size.
+def judge(
+    weighed: Sequence[Weighed], stock: Stock | None, kept: Container[int], *, oldest_use: float, limit: int
+) -> tuple[int, ...]:
+    """Decides which go. What is `kept` stays, whatever its age and size.
 
-    One whose environments were all used before `oldest_use` goes. If the rest has more than `limit` bytes, those used
-    longest ago go until it has not; but never the newest, which is closed instead: what is prepared next begins a new
-    line, and only with that there is it one of those that may go. It is closed as well once half of what it holds is
-    not used any more.
+    Environments go that were used before `oldest_use`. The stock goes once more than half of it is of no environment: a
+    new one is begun with what is prepared next. While the rest has more than `limit` bytes, the stock goes, which only
+    saves fetching again, then the environments that were used longest ago, but for the one used last.
     """
-    gone = [each.number for each in weighed if each.number not in kept and each.uses and each.last_use < oldest_use]
-    left = [each for each in weighed if each.number not in gone]
-    size = sum(each.size for each in left)
-    for each in sorted(left[:-1], key=lambda each: each.last_use):
+    gone = [each.number for each in weighed if each.number not in kept and each.last_use < oldest_use]
+    left = sorted((each for each in weighed if each.number not in gone), key=lambda each: each.last_use)
+    size = sum(each.size for each in left) + (stock.alone if stock else 0)
+    if stock and stock.number not in kept and (size > limit or stock.alone * 2 > stock.size):
+        gone.append(stock.number)
+        size -= stock.alone
+    for each in left[:-1]:
         if size > limit and each.number not in kept:
             gone.append(each.number)
             size -= each.size
-    newest = left[-1] if left else None
-    unused = sum(use < oldest_use for use in newest.uses) if newest else 0
-    return Verdict(tuple(gone), newest is not None and (size > limit or unused * 2 > len(newest.uses)))
+    return tuple(gone)

@@ -13,6 +13,7 @@ _ADVICE = (
         "give this agent a login for that index, by FASTFLOW_INDEX_NETRC or in FASTFLOW_INDEX_URL",
     ),
     (r"parse requirement|parsing included file", "correct that line of requirements.txt"),
+    (r"^fastflow: preparing", "choose packages that have wheels, and fewer or smaller ones"),
     (r"TOML parse error", "correct the header of main.py"),
     (
         r"Failed to build",
@@ -37,6 +38,24 @@ _ADVICE = (
 """What stands in uv's words, the more particular first, and what to do then (uv 0.13)."""
 
 
+class EnvironmentFault(Exception):
+    """The needs of a pipeline can not be met. `output` is what uv said.
+
+    `known`: it is one of those that people know what to do about, so nothing here is to be done about it.
+    """
+
+    def __init__(self, message: str, output: bytes, *, known: bool = True) -> None:
+        super().__init__(message)
+        self.output = output
+        self.known = known
+
+
+def refused(output: bytes) -> EnvironmentFault:
+    """What to raise where uv has refused with `output`."""
+    message = f"the requirements can not be installed: {explain(output)}"
+    return EnvironmentFault(message, output, known=bool(_advice(output)))
+
+
 def explain(output: bytes) -> str:
     """Returns the line of uv's output that says most (its error), the innermost cause, and what to do."""
     text = output.decode("utf-8", "replace")
@@ -44,5 +63,10 @@ def explain(output: bytes) -> str:
     errors = [line for line in lines if line.startswith(("error:", "×"))][:1] or lines[-1:] or ["uv said nothing"]
     causes = [line for line in lines if line.lower().startswith(("cause:", "caused by:"))][-1:]
     said = "; ".join([*errors, *causes])[:MOST_CHARACTERS]
-    advice = next((advice for words, advice in _ADVICE if re.search(words, text)), "")
+    advice = _advice(output)
     return f"{said.rstrip('.')}. To do: {advice}." if advice else said
+
+
+def _advice(output: bytes) -> str:
+    text = output.decode("utf-8", "replace")
+    return next((advice for words, advice in _ADVICE if re.search(words, text, re.MULTILINE)), "")

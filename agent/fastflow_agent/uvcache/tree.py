@@ -1,9 +1,9 @@
 """Folder trees of uv caches: copied without copying bytes, and closed to change. All of it blocks.
 
 uv replaces the files of its cache by renaming, never in place (uv 0.13: inodes and checksums before and after adding,
-refreshing and reusing packages). What it opens for writing, locks, marks and the databases of Git sources, is copied.
-But uv also runs the build scripts of source packages, which may do as they please: so files that were published belong
-to root and can not be written by the user a preparer runs as.
+refreshing and reusing packages). What it opens for writing, locks and marks, is copied. But code of packages runs while
+environments are made, which may do as it pleases: so files that were published belong to root and can not be written by
+the user a preparer runs as, and nothing here follows a link.
 """
 
 from __future__ import annotations
@@ -14,36 +14,73 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _syncfs = ctypes.CDLL(None, use_errno=True).syncfs
 _syncfs.argtypes = [ctypes.c_int]
 
-_SCRIPT_ENVIRONMENTS = "environments-v"
-_COPIED = "git-v"
-"""Beginnings of the names of uv's buckets; a number follows."""
+_BUILDS = "builds-v0"
 _UNFINISHED = ".tmp"
 
+DEEPEST = 100
+"""Levels of folders in a cache: packages have about ten, and whatever walks through them must not run out of stack."""
 
-def link(source: Path, target: Path, owner: int) -> None:
+LONGEST_PATH = 2048
+"""Bytes of a path within a cache: the kernel takes 4095 of a whole one, and caches are moved and linked elsewhere."""
+
+
+class TreeFault(Exception):
+    """What somebody left can not be used. The message says why."""
+
+
+def link(source: Path, target: Path, owner: int, archives: Container[str] | None = None) -> None:
     """Makes `target` hold what the cache `source` holds; what `target` has already, stays.
 
-    Files are shared, folders belong to `owner`. Environments of scripts are left out, and what uv left unfinished.
-    `target` may have been written by anybody: links in it are never followed, and where one, or a file, stands in the
-    place of a folder, NotADirectoryError is raised.
+    Files are shared, folders belong to `owner`. What uv left unfinished is left out, and of `archives` (packages, which
+    are nearly all there is) those that are not named there, if it is given. Links in `target` are never followed: where
+    one, or a file, stands in the place of a folder, TreeFault is raised.
     """
-    with _opened(target) as folder:
-        for bucket in _entries(source):
-            if bucket.is_dir(follow_symlinks=False):
-                copied = bucket.name.startswith(_COPIED)
-                with _made(bucket.name, folder, owner) as inner:
-                    for entry in _entries(bucket.path):
-                        if not _is_script_environment(bucket, entry):
-                            _link(entry, inner, owner, copied=copied)
-            else:
-                _link(bucket, folder, owner, copied=False)
+
+    def left_out(entry: os.DirEntry[str]) -> bool:
+        return archives is not None and Path(entry.path).parent in folders and entry.name not in archives
+
+    folders = set(archive_folders(source))
+    try:
+        with _opened(target) as folder:
+            _link_all(source, folder, owner, left_out)
+    except NotADirectoryError as error:
+        raise TreeFault(f"{error.filename} is no folder there") from error
+
+
+def archive_folders(root: Path) -> list[Path]:
+    """Where the cache under `root` has packages, each in a folder of its own, which uv names at random."""
+    return _folders(root, "archive-v*")
+
+
+def environment_folders(root: Path) -> list[Path]:
+    """Where the cache under `root` has environments of scripts, and links to those that lie among the packages."""
+    return _folders(root, "environments-v*")
+
+
+def close_to_builds(root: Path) -> None:
+    """Puts a file where uv would build packages, in a new cache: it then refuses what it would have to build.
+
+    Forbidding it to does not suffice (uv 0.13): lines of a requirements file allow it again, editable packages are
+    built all the same, and it takes older versions that are not to be built, in silence.
+    """
+    (root / _BUILDS).touch(mode=0o444)
+
+
+def open_to_builds(root: Path) -> None:
+    """Removes what `close_to_builds` put there."""
+    (root / _BUILDS).unlink()
+
+
+def is_closed_to_builds(output: bytes) -> bool:
+    """Whether uv says that it could not build a package, for the sake of `close_to_builds`."""
+    return f"/{_BUILDS}`".encode() in output
 
 
 def close(root: Path, owner: int) -> None:
@@ -54,8 +91,8 @@ def close(root: Path, owner: int) -> None:
     folder nor symbolic link is removed. Links are never followed.
     """
     if os.geteuid() == 0 and owner != 0:
-        for entry in _walk(root):
-            if entry.is_file(follow_symlinks=False) and not _is_mark(entry):
+        for entry in walk(root):
+            if entry.is_file(follow_symlinks=False) and not is_mark(entry):
                 found = entry.stat(follow_symlinks=False)
                 if found.st_uid == owner or found.st_mode & 0o7022:
                     os.chown(entry.path, 0, 0, follow_symlinks=False)
@@ -72,12 +109,12 @@ def seal(root: Path) -> str:
     Neither a copy made by `link` nor `close` changes it; a missing, cut or rewritten file does.
     """
     hashed = hashlib.sha256()
-    for entry in _walk(root):
+    for entry in walk(root):
         shown = os.path.relpath(entry.path, root)
         if entry.is_symlink():
             shown += f" -> {os.readlink(entry.path)}"  # noqa: PTH115  # thousands of them
         elif entry.is_file(follow_symlinks=False):
-            if _is_mark(entry):
+            if is_mark(entry):
                 continue
             found = entry.stat(follow_symlinks=False)
             shown += f" {found.st_size} {found.st_mtime_ns}"
@@ -91,7 +128,7 @@ def sizes(roots: Iterable[Path]) -> list[int]:
     added = []
     for root in roots:
         size = 0
-        for entry in _walk(root):
+        for entry in walk(root):
             found = entry.stat(follow_symlinks=False)
             if found.st_nlink == 1 or (found.st_dev, found.st_ino) not in seen:
                 size += found.st_blocks * 512
@@ -108,23 +145,27 @@ def make_owned_folder(folder: Path, owner: int) -> None:
         _give(descriptor, owner)
 
 
-def _link(entry: os.DirEntry[str], folder: int, owner: int, *, copied: bool) -> None:
-    if entry.name.startswith(_UNFINISHED):
-        return
-    if entry.is_dir(follow_symlinks=False):
-        with _made(entry.name, folder, owner) as inner:
-            for each in _entries(entry.path):
-                _link(each, inner, owner, copied=copied)
-    elif entry.is_symlink() or not (copied or _is_mark(entry)):
-        try:
-            os.link(entry.path, entry.name, dst_dir_fd=folder, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.EMLINK, errno.EXDEV):
-                raise
-            if error.errno != errno.EEXIST:
-                _copy(entry, folder, owner)
-    else:
-        _copy(entry, folder, owner)
+def _link_all(source: str | Path, folder: int, owner: int, left_out: Callable[[os.DirEntry[str]], bool]) -> None:
+    for entry in _entries(source):
+        if entry.name.startswith(_UNFINISHED) or left_out(entry):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            with _made(entry.name, folder, owner) as inner:
+                _link_all(entry.path, inner, owner, left_out)
+        elif is_mark(entry):
+            _copy(entry, folder, owner)
+        else:
+            _link(entry, folder, owner)
+
+
+def _link(entry: os.DirEntry[str], folder: int, owner: int) -> None:
+    try:
+        os.link(entry.path, entry.name, dst_dir_fd=folder, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.EMLINK, errno.EXDEV):
+            _copy(entry, folder, owner)
+        elif error.errno != errno.EEXIST:
+            raise
 
 
 def _copy(entry: os.DirEntry[str], folder: int, owner: int) -> None:
@@ -144,15 +185,14 @@ def _copy(entry: os.DirEntry[str], folder: int, owner: int) -> None:
             os.utime(copy.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def _is_mark(entry: os.DirEntry[str]) -> bool:
-    # `.lock`, `sdists-v9/.git` and their like: uv opens them for writing at every start.
+def _folders(root: Path, pattern: str) -> list[Path]:
+    return [path for path in root.glob(pattern) if path.is_dir() and not path.is_symlink()]
+
+
+def is_mark(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one of `.lock`, `sdists-v9/.git` and their like: uv opens them for writing at every start."""
     named_so = entry.name.startswith(".") or entry.name.endswith(".lock")
     return named_so and entry.stat(follow_symlinks=False).st_size == 0
-
-
-def _is_script_environment(bucket: os.DirEntry[str], entry: os.DirEntry[str]) -> bool:
-    # Environments of requirements are links in a folder per interpreter; that of a script is a folder itself.
-    return bucket.name.startswith(_SCRIPT_ENVIRONMENTS) and os.path.lexists(Path(entry.path) / "pyvenv.cfg")
 
 
 def _give(descriptor: int, owner: int) -> None:
@@ -188,11 +228,20 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _walk(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+def walk(root: str | Path) -> Iterator[os.DirEntry[str]]:
+    """All there is under `root`, ordered by name. Raises TreeFault beyond DEEPEST and LONGEST_PATH."""
+    return _walk(root, DEEPEST, LONGEST_PATH + len(os.fsencode(root)))
+
+
+def _walk(folder: str | Path, levels: int, longest: int) -> Iterator[os.DirEntry[str]]:
     for entry in _entries(folder):
+        if not levels or len(os.fsencode(entry.path)) > longest:
+            raise TreeFault(
+                f"a package has folders more than {DEEPEST} deep, or paths longer than {LONGEST_PATH} bytes"
+            )
         yield entry
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path)
+            yield from _walk(entry.path, levels - 1, longest)
 
 
 def _sync(folder: Path) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from fastflow_agent.model import Limits, SlotId
-from fastflow_agent.runtime.base import Egress, RuntimeFault, SlotPaths, SlotSpec
-from fastflow_agent.runtime.container_spec import egress_environment, slot_container
+from fastflow_agent.runtime.base import Egress, PreparerSpec, PreparerStep, RuntimeFault, SlotPaths, SlotSpec
+from fastflow_agent.runtime.container_spec import Folders, egress_environment, preparer_container, slot_container
 from fastflow_agent.runtime.docker_image import RunnerImage
 from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.runtime.interpreters import Interpreters
@@ -43,6 +43,27 @@ def test_the_image_is_named_by_its_content_and_the_interpreter_by_its_path() -> 
 
 def test_only_a_cache_that_is_whole_makes_uv_work_offline() -> None:
     assert config()["Cmd"] == ["/fastflow/start", "/usr/bin/python3"]
+
+
+def preparer(step: PreparerStep) -> dict[str, Any]:
+    spec = PreparerSpec("name", Path("/data/code"), Path("/data/staged"), "3.12", step=step)
+    folders = Folders(Path("/t"), spec.code, Path("/log"), Path("/out"), Path("/tmp/x"), Path("/env"))
+    return preparer_container(spec, OPTIONS, IMAGE, folders)
+
+
+@pytest.mark.parametrize(
+    ("step", "program", "network"),
+    [
+        (PreparerStep.FETCH, ["/fastflow/fetch", "/opt/python3.12"], "bridge"),
+        (PreparerStep.INSTALL, ["/fastflow/prepare", "/opt/python3.12", "--offline"], "none"),
+        (PreparerStep.BUILD, ["/fastflow/prepare", "/opt/python3.12"], "bridge"),
+    ],
+)
+def test_a_preparer_has_the_interpreter_that_is_asked_for_and_a_network_only_where_it_fetches(
+    step: PreparerStep, program: list[str], network: str
+) -> None:
+    made = preparer(step)
+    assert (made["Cmd"], made["HostConfig"]["NetworkMode"]) == (program, network)
 
 
 @pytest.mark.parametrize("data", ["/da,ta", "/da:ta", "/da\\ta"])

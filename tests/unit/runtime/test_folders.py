@@ -40,7 +40,7 @@ def test_the_template_is_made_once_and_holds_what_is_mounted_on(tmp_path: Path) 
     template = make_template(tmp_path)
     assert make_template(tmp_path) == template
     assert {entry.name for entry in template.iterdir()} == {
-        *("start", "prepare", "await"),
+        *("start", "fetch", "prepare", "await"),
         *("code", "out", "env", "log", "ca.pem"),
     }
     assert oct((template / "start").stat().st_mode & 0o777) == "0o555"

@@ -39,7 +39,7 @@ async def test_a_run_finds_what_was_prepared_ahead(world: AgingWorld) -> None:
     ahead = await world.ahead("alpha")
     assert (ahead.packages, ahead.prepared) == (("alpha==1.0",), world.now)
     assert await world.ensure("alpha") == ahead
-    assert len(world.uv.runs) == 1
+    assert len(world.uv.prepared) == 1
 
 
 async def test_an_old_environment_is_prepared_again_in_a_new_generation_and_pinned_runs_keep_theirs(
@@ -97,7 +97,7 @@ async def test_a_run_shares_the_preparation_that_was_begun_ahead(world: AgingWor
     run = asyncio.create_task(world.ensure("alpha"))
     gate.set()
     assert (await run).id == (await ahead).id
-    assert len(world.uv.runs) == 1
+    assert len(world.uv.prepared) == 1
 
 
 async def test_nothing_is_prepared_ahead_while_a_run_waits_for_its_own(world: AgingWorld) -> None:
@@ -111,7 +111,7 @@ async def test_nothing_is_prepared_ahead_while_a_run_waits_for_its_own(world: Ag
     gate.set()
     generation = await run
     assert [(await each).packages for each in ahead] == [("beta==1.0",), generation.packages]
-    assert len(world.uv.runs) == 2
+    assert len(world.uv.prepared) == 2
 
 
 def _hold(uv: Uv) -> asyncio.Event:

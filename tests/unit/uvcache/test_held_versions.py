@@ -52,7 +52,7 @@ async def world(tmp_path: Path) -> Versions:
 async def test_packages_that_are_at_hand_are_not_prepared_again(world: Versions) -> None:
     first = await world.ensure("alpha")
     assert await world.again("alpha==1.0") == first
-    assert len(world.uv.runs) == 1
+    assert len(world.uv.prepared) == 1
 
 
 async def test_an_older_generation_is_taken_while_it_is_there(world: Versions) -> None:
@@ -62,7 +62,7 @@ async def test_an_older_generation_is_taken_while_it_is_there(world: Versions) -
     assert second.packages == ("alpha==2.0",)
     assert await world.again("alpha==1.0") == first
     assert await world.ensure("alpha") == second
-    assert len(world.uv.runs) == 2
+    assert len(world.uv.prepared) == 2
 
 
 async def test_packages_that_are_not_at_hand_are_prepared_once_and_leave_others_their_newest(world: Versions) -> None:
@@ -71,7 +71,7 @@ async def test_packages_that_are_not_at_hand_are_prepared_once_and_leave_others_
     assert repeated.packages == ("alpha==1.0",)
     assert await world.again("alpha==1.0") == repeated
     assert (await world.ensure("alpha")).packages == ("alpha==2.0",)
-    assert len(world.uv.runs) == 2
+    assert len(world.uv.prepared) == 2
 
 
 async def test_packages_that_can_not_be_had_any_more_give_way_to_what_resolves_now(world: Versions) -> None:
@@ -87,4 +87,4 @@ async def test_needs_that_can_not_be_met_at_all_are_told_as_ever(world: Versions
 
 async def test_a_header_is_held_in_its_own_words(world: Versions) -> None:
     assert (await world.again("alpha==2.0", requirements="", header="alpha")).packages == ("alpha==2.0",)
-    assert len(world.uv.runs) == 1
+    assert len(world.uv.prepared) == 1

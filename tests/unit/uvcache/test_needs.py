@@ -142,3 +142,36 @@ def test_a_header_is_held_to_versions_where_uv_will_see_it(code: Path, tmp_path:
     assert needs.can_be_held
     replace(needs, versions=("six==1.16.0",)).write(tmp_path / "made")
     assert b'constraint-dependencies = ["six==1.16.0"]' in (tmp_path / "made" / "main.py").read_bytes()
+
+
+def header(*lines: str) -> bytes:
+    return "\n".join(("# /// script", *(f"# {line}" for line in lines), "# ///", "")).encode()
+
+
+@pytest.mark.parametrize(
+    ("needs", "fetched"),
+    [
+        (Needs(), False),
+        (Needs((("requirements.txt", b"six\n"),)), True),
+        (Needs(header=header('dependencies = ["six"]', 'requires-python = ">=3.9"')), True),
+        (Needs(header=header('dependencies = ["six"]', "[tool.uv]", 'constraint-dependencies = ["six<2"]')), True),
+        (Needs(header=header('dependencies = ["six"]', "[tool.uv.sources]", 'six = { index = "own" }')), False),
+        (Needs(header=header('dependencies = ["six"]', "[tool.uv]", 'index-url = "http://own"')), False),
+        (Needs(header=header('dependencies = ["-e ."]')), False),
+        (Needs(header=header('dependencies = ["six @ http://own/six.whl\\n--index-url http://own"]')), False),
+        (Needs(header=header(f'dependencies = ["six; {"(" * 2000}"]')), False),
+        (Needs(header=header('dependencies = "six"')), False),
+        (Needs(header=header("dependencies = [")), False),
+    ],
+)
+def test_only_what_requirements_files_say_as_well_can_be_fetched(needs: Needs, fetched: bool) -> None:
+    assert needs.can_be_fetched is fetched
+
+
+def test_a_header_is_written_as_requirements_files_too_with_the_versions_it_is_held_to(tmp_path: Path) -> None:
+    needs = Needs(header=header('dependencies = ["six", "toml>=0.1"]'), versions=("six==1.16",))
+    needs.write(tmp_path / "written")
+    assert (tmp_path / "written/main.py.requirements.txt").read_text() == (
+        "-c main.py.constraints.txt\nsix\ntoml>=0.1\n"
+    )
+    assert (tmp_path / "written/main.py.constraints.txt").read_text() == "six==1.16\n"

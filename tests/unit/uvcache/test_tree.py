@@ -33,7 +33,7 @@ def test_a_link_in_a_folders_place_is_refused_and_nothing_is_written_through_it(
     target = tmp_path / "target"
     (target / place).parent.mkdir(parents=True)
     (target / place).symlink_to(outside)
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(tree.TreeFault):
         tree.link(source, target, OWNER)
     assert list(outside.iterdir()) == []
 

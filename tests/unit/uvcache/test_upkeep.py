@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
-from fastflow_agent.uvcache import UvCache, tree
+from fastflow_agent.runtime.base import PreparerSpec, PreparerStep
+from fastflow_agent.uvcache import EnvironmentFault, UvCache, tree
+from fastflow_agent.uvcache.generations import Held
 
 from tests.unit.uvcache.test_cache import SLOT, World
 
@@ -26,12 +31,12 @@ class Kept(World):
         )
         return self.cache
 
-    async def use(self, requirements: str = "", header: str = "") -> str:
+    async def use(self, requirements: str = "", header: str = "") -> int:
         generation = await self.ensure(requirements, header)
         await self.cache.settle()
-        self.cache._leases.clear()
+        self.cache._claims._leases.clear()
         self.time += DAY
-        return generation.id
+        return int(generation.id)
 
     async def tidy(self) -> list[int]:
         await self.cache.settle()
@@ -48,45 +53,105 @@ async def world(tmp_path: Path) -> Kept:
 
 async def test_an_environment_nobody_used_for_too_long_goes_and_one_in_use_stays(world: Kept) -> None:
     old = await world.use(header="old")
-    await world.use("alpha")
+    new = await world.use("alpha")
     await world.open(max_idle=10 * DAY)
     world.time += 9 * DAY
     await world.use("alpha")
-    world.cache.pin(old, SLOT)
-    assert await world.tidy() == [1, 2]
+    world.cache.pin(str(old), SLOT)
+    assert await world.tidy() == [old, new]
     world.cache.unpin(SLOT)
-    assert await world.tidy() == [2]
+    assert await world.tidy() == [new]
 
 
-async def test_the_last_use_is_known_to_the_next_agent(world: Kept) -> None:
-    await world.use(header="one")
+async def test_the_last_use_is_known_to_the_next_agent_and_forgotten_with_the_environment(world: Kept) -> None:
+    one = await world.use(header="one")
     await world.use(header="two")
     world.time += 9 * DAY
     await world.use(header="one")
     await world.open(max_idle=9 * DAY)
-    assert await world.tidy() == [1]
+    markers = world.folder / "cache" / "used"
+    assert len(list(markers.iterdir())) == 2
+    assert await world.tidy() == [one]
+    assert len(list(markers.iterdir())) == 1
 
 
-async def test_too_large_a_cache_loses_what_was_used_longest_ago_but_not_the_newest(world: Kept) -> None:
-    for header in ("one", "two", "three"):
-        await world.use(header=header)
+async def test_uses_of_what_is_not_held_are_forgotten_at_the_start(world: Kept) -> None:
+    await world.use("alpha")
+    markers = world.folder / "cache" / "used"
+    (markers / "of an environment that is gone").touch()
+    await world.open()
+    assert len(list(markers.iterdir())) == 1
+
+
+async def test_too_large_a_cache_loses_what_was_used_longest_ago_but_not_what_was_used_last(world: Kept) -> None:
+    one, _, three = [await world.use(header=header) for header in ("one", "two", "three")]
     await world.use(header="one")
     await world.open(size_limit=1)
-    world.cache.pin("1", SLOT)
-    assert await world.tidy() == [1, 3]
+    world.cache.pin(str(three), SLOT)
+    assert await world.tidy() == [one, three]
     world.cache.unpin(SLOT)
-    assert await world.tidy() == [3]
+    assert await world.tidy() == [one]
 
 
-async def test_a_line_that_grew_too_large_is_copied_no_further_and_goes_after_its_successor_came(world: Kept) -> None:
+async def test_what_was_fetched_goes_where_there_is_too_much_and_is_fetched_again(world: Kept) -> None:
     await world.use("alpha")
     await world.open(size_limit=1)
-    assert await world.tidy() == [1]
+    kept = await world.tidy()
+    assert [path.name for path in (world.folder / "cache/generations").iterdir()] == [str(number) for number in kept]
+    assert (await world.ensure("alpha")).id == str(kept[0])
     await world.use("beta")
-    assert await world.tidy() == [2]
-    assert not (world.folder / "cache/generations/2/archive-v0/alpha").exists()
+    assert not (world.stock() / "archive-v0/alpha").exists()
+
+
+async def test_what_was_fetched_goes_once_no_environment_has_it(world: Kept) -> None:
+    await world.use("large")
+    await world.open(max_idle=10 * DAY)
+    world.time += 9 * DAY
+    used = await world.use("alpha")
+    assert (world.stock() / "archive-v0/large").exists()
+    world.time += 9 * DAY
     await world.use("alpha")
-    assert len(world.uv.runs) == 3
+    (world.stock() / "archive-v0/large/filling").write_bytes(b"x" * 1_000_000)
+    await world.tidy()
+    assert await world.tidy() == [used]
+    assert [path.name for path in (world.folder / "cache/generations").iterdir()] == [str(used)]
+
+
+async def test_what_is_removed_was_handed_out_to_nobody_meanwhile(world: Kept) -> None:
+    """A run that asks while files are being removed gets another generation than the one that goes."""
+    first = await world.use("alpha")
+    await world.open(max_idle=5 * DAY)
+    world.time += 9 * DAY
+    removing, go_on = threading.Event(), threading.Event()
+    remove = world.cache._generations.remove
+
+    def slowly(out: Sequence[Held], remains: Iterable[int]) -> None:
+        removing.set()
+        go_on.wait(10)
+        remove(out, remains)
+
+    world.cache._generations.remove = slowly  # type: ignore[method-assign]
+    tidying = asyncio.create_task(world.cache.tidy())
+    await asyncio.to_thread(removing.wait, 10)
+    asked = asyncio.create_task(world.ensure("alpha"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    go_on.set()
+    generation = await asked
+    world.cache.pin(generation, SLOT)
+    await tidying
+    assert int(generation.id) != first
+    assert (generation.path / "archive-v0/alpha/module.py").exists()
+
+
+async def test_environments_prepared_at_the_same_time_are_there_for_who_waited_however_little_room(
+    world: Kept,
+) -> None:
+    await world.open(size_limit=1)
+    for round_ in range(3):
+        names = [f"script{round_}-{index}" for index in range(4)]
+        found = await asyncio.gather(*(world.ensure(header=name) for name in names))
+        assert all(generation.path.is_dir() for generation in found)
 
 
 async def test_files_that_generations_share_are_counted_once(tmp_path: Path) -> None:
@@ -99,6 +164,9 @@ async def test_files_that_generations_share_are_counted_once(tmp_path: Path) -> 
     newest, older = tree.sizes([second, first])
     assert 1_100_000 <= newest < 1_200_000
     assert older == 0
+
+
+Damage = Callable[[Path], None]
 
 
 def removed(generation: Path) -> None:
@@ -114,13 +182,13 @@ def vanished(generation: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [removed, cut, vanished])
-async def test_a_damaged_generation_is_noticed_at_the_start_and_prepared_anew(world: Kept, damage: object) -> None:
+async def test_a_damaged_generation_is_noticed_at_the_start_and_prepared_anew(world: Kept, damage: Damage) -> None:
     first = await world.ensure("alpha")
     damage(first.path)
     await world.open()
     await world.cache.verify()
     again = await world.ensure("alpha")
-    assert len(world.uv.runs) == 2
+    assert len(world.uv.prepared) == 2
     assert (again.path / "archive-v0/alpha/module.py").read_text() == "NAME = 'alpha'"
 
 
@@ -131,7 +199,7 @@ async def test_a_whole_generation_is_not_taken_for_a_damaged_one(world: Kept) ->
     await world.open()
     await world.cache.verify()
     await world.ensure("alpha")
-    assert len(world.uv.runs) == 2
+    assert len(world.uv.prepared) == 2
 
 
 async def test_a_damaged_generation_is_noticed_after_a_run_of_it_failed(world: Kept) -> None:
@@ -146,11 +214,60 @@ async def test_a_damaged_generation_is_noticed_after_a_run_of_it_failed(world: K
     assert first.path.is_dir()
 
 
+async def test_damage_of_a_file_that_others_share_is_noticed_in_all_of_them(world: Kept) -> None:
+    first = await world.ensure("alpha")
+    second = await world.ensure("alpha\nbeta")
+    world.cache.pin(first, SLOT)
+    cut(first.path)
+    world.cache.suspect(SLOT)
+    await world.cache.settle()
+    again = await world.ensure("alpha\nbeta")
+    assert again.id != second.id
+    assert (again.path / "archive-v0/alpha/module.py").read_text() == "NAME = 'alpha'"
+
+
+@pytest.mark.parametrize("damage", [removed, cut, vanished])
+async def test_nothing_new_is_made_of_what_is_damaged(world: Kept, damage: Damage) -> None:
+    await world.ensure("alpha")
+    damage(world.stock())
+    generation = await world.ensure("alpha\nbeta")
+    assert (generation.path / "archive-v0/alpha/module.py").read_text() == "NAME = 'alpha'"
+    assert (world.stock() / "archive-v0/alpha/module.py").read_text() == "NAME = 'alpha'"
+
+
+async def test_what_can_not_be_prepared_of_what_was_fetched_before_is_prepared_from_nothing(world: Kept) -> None:
+    """Damage of content that no look from outside shows."""
+    await world.ensure("alpha")
+    bad = world.stock()
+
+    async def refuse(spec: PreparerSpec) -> None:
+        here = (spec.cache / "archive-v0/alpha/module.py").exists()
+        world.uv.fail_with = b"error: archive is corrupt" if here and spec.step is PreparerStep.FETCH else b""
+
+    world.uv.during = refuse
+    generation = await world.ensure("alpha\nbeta")
+    assert (generation.path / "archive-v0/beta/module.py").exists()
+    world.uv.during = None
+    world.uv.fail_with = b""
+    await world.ensure("beta")
+    assert world.stock() != bad
+    assert not (world.stock() / "archive-v0/alpha").exists()
+
+
+async def test_needs_that_people_know_what_to_do_about_are_tried_once(world: Kept) -> None:
+    await world.ensure("alpha")
+    world.uv.fail_with = b"error: No solution found when resolving dependencies"
+    before = len(world.uv.runs)
+    with pytest.raises(EnvironmentFault):
+        await world.ensure("beta")
+    assert len(world.uv.runs) == before + 1
+
+
 async def test_a_generation_that_vanished_under_a_living_agent_is_prepared_anew(world: Kept) -> None:
     first = await world.ensure("alpha")
     vanished(first.path)
     again = await world.ensure("alpha")
-    assert len(world.uv.runs) == 2
+    assert len(world.uv.prepared) == 2
     assert again.path.is_dir()
 
 
@@ -169,4 +286,4 @@ async def test_an_environment_counts_as_prepared_though_what_was_staged_can_not_
     await world.cache.clear_up()
     assert not (world.folder / "cache" / "staging").exists()
     await world.ensure("alpha")
-    assert len(world.uv.runs) == 1
+    assert len(world.uv.prepared) == 1
