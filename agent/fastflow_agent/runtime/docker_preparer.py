@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastflow.deletion import delete_trees
+from fastflow.finishing import finish
 from fastflow.pipelines.sizes import format_size
 from fastflow.service.failpoints import AgentPoint, reach
 
@@ -63,14 +64,19 @@ class Preparers:
         name = preparer_name(self._options.agent_id, spec.name)
         paths = self._paths(name)
         await self._clear(name)
+        mounted = Folders(template, spec.code, paths.log, paths.out, paths.tmp, paths.env)
+        container = preparer_container(spec, self._options, image, mounted)
         try:
-            await self._on_disk(lambda: self._make_folders(spec, paths))
-            mounted = Folders(template, spec.code, paths.log, paths.out, paths.tmp, paths.env)
-            await self._containers.create(name, preparer_container(spec, self._options, image, mounted))
-            await self._containers.start(name)
+            # To its end: what is made after it was cleared, nobody would remove.
+            await finish(asyncio.ensure_future(self._begin(name, spec, paths, container)))
             return await self._finish(name, spec, paths)
         finally:
-            await asyncio.shield(self._clear(name))
+            await finish(asyncio.ensure_future(self._clear(name)))
+
+    async def _begin(self, name: str, spec: PreparerSpec, paths: SlotPaths, container: Mapping[str, Any]) -> None:
+        await self._on_disk(lambda: self._make_folders(spec, paths))
+        await self._containers.create(name, container)
+        await self._containers.start(name)
 
     async def sweep(self) -> None:
         """See `Runtime.remove_preparers`."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fastflow.deletion import delete_trees
+from fastflow.finishing import finish
 from fastflow.service.failpoints import AgentPoint, reach
 from uv import find_uv_bin
 
@@ -190,16 +191,18 @@ class ProcessRuntime(Runtime):
         name, *words = preparer_program(spec.step)
         settings = spec.environment if spec.step is PreparerStep.FETCH else {**LINKS, **spec.environment}
 
-        def make() -> None:
+        def begin() -> None:
             folders.make_slot_folders(box.paths, os.geteuid())
             (box.paths.env / "settings").write_bytes(render(settings))
             box.make(spec.code, spec.cache, _uv(), [name, python, *words])
+            box.start()
 
         try:
-            await self._run(make)
+            # To its end: what is started after it was cleared, nobody would end.
+            await finish(asyncio.ensure_future(self._run(begin)))
             return await self._prepare(box, spec.step)
         finally:
-            await asyncio.shield(self._clear(box))
+            await finish(asyncio.ensure_future(self._clear(box)))
 
     async def remove_preparers(self) -> None:
         """See `Runtime.remove_preparers`."""
@@ -270,7 +273,6 @@ class ProcessRuntime(Runtime):
     async def _prepare(self, box: Box, step: PreparerStep) -> PreparerResult:
         egress = self._options.egress
         indexes = await self._run(lambda: Indexes.of(egress).with_logins(egress.index_netrc))
-        await self._run(box.start)
         await self._release(box, {} if step is PreparerStep.INSTALL else indexes.environment_with_logins())
         reach(AgentPoint.PREPARER_RELEASED)
         note = b""

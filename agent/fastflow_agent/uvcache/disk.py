@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from fastflow.finishing import finish
+
 T = TypeVar("T")
 
 THREADS = 4
@@ -25,8 +27,9 @@ class Disk:
         self.changing = asyncio.Lock()
 
     async def run(self, operation: Callable[[], T]) -> T:
-        """Returns what `operation` returns or raises what it raises, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, operation)
+        """Returns what `operation` returns or raises what it raises, off the event loop; waits for it if cancelled."""
+        # Else whoever is cancelled gives up `changing`, or clears up, while it goes on.
+        return await finish(asyncio.get_running_loop().run_in_executor(self._threads, operation))
 
     def begin(self, operation: Callable[[], None]) -> None:
         """Runs an operation that nobody waits for and that fails by nothing."""

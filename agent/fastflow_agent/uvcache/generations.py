@@ -143,19 +143,21 @@ class Generations:
 
     # How one is made.
 
-    def stage(self, name: str, base: Held | None, archives: Container[str] | None = None) -> Path:
+    def staging(self, name: str) -> Path:
+        """Where the preparation of that name takes place."""
+        return self._folder / "staging" / name
+
+    def stage(self, staging: Path, base: Held | None, archives: Container[str] | None = None) -> None:
         """Makes a folder for a preparation, with `cache` in it, a copy of `base` with these `archives` (None = all).
 
         Raises OSError.
         """
-        staging = self._folder / "staging" / name
         delete_trees(staging)
         staging.mkdir(parents=True)
         cache = staging / "cache"
         tree.make_owned_folder(cache, self._owner)
         if base is not None:
             tree.link(self.path(base.number), cache, self._owner, archives)
-        return staging
 
     def clear_staging(self) -> None:
         """Removes what earlier processes staged; their preparers are to be gone, or they go on writing there.

@@ -159,13 +159,14 @@ class Preparation:
         self, order: _Order, base: Held | None, archives: Container[str] | None = None
     ) -> AsyncIterator[Path]:
         name = f"{order.digest.removeprefix('sha256:')[:12]}-{next(self._numbers)}"
-        async with self._disk.changing:
-            staging = await self._disk.run(lambda: self._generations.stage(name, base, archives))
+        staging = self._generations.staging(name)
         try:
+            async with self._disk.changing:
+                await self._disk.run(lambda: self._generations.stage(staging, base, archives))
             await self._disk.run(lambda: order.needs.write(staging / "code"))
             yield staging
         finally:
-            await asyncio.shield(self._disk.run(lambda: self._generations.discard(staging)))
+            await self._disk.run(lambda: self._generations.discard(staging))
 
     async def _run(self, order: _Order, staging: Path, step: PreparerStep) -> PreparerResult:
         reach(AgentPoint.STAGED)

@@ -11,12 +11,12 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
 from fastflow.durable import sync_folder
+from fastflow.finishing import finish
 
 from fastflow_controlplane.logs.marks import Marks, make_folders
 from fastflow_controlplane.logs.store import (
@@ -295,17 +295,3 @@ class _File:
 
     def sync(self) -> None:
         os.fdatasync(self._descriptor)
-
-
-async def finish(work: asyncio.Future[T]) -> T:
-    """Waits for work in a thread, however often cancelled: the lock around it must not be given up before it ended."""
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        while not work.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([work])
-        raise
-    finally:
-        # An exception that knows this frame, which knows the exception, would keep the file open until collected.
-        del work

@@ -10,11 +10,12 @@ from typing import TypeVar
 
 import structlog
 from fastflow.durable import sync_folder
+from fastflow.finishing import finish
 from fastflow.ids import new_id
 
 from fastflow_controlplane.conditions import Problem
 from fastflow_controlplane.disk import DISK_FULL, full_message, has_room, is_full
-from fastflow_controlplane.logs.file_log import FileLog, finish
+from fastflow_controlplane.logs.file_log import FileLog
 from fastflow_controlplane.logs.store import Log, LogKey, LogStore, StoreUnavailable
 
 log = structlog.get_logger(__name__)

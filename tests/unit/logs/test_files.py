@@ -1,17 +1,14 @@
 """Logs as files: what a crash or a failing disk may leave behind."""
 
-import asyncio
 import errno
 import os
 import resource
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fastflow_controlplane.conditions import Problem
-from fastflow_controlplane.logs.file_log import finish
 from fastflow_controlplane.logs.files import QUIET_CHECKS, FileLogStore
 from fastflow_controlplane.logs.store import Gap, LogKey, LogMismatch, LogOutOfOrder, StoreUnavailable
 
@@ -168,18 +165,3 @@ async def test_closed_logs_hold_no_descriptor(store: FileLogStore) -> None:
             await log.append(0, [b"x"])
             await log.seal(1)
     assert descriptors() <= before
-
-
-async def test_work_in_a_thread_is_waited_for_however_often_its_caller_is_cancelled() -> None:
-    ended = threading.Event()
-    work = asyncio.get_running_loop().run_in_executor(None, ended.wait)
-    caller = asyncio.create_task(finish(work))
-    for _ in range(3):
-        await asyncio.sleep(0)
-        caller.cancel()
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    waits = not caller.done()
-    ended.set()
-    await asyncio.wait([caller])
-    assert (waits, caller.cancelled(), work.done()) == (True, True, True)

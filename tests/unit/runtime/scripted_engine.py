@@ -23,12 +23,14 @@ HEALTHY: dict[str, tuple[int, Any]] = {
 class ScriptedEngine:
     """Listens at `folder`/docker.sock. `answers` maps "METHOD /path" to a status and what is sent: bytes, or as JSON.
 
-    In paths stand IMAGE and NAME for any image and any container; the version of the API is left out.
+    A question in `held` is answered once its event is set. In paths stand IMAGE and NAME for any image and any
+    container; the version of the API is left out.
     """
 
     def __init__(self, folder: Path) -> None:
         self.answers = dict(HEALTHY)
         self.asked: list[str] = []
+        self.held: dict[str, threading.Event] = {}
         self.connections = 0
         self._server = _Server(str(folder / "docker.sock"), self)
         self.host = f"unix://{folder}/docker.sock"
@@ -72,6 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         question = f"{self.command} {_plain(self.path)}"
         self.server.engine.asked.append(question)
+        if held := self.server.engine.held.get(question):
+            held.wait()
         status, said = self.server.engine.answers.get(question, (404, {"message": f"nothing is known of {question}"}))
         body = said if isinstance(said, bytes) else json.dumps(said).encode()
         self.send_response(status)

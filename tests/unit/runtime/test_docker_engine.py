@@ -1,13 +1,23 @@
 """What becomes of an engine's refusals: an engine that is away is waited for, and nothing else passes for that."""
 
+import asyncio
 import json
 import shutil
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from fastflow_agent.model import Limits, SlotId
-from fastflow_agent.runtime.base import ImageMissing, RuntimeFault, RuntimeUnavailable, SlotPaths, SlotSpec, SlotState
+from fastflow_agent.runtime.base import (
+    ImageMissing,
+    PreparerSpec,
+    RuntimeFault,
+    RuntimeUnavailable,
+    SlotPaths,
+    SlotSpec,
+    SlotState,
+)
 from fastflow_agent.runtime.docker import DockerRuntime
 from fastflow_agent.runtime.docker_options import DockerOptions, DockerTimes
 
@@ -27,7 +37,13 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedEngine]
 
 
 @pytest.fixture
-async def runtime(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[DockerRuntime]:
+def threads() -> int:
+    """Calls to the engine at once."""
+    return 1
+
+
+@pytest.fixture
+async def runtime(engine: ScriptedEngine, tmp_path: Path, threads: int) -> AsyncIterator[DockerRuntime]:
     """A runtime that knows the image of before."""
     images = tmp_path / "images"
     images.mkdir()
@@ -40,11 +56,30 @@ async def runtime(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Docke
         image="runner:1",
         docker_host=engine.host,
         times=DockerTimes(event_retry=60.0, reinspect=60.0),
-        threads=1,
+        threads=threads,
     )
     runtime = DockerRuntime(options)
     yield runtime
     await runtime.aclose()
+
+
+@pytest.mark.parametrize("threads", [2])
+async def test_a_preparer_that_is_cancelled_while_it_is_made_is_removed_after_that(
+    engine: ScriptedEngine, tmp_path: Path, runtime: DockerRuntime
+) -> None:
+    create, start, remove = "POST /containers/create", "POST /containers/NAME/start", "DELETE /containers/NAME"
+    engine.answers |= {create: (201, {"Id": "preparer"}), start: (204, b"")}
+    made = engine.held[create] = threading.Event()
+    (tmp_path / "env").mkdir()
+    preparing = asyncio.create_task(runtime.run_preparer(PreparerSpec("name", tmp_path / "code", tmp_path / "cache")))
+    while create not in engine.asked and not preparing.done():  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
+    preparing.cancel()
+    await asyncio.sleep(0)
+    made.set()
+    with pytest.raises(asyncio.CancelledError):
+        await preparing
+    assert [question for question in engine.asked if "containers/" in question][-3:] == [create, start, remove]
 
 
 def _forget_image(engine: ScriptedEngine, data_dir: Path, said: bytes) -> None:

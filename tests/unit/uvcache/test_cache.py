@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -370,6 +371,26 @@ async def test_a_preparer_nobody_waits_for_is_stopped(world: World) -> None:
     await stopped.wait()
     world.uv.during = None
     assert (await world.ensure("alpha")).packages == ("alpha==1.0",)
+
+
+@pytest.mark.parametrize("step", ["stage", "publish_stock", "publish"])
+async def test_a_caller_who_is_cancelled_while_the_disk_works_leaves_nothing_behind(world: World, step: str) -> None:
+    working, go_on = threading.Event(), threading.Event()
+    work = getattr(world.cache._generations, step)
+
+    def slowly(*arguments: object) -> object:
+        working.set()
+        go_on.wait(10)
+        return work(*arguments)
+
+    setattr(world.cache._generations, step, slowly)
+    caller = asyncio.create_task(world.ensure("alpha"))
+    await asyncio.to_thread(working.wait, 10)
+    caller.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    await world.cache.settle()
+    assert list((world.folder / "cache/staging").iterdir()) == []
 
 
 async def test_what_was_fetched_at_the_same_time_is_there_for_the_next(world: World) -> None:
