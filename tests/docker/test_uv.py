@@ -77,9 +77,16 @@ async def test_a_python_the_image_has_not_is_refused_by_name(workshop: Workshop)
         await slot.runtime.create(slot.spec)
 
 
-async def test_a_python_the_image_has_is_used(workshop: Workshop) -> None:
-    ended = await workshop.slot("import sys; print(sys.version_info[:2])", python_version="3.11").run()
-    assert ended.text == "(3, 11)"
+async def test_a_python_the_image_has_is_used_by_runs_and_by_what_prepares_for_them(workshop: Workshop) -> None:
+    # It is the image's only one, but uv knows it by two paths: this is not the one that is used unless asked for.
+    asked_for = "/usr/bin/python3.11"
+    assert asked_for != ALWAYS["UV_PYTHON"]
+    main = "import os, sys; print(os.environ['UV_PYTHON'], sys.version_info[:2])"
+    ended = await workshop.slot(main, python_version="3.11").run()
+    assert ended.text == f"{asked_for} (3, 11)"
+    cache = workshop.new_cache("python", UID)
+    spec = PreparerSpec("python", workshop.code("python", main, {}), cache, python_version="3.11")
+    assert (await workshop.runtime.run_preparer(spec)).output.decode().split()[0] == asked_for
 
 
 async def test_what_uv_refuses_is_a_preparers_result_with_uvs_own_words(workshop: Workshop) -> None:
