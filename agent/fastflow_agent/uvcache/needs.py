@@ -22,13 +22,21 @@ _CONSTRAINTS_OF_HEADER = f"{SCRIPT}.constraints.txt"
 """What a header asks for in the words of requirements files: uv fetches by those alone."""
 
 _INCLUDE = re.compile(
-    rb"^[ \t]*(?:-r|-c|--requirements?|--constraints?)[ \t]*[ \t=][ \t]*(?P<path>[^\s#]+)", re.MULTILINE
+    rb"^[ \t]*+(?:-r|-c|--requirements?|--constraints?)(?=[ \t=])[ \t]*+(?:=[ \t]*+)?(?P<path>[^\s#]+)", re.MULTILINE
 )
 """Other files that a requirements file names: pip's documentation, "Requirements File Format"."""
 
 _BETWEEN_WORDS = re.compile(rb"[\s#\"',;]+")
 _ARCHIVES = (b".whl", b".tar.gz", b".zip")
 """Packages that lie in the code themselves."""
+
+MAX_FILES_BYTES = 256 << 20
+"""Bytes that are read of files: those of the largest code there is. One file may be named in ever new ways by links."""
+
+MAX_PACKAGES = 2000
+"""Packages of one environment that are told; the largest ones have a few hundred."""
+
+_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}==[A-Za-z0-9][A-Za-z0-9.!+_-]{0,100}")
 
 _CODE = "/fastflow/code"
 """Where the code is in a container."""
@@ -125,9 +133,16 @@ class Needs:
 
 
 def installed(output: bytes) -> tuple[str, ...]:
-    """Returns the packages in the last listing that a program of `Needs.write` printed, "name==version"."""
+    """Returns the packages in the last listing that a program of `Needs.write` printed, "name==version".
+
+    Code of packages may have printed it: what is no such text is left out, and what is beyond MAX_PACKAGES.
+    """
     listings = re.findall(rb"^fastflow-packages (\[.*\])$", output, re.MULTILINE)
-    return tuple(json.loads(listings[-1])) if listings else ()
+    try:
+        listed = json.loads(listings[-1]) if listings else []
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(each for each in listed[:MAX_PACKAGES] if isinstance(each, str) and _PACKAGE.fullmatch(each))
 
 
 def interpreter(output: bytes) -> str:
@@ -146,15 +161,19 @@ class _Files:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._read: set[Path] = set()
+        self._bytes = 0
         self.found: dict[str, bytes] = {}
 
     def add_requirements(self, name: str) -> None:
-        """Takes a requirements file and what it includes."""
-        if self._add(name):
-            content, folder = self.found[name], Path(name).parent
-            for match in _INCLUDE.finditer(content):
-                self.add_requirements(_within(folder, match["path"]))
-            self.add_archives(content, folder)
+        """Takes a requirements file and what it includes, each file once, whatever links lead to it."""
+        names = [name]
+        while names:
+            name = names.pop()
+            if self._add(name):
+                content, folder = self.found[name], Path(name).parent
+                names += [_within(folder, match["path"]) for match in _INCLUDE.finditer(content)]
+                self.add_archives(content, folder)
 
     def add_archives(self, text: bytes, folder: Path) -> None:
         """Takes the archives that `text` names; `folder` is where its relative paths begin."""
@@ -163,15 +182,19 @@ class _Files:
                 self._add(_within(folder, word.removeprefix(b"file://")))
 
     def _add(self, name: str) -> bool:
+        """Whether it is a file that was not read before, by this or another name."""
         try:
             path = (self._root / name).resolve()
             usable = path.is_relative_to(self._root) and path.is_file()
         except (OSError, ValueError, RuntimeError):  # no name any file can have, or a loop of links
             return False
-        if not usable or name in self.found:
+        if not usable or name in self.found or self._bytes + path.stat().st_size > MAX_FILES_BYTES:
             return False
         self.found[name] = path.read_bytes()
-        return True
+        self._bytes += len(self.found[name])
+        known = path in self._read
+        self._read.add(path)
+        return not known
 
 
 def _within(folder: Path, named: bytes) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fastflow_agent.uvcache.needs import (
+    MAX_PACKAGES,
     Needs,
     UnreadableHeader,
     installed,
@@ -121,6 +122,49 @@ def test_of_two_versions_of_a_package_the_one_that_is_imported_is_listed(tmp_pat
     command = [sys.executable, str(tmp_path / "made" / "main.py")]
     output = subprocess.run(command, check=True, capture_output=True, env={"PYTHONPATH": path}).stdout
     assert [package for package in installed(output) if "imes" in package] == ["Two.Times==2.0"]
+
+
+@pytest.mark.parametrize(
+    ("listing", "packages"),
+    [
+        (b"[1]", ()),
+        (b'["six==1.16", 2, "no version", "\\ud800==1", "toml==0.10"]', ("six==1.16", "toml==0.10")),
+        (b"[" * 100_000 + b"]", ()),
+        (b"[}]", ()),
+        (b'["' + b"x" * 1000 + b'==1"]', ()),
+        (b"[" + b'"six==1",' * 5000 + b'"six==1"]', ("six==1",) * MAX_PACKAGES),
+    ],
+)
+def test_a_listing_that_code_of_a_package_made_up_does_no_harm(listing: bytes, packages: tuple[str, ...]) -> None:
+    assert installed(b"fastflow-packages " + listing + b"\n") == packages
+
+
+def test_a_file_is_read_once_whatever_links_lead_to_it(code: Path) -> None:
+    for link in ("d", "e"):
+        (code / link).symlink_to(".")
+    (code / "requirements.txt").write_text("-r d/requirements.txt\n-r e/requirements.txt\nsix\n")
+    assert {name for name, _ in Needs.of(code).files} == {
+        "requirements.txt",
+        "d/requirements.txt",
+        "e/requirements.txt",
+    }
+
+
+def test_files_that_are_named_in_ever_new_ways_are_read_as_far_as_they_fit(
+    code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastflow_agent.uvcache.needs.MAX_FILES_BYTES", 5_000)
+    (code / "d").symlink_to(".")
+    (code / "w.whl").write_bytes(b"x" * 1000)
+    (code / "requirements.txt").write_text("".join(f"./{'d/' * depth}w.whl\n" for depth in range(30)))
+    assert sum(len(content) for _, content in Needs.of(code).files) <= 5_000
+
+
+def test_a_long_chain_of_includes_is_followed_to_its_end(code: Path) -> None:
+    (code / "requirements.txt").write_text("-r 0.txt\n")
+    for number in range(1500):
+        (code / f"{number}.txt").write_text(f"-r{' ' * 1000}{number + 1}.txt\n")
+    assert len(Needs.of(code).files) == 1501
 
 
 def test_output_without_a_listing_names_no_package() -> None:
