@@ -34,6 +34,7 @@ class FakeClock(Clock):
 
     def __init__(self, disk: Executor) -> None:
         self._now = 1000.0
+        self._set_by = 0.0
         self._disk = disk
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._count = itertools.count()
@@ -42,7 +43,11 @@ class FakeClock(Clock):
         return self._now
 
     def now(self) -> datetime:
-        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self._now)
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self._now + self._set_by)
+
+    def jump(self, seconds: float) -> None:
+        """Set the time of day, and nothing else, forward or back."""
+        self._set_by += seconds
 
     async def sleep(self, seconds: float) -> None:
         if seconds <= 0:

@@ -321,3 +321,41 @@ async def test_a_run_that_killed_itself_before_its_stop_was_not_stopped(world: W
     await world.start()
     await world.forgotten(key, passing=0.5)
     assert (world.ended(key).state, world.ended(key).reason) == (State.FAILED, Reason.SIGNAL)
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0, 8.0, -8.0])
+async def test_a_clock_that_is_set_makes_no_success_of_what_was_stopped(world: World, jump: float) -> None:
+    await world.start(die_at=AgentPoint.SIGNAL_SENT)
+    key = world.assign()
+    await world.running(key)
+    (container,) = world.runtime.containers.values()
+    container.ignores.add(signal.SIGTERM)
+    world.stop(key, grace=5.0)
+    await world.until(lambda: not world.alive)
+    await world.kill()
+    world.clock.jump(jump)
+    await world.clock.advance(1.0)
+    container.finished_at = world.clock.now()
+    world.runtime.end(next(iter(world.runtime.containers)), 0)
+    await world.start()
+    await world.forgotten(key, passing=0.5)
+    assert world.ended(key).state is State.CANCELLED
+
+
+@pytest.mark.parametrize("drift", [4.0, -4.0])
+async def test_a_clock_that_drifts_tells_what_came_first(world: World, drift: float) -> None:
+    await world.start(die_at=AgentPoint.STOPPING)
+    key = world.assign()
+    await world.running(key)
+    (container,) = world.runtime.containers.values()
+    await world.clock.advance(10.0)
+    container.finished_at = world.clock.now()
+    await world.clock.advance(10.0)
+    world.stop(key)
+    await world.until(lambda: not world.alive)
+    await world.kill()
+    world.runtime.end(next(iter(world.runtime.containers)), 0)
+    world.clock.jump(drift)
+    await world.start()
+    await world.forgotten(key, passing=0.5)
+    assert world.ended(key).state is State.SUCCEEDED
