@@ -77,10 +77,10 @@ def frozen(cluster: Cluster) -> bool:
         (container,) = living(cluster)
         command = ["docker", "inspect", "-f", "{{.State.Paused}}", container]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "true"
-    (shim,) = programs(cluster)
-    children = Path(f"/proc/{shim}/task/{shim}/children").read_text().split()
-    states = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in children}
-    return states == {"T"}
+    (slot,) = programs(cluster)
+    (identity,) = cluster.folder.glob(f"*/slots/{slot}/**/identity")
+    _, program = (word.partition(":")[0] for word in identity.read_text().split())
+    return Path(f"/proc/{program}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 class Backlogs:
