@@ -15,7 +15,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 @dataclass(frozen=True)
 class Host:
     """Everything found: containers of the agents, labelled volumes and slots' control groups of the whole machine by
-    slot, mounts below the folder, processes that know its ledger, and paths in folders that should be empty."""
+    slot, mounts below the folder, processes that know the ledger, and paths in folders that should be empty."""
 
     containers: list[str]
     volumes: dict[str, str]
@@ -25,8 +25,8 @@ class Host:
     files: list[str]
 
     @classmethod
-    def look(cls, folder: Path, ledger: Path, agent_folders: Iterable[Path], environments: Iterable[Path]) -> "Host":
-        """Looks now. `folder` is where all of the run's files are."""
+    def look(cls, folder: Path, recorder: str, agent_folders: Iterable[Path], environments: Iterable[Path]) -> "Host":
+        """Looks now. `folder` is where all of the run's files are, `recorder` the address of its ledger."""
         emptied = [path for agent in agent_folders for path in (agent / "slots", agent / "preparers")]
         ids = [agent.joinpath("agent-id").read_text().strip() for agent in agent_folders]
         return cls(
@@ -34,7 +34,7 @@ class Host:
             volumes=_volumes(),
             cgroups=control_groups(CGROUPS),
             mounts=[line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(folder) in line],
-            processes=_processes(f"LEDGER_FOLDER={ledger}".encode()),
+            processes=_processes(f"LEDGER_ADDRESS={recorder}".encode()),
             files=[str(path) for parent in (*emptied, *environments) if parent.is_dir() for path in parent.iterdir()],
         )
 

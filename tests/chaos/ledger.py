@@ -1,4 +1,4 @@
-"""The ledger on the host: a recorder for runs that can not reach its folder, and its reader.
+"""The ledger on the host: its recorder, which the runs themselves reach over TCP, and its reader.
 
 What it holds is said in `pipeline/ledger.py`.
 """
@@ -11,23 +11,25 @@ import random
 import socket
 import socketserver
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 
 class Recorder:
-    """Writes down what runs in containers say, and answers each record after its sync; a context manager.
+    """Writes down what runs say, and answers each record after its sync; a context manager.
 
-    `address` is "host:port" as containers reach it, on the bridge of the engine.
+    A run waits for its first answer before it does anything: until then `begins` is called with its slot. `address` is
+    "host:port" as runs reach it, on the bridge of the engine.
     """
 
-    def __init__(self, folder: Path, host: str) -> None:
+    def __init__(self, folder: Path, host: str, begins: Callable[[str], None]) -> None:
         class Connection(socketserver.StreamRequestHandler):
             timeout = None
 
             def handle(self) -> None:
-                _record(self, folder)
+                _record(self, folder, begins)
 
         self._server = socketserver.ThreadingTCPServer((host, 0), Connection)
         self._server.daemon_threads = True
@@ -42,12 +44,13 @@ class Recorder:
         self._server.server_close()
 
 
-def _record(connection: socketserver.StreamRequestHandler, folder: Path) -> None:
+def _record(connection: socketserver.StreamRequestHandler, folder: Path, begins: Callable[[str], None]) -> None:
     connection.request.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     words = connection.rfile.readline().decode().split()
     if len(words) != 2:
         return
     key, slot = (Path(word).name for word in words)
+    begins(slot)
     lock = os.open(folder / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     file = os.open(folder / f"{key}.{slot}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -57,7 +60,7 @@ def _record(connection: socketserver.StreamRequestHandler, folder: Path) -> None
             os.fsync(file)
             connection.wfile.write(b"1")
     except OSError:
-        pass  # the container was ended in the middle of a record
+        pass  # the run was ended in the middle of a record
     finally:
         os.close(file)
         os.close(lock)

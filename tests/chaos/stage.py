@@ -67,11 +67,11 @@ class Stage:
         self.ledger.mkdir()
         self._diary = self._opened.enter_context(Diary(self.folder))
         network, address = self._opened.enter_context(_network())
-        recorder = self._opened.enter_context(Recorder(self.ledger, address))
+        self._recorder = self._opened.enter_context(Recorder(self.ledger, address, self._keep_journal))
         self.cluster = self._opened.enter_context(Cluster(self.folder / "cluster", "docker", **CONTROLPLANE_SETTINGS))
         self._clients = Clients(self.cluster.server, self._diary)
         for kind in (*KINDS, WHOLE):
-            self._add_pipeline(kind, recorder.address)
+            self._add_pipeline(kind)
         self.cluster.controlplane.start()
         for name in AGENTS:
             relay = self._relays[name] = self._opened.enter_context(Relay(self.cluster.server))
@@ -126,14 +126,14 @@ class Stage:
         agents = {name: self.cluster.agents[name].settings for name in AGENTS}
         folders = [Path(settings["FASTFLOW_DATA_DIR"]) for settings in agents.values()]
         environments = [Path(settings["FASTFLOW_ENV_DIR"]) for settings in agents.values()]
-        host = Host.look(self.folder, self.ledger, folders, environments)
+        host = Host.look(self.folder, self._recorder.address, folders, environments)
         (self.folder / "host.json").write_text(host.to_json())
 
-    def _add_pipeline(self, kind: str, recorder: str) -> None:
+    def _add_pipeline(self, kind: str) -> None:
         metadata: dict[str, Any] = {
             "cpu_hard_limit": CORES if kind == WHOLE else 0.5,
             "mem_hard_limit": HOG_MEMORY if kind == "hog" else MEMORY,
-            "default_env": {"KIND": kind, "LEDGER_FOLDER": str(self.ledger), "LEDGER_ADDRESS": recorder},
+            "default_env": {"KIND": kind, "LEDGER_ADDRESS": self._recorder.address},
         }
         if kind in RETRIED:
             metadata |= {"retry_on": ["lost"], "retry_attempts": RETRIES}
@@ -235,14 +235,18 @@ class Stage:
             return int(connection.execute(query).fetchone()[0])
 
     def _keep_journals(self) -> None:
-        """Gives each journal a second name, so that it can be read after the agent has deleted it."""
+        """Keeps the journals of what never begins, too: of those that are there for long enough to be seen."""
         while not self._over.wait(LOOK_SECONDS):
-            for name in AGENTS:
-                kept = self.folder / "journals" / name
-                kept.mkdir(parents=True, exist_ok=True)
-                for journal in (self.folder / "cluster" / name / "slots").glob("*/journal"):
-                    with suppress(FileExistsError, FileNotFoundError):
-                        os.link(journal, kept / journal.parent.name)
+            self._keep_journal("*")
+
+    def _keep_journal(self, slot: str) -> None:
+        """Gives a slot's journal a second name, so that it can be read after the agent has deleted it."""
+        for name in AGENTS:
+            kept = self.folder / "journals" / name
+            kept.mkdir(parents=True, exist_ok=True)
+            for journal in (self.folder / "cluster" / name / "slots").glob(f"{slot}/journal"):
+                with suppress(FileExistsError, FileNotFoundError):
+                    os.link(journal, kept / journal.parent.name)
 
 
 @contextmanager

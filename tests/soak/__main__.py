@@ -9,6 +9,7 @@ import json
 import random
 import re
 import signal
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -16,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from tests.soak.vitals import MIB, Sample, Trend, look, trends
 from tests.soak.wire import Wire
 
 RESULT = Path(__file__).parents[2] / "build" / "soak.json"
+LOOK_SECONDS = 0.2
+"""Pause between two looks at who is back."""
 SAMPLES = 100
 """Looks at each program over the whole time: enough for a fit."""
 QUIET_SECONDS = 90.0
@@ -42,13 +45,15 @@ PIPELINES = ("quick", "chatty")
 
 
 class Soak:
-    """One cluster, and what is done to it. `minutes` bounds the time."""
+    """One cluster, and what is done to it. `wires` by agent; `minutes` bounds the time."""
 
-    def __init__(self, cluster: Cluster, wires: list[Wire], runs: int, reconnects: int, minutes: float) -> None:
+    def __init__(self, cluster: Cluster, wires: dict[str, Wire], runs: int, reconnects: int, minutes: float) -> None:
         self._cluster = cluster
         self._wires = wires
         self._wanted = runs
-        self._reconnects = reconnects
+        self._reconnects_wanted = reconnects
+        self._greeted_at_cut: dict[str, int] = {}
+        self._greeted_first = sum(greeted(cluster).values())
         self._deadline = time.monotonic() + minutes * 60
         self._begun = time.monotonic()
         self._stub = runs_pb2_grpc.RunServiceStub(grpc.insecure_channel(cluster.server, channel_options()))
@@ -62,14 +67,19 @@ class Soak:
         """Runs that ended."""
         return self.states.total()
 
+    @property
+    def reconnects(self) -> int:
+        """How often agents came back, as the control plane counts their sessions."""
+        return sum(greeted(self._cluster).values()) - self._greeted_first
+
     def go(self, at_once: int) -> None:
         """Does all of it."""
         with ThreadPoolExecutor(at_once, thread_name_prefix="runs") as pool:
             working = [pool.submit(self._run_all) for _ in range(at_once)]
             pace = random.Random(0)
             try:
-                while not all(each.done() for each in working):
-                    time.sleep(0.2)
+                while not all(each.done() for each in working) or self._keeps_cutting:
+                    time.sleep(LOOK_SECONDS)
                     self._keep_cutting(pace)
                     self._keep_looking()
             finally:
@@ -93,10 +103,19 @@ class Soak:
         with self._lock:
             return None if time.monotonic() > self._deadline else next(self._turns, None)
 
+    @property
+    def _keeps_cutting(self) -> bool:
+        return self.reconnects < self._reconnects_wanted and time.monotonic() < self._deadline
+
     def _keep_cutting(self, pace: random.Random) -> None:
-        """Cuts as often as fits the runs that ended."""
-        if sum(wire.cuts for wire in self._wires) < self._reconnects * self.done / self._wanted:
-            pace.choice(self._wires).cut()
+        """Cuts as often as fits the runs that ended, an agent that has come back since its last cut."""
+        now = greeted(self._cluster)
+        back = [name for name in self._wires if now[name] > self._greeted_at_cut.get(name, 0)]
+        fits = self._reconnects_wanted * self.done / self._wanted
+        if back and sum(now.values()) - self._greeted_first < fits:
+            name = pace.choice(back)
+            self._greeted_at_cut[name] = now[name]
+            self._wires[name].cut()
 
     def _keep_looking(self) -> None:
         last = self.samples[-1].runs if self.samples else -1
@@ -130,6 +149,12 @@ class Soak:
             kept |= {run.id for run in page.runs}
             if not (token := page.next_page_token):
                 return kept
+
+
+def greeted(cluster: Cluster) -> dict[str, int]:
+    """How many sessions the control plane has opened for each agent."""
+    with closing(sqlite3.connect(f"file:{cluster.folder / 'controlplane' / 'fastflow.db'}?mode=ro", uri=True)) as rows:
+        return dict(rows.execute("SELECT name, session_epoch FROM agents"))
 
 
 def show(found: list[Trend]) -> None:
@@ -171,10 +196,11 @@ def main() -> int:
         cluster.add_pipeline("chatty", "for number in range(500):\n    print('line', number, 'x' * 20)\n")
         cluster.controlplane.start()
         cluster.controlplane.wait_for_log("control plane is ready")
-        wires = [stack.enter_context(Wire(cluster.server)) for _ in range(wanted.agents)]
-        for number, wire in enumerate(wires, 1):
+        names = [f"worker-{number}" for number in range(1, wanted.agents + 1)]
+        wires = {name: stack.enter_context(Wire(cluster.server)) for name in names}
+        for name, wire in wires.items():
             cluster.add_agent(
-                f"worker-{number}",
+                name,
                 FASTFLOW_CONTROLPLANE=wire.address,
                 FASTFLOW_RECONNECT_INITIAL="0.1",
                 FASTFLOW_RECONNECT_MAXIMUM="1",
@@ -186,7 +212,9 @@ def main() -> int:
         soak = Soak(cluster, wires, wanted.runs, wanted.reconnects, wanted.minutes)
         soak.go(wanted.at_once)
         faults = list(soak.leftovers())
-        reconnects = sum(wire.cuts for wire in wires)
+        reconnects = soak.reconnects
+    if reconnects < wanted.reconnects:
+        faults.append(f"only {reconnects} of {wanted.reconnects} reconnects in the time there was")
     return report(wanted.runs, soak, reconnects, faults)
 
 

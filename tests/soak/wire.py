@@ -13,7 +13,6 @@ class Wire:
     """Listens at `address` and passes on to `target` (host:port); a context manager. `cut` breaks what is connected."""
 
     def __init__(self, target: str) -> None:
-        self.cuts = 0
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
         self._loop = asyncio.new_event_loop()
@@ -42,16 +41,13 @@ class Wire:
         self._thread.join()
         self._loop.close()
 
-    def cut(self) -> int:
-        """Breaks all connections; returns how many there were."""
-        return asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result()
+    def cut(self) -> None:
+        """Breaks all connections."""
+        asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result()
 
-    async def _cut(self) -> int:
-        cut = len(self._writers)
+    async def _cut(self) -> None:
         for writer in tuple(self._writers):
             writer.transport.abort()
-        self.cuts += bool(cut)
-        return cut
 
     async def _close(self) -> None:
         self._server.close()

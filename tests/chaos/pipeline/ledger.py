@@ -1,12 +1,10 @@
 """What a run writes down of itself, out of the product's reach: each record on disk before the run goes on.
 
 One line of JSON per record: `begin`, then `say` and `said` around each output, then `end`. Between `say` and `said` any
-part of the output may have been written. Where the ledger's folder can not be seen, as in a container, a recorder on
-the host keeps it, asked over TCP and answering after its sync.
+part of the output may have been written. A recorder on the host keeps it, asked over TCP and answering after its sync.
 """
 
 import base64
-import fcntl
 import json
 import os
 import random
@@ -17,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-FOLDER = os.environ["LEDGER_FOLDER"]
 HOST, _, PORT = os.environ["LEDGER_ADDRESS"].rpartition(":")
 ANSWER_SECONDS = 60.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -32,32 +29,18 @@ class Ledger:
 
     def __init__(self, key: str, fate: dict[str, Any]) -> None:
         slot = _slot()
-        self._file, self._recorder, alone = -1, None, True
-        if Path(FOLDER).is_dir():
-            # Held for as long as this process lives: a second start of the same run sees it.
-            lock = os.open(f"{FOLDER}/{key}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                alone = False
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-            self._file = os.open(f"{FOLDER}/{key}.{slot}", flags, 0o600)
-        else:
-            self._recorder = socket.create_connection((HOST, int(PORT)), ANSWER_SECONDS)
-            self._recorder.sendall(f"{key} {slot}\n".encode())
-            alone = self._answer() == b"1"
+        self._recorder = socket.create_connection((HOST, int(PORT)), ANSWER_SECONDS)
+        self._recorder.sendall(f"{key} {slot}\n".encode())
+        # Known by the connection of the other: a second start of the same run sees it for as long as that one lives.
+        alone = self._answer() == b"1"
         boot = BOOT_ID.read_text().strip()
         self.record("begin", key=key, slot=slot, pid=os.getpid(), boot=boot, alone=alone, **fate)
 
     def record(self, step: str, **details: Any) -> None:
         """Returns once the record is on disk."""
         line = json.dumps({"step": step, "monotonic": time.monotonic(), **details}).encode() + b"\n"
-        if self._recorder is not None:
-            self._recorder.sendall(line)
-            self._answer()
-        else:
-            os.write(self._file, line)
-            os.fsync(self._file)
+        self._recorder.sendall(line)
+        self._answer()
 
     @contextmanager
     def saying(self, data: bytes) -> Iterator[None]:
@@ -78,7 +61,6 @@ class Ledger:
         self.record("said")
 
     def _answer(self) -> bytes:
-        assert self._recorder is not None
         answer = self._recorder.recv(1)
         if not answer:
             raise SystemExit("the recorder of the ledger has gone")

@@ -62,8 +62,11 @@ def tidy() -> int:
         sys.exit(end(ledger, 0))
 
     ledger.say(f"{KEY} waits\n".encode())
+    # Not in the middle of a record.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGTERM, stopped)
     ledger.say(f"{KEY} listens\n".encode())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     while True:
         time.sleep(FOREVER_SECONDS)
 

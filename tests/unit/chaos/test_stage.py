@@ -75,3 +75,12 @@ def test_a_program_that_crashed_is_found_so_when_its_turn_comes(stage: Stage, ac
     (deed,) = deeds(stage)
     assert (deed["what"], deed["found"]) == (act, -11)
     stage._await_end(stage.cluster.agents[AGENT])
+
+
+def test_the_journal_of_a_run_that_begins_outlives_its_slot(stage: Stage) -> None:
+    journal = stage.folder / "cluster" / AGENT / "slots" / "0123456789abcdef" / "journal"
+    journal.parent.mkdir(parents=True)
+    journal.write_text("INTENT")
+    stage._keep_journal("0123456789abcdef")
+    journal.unlink()
+    assert (stage.folder / "journals" / AGENT / "0123456789abcdef").read_text() == "INTENT"
