@@ -138,8 +138,13 @@ class Worker:
 
     @property
     def reports(self) -> list[Report]:
-        """The inventory."""
-        return [attempt.report for attempt in self._attempts.values()]
+        """The inventory. An attempt whose journal is still being made is here too, and is told what becomes of it.
+
+        Without it a control plane that no longer wants it would count its capacity as free, and the agent would keep it
+        as an orphan; and one with a restored database would doubt whether it had begun.
+        """
+        begun = [attempt.report for attempt in self._attempts.values()]
+        return begun + [Report(key, State.ASSIGNED, 0, 0, SlotId(""), False) for key in self._binding.values()]
 
     @property
     def bound_slots(self) -> frozenset[SlotId]:

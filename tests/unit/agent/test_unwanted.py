@@ -173,3 +173,16 @@ async def test_a_new_stream_says_anew_what_is_known_of_an_attempt(world: World, 
     await prepared(world)
     assert len(world.runtime.releases) == known
     await world.running(key)
+
+
+async def test_what_is_being_bound_is_in_the_inventory_so_that_its_end_is_told(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    (report,) = world.worker.reports
+    assert (report.key, report.state, report.last_event) == (key, State.ASSIGNED, 0)
+    # Ended meanwhile: a control plane tells so, at a new stream, of what is in the inventory alone.
+    world.known[key].word = Desired(key, Action.FORGET)
+    world.connect()
+    await world.until(lambda: not world.worker.reports)
+    await world.forgotten(key)
+    assert world.runtime.releases == []
