@@ -72,14 +72,22 @@ class Program:
         if not self.alive:
             raise ProgramDied(f"{self.name} is not running; its log ends:\n{self.tail()}")
 
+    def stands_at(self, point: FailPoint) -> bool:
+        """Whether the program was frozen at that point: all of it, not only the thread that came there."""
+        threads = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        return self._has_marked(point) and {_state(stat) for stat in threads} == {"T"}
+
     def check_killed_at(self, point: FailPoint) -> None:
         """Raises AssertionError unless the program has ended by SIGKILL, and there."""
         code = self.code
-        with self.log.open("rb") as log:
-            log.seek(self._began_at)
-            marked = mark(point).encode() in log.read().splitlines()
+        marked = self._has_marked(point)
         assert code == -signal.SIGKILL, f"{self.name} did not die of SIGKILL ({code}):\n{self.tail()}"
         assert marked, f"{self.name} did not die at {point}:\n{self.tail()}"
+
+    def _has_marked(self, point: FailPoint) -> bool:
+        with self.log.open("rb") as log:
+            log.seek(self._began_at)
+            return mark(point).encode() in log.read().splitlines()
 
     def describe(self) -> str:
         """One line: which program, and whether it lives or how it ended."""
@@ -131,3 +139,7 @@ class Program:
             if time.monotonic() > deadline:
                 raise AssertionError(f"{text!r} did not appear in the log within {timeout} s:\n{self.tail()}")
             time.sleep(0.02)
+
+
+def _state(stat: Path) -> str:
+    return stat.read_text().rpartition(")")[2].split()[0]

@@ -3,10 +3,12 @@
 import contextlib
 import secrets
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 from fastflow.service.failpoints import FailPoint
@@ -33,6 +35,24 @@ enter("ended")
 sys.exit(7)
 """
 COUNTED = b"".join(f"line {n} {'x' * 200}\nword {n}\n".encode() for n in range(LINES))
+
+BULK_LINES = 9 << 10
+BULKY = f"""{ENTER}
+import os, sys, tempfile, time
+
+enter("began")
+for number in range({BULK_LINES}):
+    print(f"bulk {{number}} {{'x' * 1024}}")
+while not os.path.exists(os.path.join(tempfile.gettempdir(), "go")):
+    time.sleep(0.02)
+for number in range({LINES}):
+    print(f"line {{number}}")
+    time.sleep(0.02)
+enter("ended")
+sys.exit(7)
+"""
+"""More than is kept of a log on the worker once the control plane has it; waits for `let_go` before its last lines."""
+BULK = b"".join(b"bulk %d %s\n" % (n, b"x" * 1024) for n in range(BULK_LINES))
 
 PATIENT = f"""{ENTER}
 import signal, sys, time
@@ -67,6 +87,7 @@ class Truth:
 
 
 COUNTED_TO_THE_END = Truth("FAILED", 7, COUNTED, ("began", "ended"))
+ALL_OF_IT = Truth("FAILED", 7, BULK + b"".join(b"line %d\n" % n for n in range(LINES)), ("began", "ended"))
 STOPPED_IN_TIME = Truth("CANCELLED", 0, STOPPED, ("began", "tidied"))
 NEVER_BEGUN = Truth("CANCELLED", 0, b"", ())
 
@@ -99,10 +120,10 @@ class Scene:
                 program.start()
         self._left_before = frozenset(left_behind(self.agent, self._slots()))
 
-    def arm(self, point: FailPoint) -> None:
-        """Has the program that next comes to that point die there."""
+    def arm(self, point: FailPoint, action: str = "kill", passing: int = 1) -> None:
+        """Has the program that next comes to that point, or comes there for that time, die there."""
         draft = self._armed.with_suffix(".draft")
-        draft.write_text(f"{point}=kill")
+        draft.write_text(f"{point}={action}@{passing}")
         draft.rename(self._armed)
 
     def new_pipeline(self, program: str) -> str:
@@ -140,12 +161,47 @@ class Scene:
         program.check_killed_at(point)
         self._armed.unlink()
 
+    @contextlib.contextmanager
+    def frozen(self, program: Program, point: FailPoint, act: Callable[[], object]) -> Iterator[None]:
+        """While the program stands still at that point, to which it comes by `act`; it is killed there at the end.
+
+        Who acts may wait for an answer until then.
+        """
+        self.arm(point, "freeze")
+        acting = threading.Thread(target=act)
+        acting.start()
+        try:
+            self.until(lambda: program.stands_at(point), f"{program.name} to stand still at {point}", DEATH_SECONDS)
+            yield
+        finally:
+            self._armed.unlink()
+            program.kill()
+            acting.join()
+
+    def slot_folders(self) -> list[Path]:
+        """What the agent has of runs now."""
+        return list((self.cluster.folder / "worker-1" / "slots").iterdir())
+
+    def await_hole(self) -> None:
+        """Waits until the agent has given back disk space of the one log that it has."""
+
+        def punched() -> bool:
+            (slot,) = self.slot_folders()
+            log = (slot / "log").stat()
+            return log.st_size >= len(BULK) and log.st_blocks * 512 < log.st_size // 2
+
+        self.until(punched, "a hole in the log", END_SECONDS)
+
+    def let_go(self) -> None:
+        """Lets the one run there is come to its end."""
+        (slot,) = self.slot_folders()
+        (slot / "tmp" / "go").touch()
+
     def await_death_or_end(self, run: str) -> None:
         """Waits until the agent has died, or has forgotten the run."""
-        slots = self.cluster.folder / "worker-1" / "slots"
 
         def forgotten() -> bool:
-            return self.is_over(run) and not any(slots.iterdir())
+            return self.is_over(run) and not self.slot_folders()
 
         self.until(lambda: not self.agent.alive or forgotten(), f"the end of run {run}", END_SECONDS)
 
