@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster
-from tests.cluster.reruns import MAIN, Index, Reruns, repeat
+from tests.cluster.reruns import MAIN, Index, Reruns, repeat, with_another_agent
+from tests.slots import Addresses
 
 
 @pytest.fixture
@@ -26,8 +27,37 @@ def cluster(tmp_path: Path, index: Index) -> Iterator[Cluster]:
         yield made
 
 
+@pytest.fixture
+def addresses(tmp_path: Path) -> Iterator[Addresses]:
+    addresses = Addresses(tmp_path)
+    yield addresses
+    addresses.close()
+
+
 class TestReruns(Reruns):
     """With the process runtime."""
+
+    def test_the_commit_a_package_came_from_is_shown_compared_and_repeated(
+        self, cluster: Cluster, index: Index, addresses: Addresses
+    ) -> None:
+        origin = f"git+http://{addresses.host}/gitty.git"
+        login = origin.replace("//", "//user:s3cret@")
+        commits = [addresses.commit("first")]
+        cluster.add_pipeline("own", "import gitty; print(gitty.SAYS)", requirements=f"gitty @ {login}@main\n")
+        runs = [cluster.run("own", "--wait")]
+        commits.append(addresses.commit("second"))
+        with_another_agent(cluster, index)
+        runs.append(cluster.run("own", "--wait"))
+        assert [cluster.log(run).splitlines()[-1] for run in runs] == [b"first", b"second"]
+        for run, commit in zip(runs, commits, strict=True):
+            shown = "".join(cluster.ffctl("runs", "show", run).text.split())
+            assert f"gitty@{origin}@{commit}" in shown
+            assert "s3cret" not in shown
+        (difference,) = json.loads(cluster.ffctl("runs", "diff", *runs, "-o", "json").text)["packages"]
+        assert difference == {"name": "gitty", "a": f"{origin}@{commits[0]}", "b": f"{origin}@{commits[1]}"}
+        again = repeat(cluster, runs[0])
+        assert cluster.log(again).splitlines()[-1] == b"first"
+        assert "its code, parameters and packages" in cluster.ffctl("runs", "show", again).text
 
 
 class Repository:

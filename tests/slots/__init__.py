@@ -8,17 +8,20 @@ import pytest
 # Their failures are told as those of tests are.
 pytest.register_assert_rewrite("tests.slots.contract", "tests.slots.workshop")
 
+from tests.slots.addresses import Addresses, gitty  # noqa: E402
 from tests.slots.contract import RuntimeContract  # noqa: E402
 from tests.slots.package_index import PackageIndex, bridge_address, source_archive  # noqa: E402
 from tests.slots.workshop import Ended, Slot, Workshop, tiny_wheel  # noqa: E402
 
 __all__ = [
+    "Addresses",
     "Ended",
     "PackageIndex",
     "RuntimeContract",
     "Slot",
     "Workshop",
     "bridge_address",
+    "gitty",
     "source_archive",
     "tiny_wheel",
 ]

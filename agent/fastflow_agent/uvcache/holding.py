@@ -10,6 +10,13 @@ from typing import Any
 
 from fastflow_agent.uvcache.header import CONSTRAINTS as HEADER_CONSTRAINTS
 from fastflow_agent.uvcache.header import content
+from fastflow_agent.uvcache.origins import is_of_commit, name_and_origin
+
+COMMITS = "FASTFLOW_COMMITS"
+"""The variable that has a preparer's uv take these commits of repositories, whatever requirements.txt asks for.
+
+A run needs none: it finds what was resolved beside its packages, see the wrapper script `prepare`.
+"""
 
 CONSTRAINTS = "FASTFLOW_CONSTRAINTS"
 """The variable that holds uv to versions: the start wrapper reads it, a program never sees it."""
@@ -24,16 +31,22 @@ _PROBE = ("probe==1",)
 
 
 def constraints(packages: Iterable[str]) -> dict[str, str]:
-    """Returns the variables that hold uv to these packages, "name==version".
+    """Returns the variables that hold uv to versions of these packages, as `origins.told` tells them.
 
-    A package that is named in two versions is not held to either.
+    A package that is named in two versions is not held to either, and one from elsewhere than an index to none.
     """
     lines = _constraining(packages)
     return {CONSTRAINTS: "\n".join(lines)} if lines else {}
 
 
+def commits(packages: Iterable[str]) -> dict[str, str]:
+    """Returns the variables that hold a preparer's uv to commits of those of these packages that are told with one."""
+    lines = _once([package for package in packages if is_of_commit(package)])
+    return {COMMITS: "\n".join(lines)} if lines else {}
+
+
 def _project(package: str) -> str:
-    return re.sub("[-_.]+", "-", package.partition("==")[0]).lower()
+    return re.sub("[-_.]+", "-", name_and_origin(package)[0]).lower()
 
 
 def hold(header: bytes, packages: Iterable[str]) -> bytes:
@@ -60,7 +73,10 @@ def holds(header: bytes) -> bool:
 
 
 def _constraining(packages: Iterable[str]) -> list[str]:
-    lines = [package for package in packages if _CONSTRAINT.fullmatch(package)]
+    return _once([package for package in packages if _CONSTRAINT.fullmatch(package)])
+
+
+def _once(lines: list[str]) -> list[str]:
     times = Counter(map(_project, lines))
     return [line for line in lines if times[_project(line)] == 1]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from fastflow.pipelines.scriptheader import HeaderFault, script_header
 
 from fastflow_agent.uvcache.header import asked
-from fastflow_agent.uvcache.holding import hold, holds
+from fastflow_agent.uvcache.holding import commits, hold, holds
+from fastflow_agent.uvcache.origins import told
 
 REQUIREMENTS = "requirements.txt"
 SCRIPT = "main.py"
@@ -36,8 +37,6 @@ MAX_FILES_BYTES = 256 << 20
 MAX_PACKAGES = 2000
 """Packages of one environment that are told; the largest ones have a few hundred."""
 
-_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}==[A-Za-z0-9][A-Za-z0-9.!+_-]{0,100}")
-
 _CODE = "/fastflow/code"
 """Where the code is in a container."""
 
@@ -48,13 +47,20 @@ print("fastflow-python", platform.python_version())
 try:
     import importlib.metadata
     import json
+    import os
     import re
+    from urllib.parse import quote
 
     found = {}
     for each in importlib.metadata.distributions():
         name = each.metadata["Name"]
+        record = each.read_text("direct_url.json") or ""
+        # This folder has another path where there is no container, and in each preparation.
+        for here in (os.getcwd(), os.environ.get("PWD", "/")):
+            record = record.replace("file://" + quote(here), "file:///fastflow/code")
+        entry = [f"{name}=={each.version}", record[:10000]]
         # The first is the one that is imported: the image may have another version of the same.
-        found.setdefault(re.sub("[-_.]+", "-", name).lower(), f"{name}=={each.version}")
+        found.setdefault(re.sub("[-_.]+", "-", name).lower(), entry)
     print("fastflow-packages", json.dumps(sorted(found.values())))
 except Exception as error:
     print("fastflow: the installed packages can not be listed:", error)
@@ -71,7 +77,7 @@ class Needs:
 
     `files` maps paths within the code to content: requirements.txt, the files of the same kind it includes, and the
     packages all these name that lie in the code as archives. `header` is the script's PEP 723 block, b"" without one.
-    `versions` are packages, "name==version", that uv is held to.
+    `versions` are packages, as `origins.told` tells them, that uv is held to.
     """
 
     files: tuple[tuple[str, bytes], ...] = ()
@@ -85,8 +91,9 @@ class Needs:
 
     @property
     def can_be_fetched(self) -> bool:
-        """Whether requirements files say all there is to it, and it is anything."""
-        return bool(self.files or self.header) and (not self.header or asked(self.header) is not None)
+        """Whether requirements files say all there is to it, it is anything, and nothing is sure to need a build."""
+        is_said = not self.header or asked(self.header) is not None
+        return bool(self.files or self.header) and is_said and not commits(self.versions)
 
     @property
     def is_nothing(self) -> bool:
@@ -133,16 +140,17 @@ class Needs:
 
 
 def installed(output: bytes) -> tuple[str, ...]:
-    """Returns the packages in the last listing that a program of `Needs.write` printed, "name==version".
+    """Returns the packages in the last listing that a program of `Needs.write` printed, as `origins.told` tells them.
 
-    Code of packages may have printed it: what is no such text is left out, and what is beyond MAX_PACKAGES.
+    Code of packages may have printed it: what is no such listing is left out, and what is beyond MAX_PACKAGES.
     """
     listings = re.findall(rb"^fastflow-packages (\[.*\])$", output, re.MULTILINE)
     try:
         listed = json.loads(listings[-1]) if listings else []
     except (ValueError, RecursionError):
         return ()
-    return tuple(each for each in listed[:MAX_PACKAGES] if isinstance(each, str) and _PACKAGE.fullmatch(each))
+    entries = (each if isinstance(each, list) else [each] for each in listed[:MAX_PACKAGES])
+    return tuple(package for entry in entries if 0 < len(entry) <= 2 and (package := told(*entry)))
 
 
 def interpreter(output: bytes) -> str:

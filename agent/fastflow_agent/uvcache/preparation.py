@@ -24,7 +24,7 @@ from fastflow_agent.runtime.base import PreparerResult, PreparerSpec, PreparerSt
 from fastflow_agent.uvcache.claims import Claims
 from fastflow_agent.uvcache.disk import Disk
 from fastflow_agent.uvcache.generations import Environment, Generations, Held
-from fastflow_agent.uvcache.holding import constraints
+from fastflow_agent.uvcache.holding import commits, constraints
 from fastflow_agent.uvcache.needs import Needs, installed, interpreter, without_listing
 from fastflow_agent.uvcache.refusal import EnvironmentFault, refused
 from fastflow_agent.uvcache.soundness import Soundness
@@ -145,9 +145,11 @@ class Preparation:
         await self._check(result, step)
         reach(AgentPoint.PACKAGES_INSTALLED)
         seconds = asyncio.get_running_loop().time() - order.began
-        environment = Environment(
-            installed(result.output), result.offline, self._now(), seconds, interpreter(result.output)
-        )
+        packages = installed(result.output)
+        if commits(order.needs.versions) and packages != order.needs.versions:
+            # Taking commits, uv forgets what extras of the package were asked for, say.
+            raise EnvironmentFault("uv could not be held to these packages", without_listing(result.output))
+        environment = Environment(packages, result.offline, self._now(), seconds, interpreter(result.output))
         async with self._disk.changing:
             held = await self._changed(lambda: self._generations.publish(staging, base, order.digest, environment))
             # Before anything else is awaited: whoever asked for it is about to take it.
@@ -170,7 +172,7 @@ class Preparation:
 
     async def _run(self, order: _Order, staging: Path, step: PreparerStep) -> PreparerResult:
         reach(AgentPoint.STAGED)
-        variables = constraints(order.needs.versions)
+        variables = constraints(order.needs.versions) | commits(order.needs.versions)
         return await self._preparer.run_preparer(
             PreparerSpec(staging.name, staging / "code", staging / "cache", order.python_version, variables, step)
         )

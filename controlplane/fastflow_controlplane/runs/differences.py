@@ -107,9 +107,10 @@ def _packages(a: Iterable[str], b: Iterable[str]) -> Iterator[PackageDifference]
 
 
 def _versions(packages: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Names as they compare (https://packaging.python.org/en/latest/specifications/name-normalization/)."""
-    named = (package.partition("==") for package in packages)
-    return {re.sub(r"[-_.]+", "-", name).lower(): (name, version) for name, _, version in named}
+    """Names as they compare (https://packaging.python.org/en/latest/specifications/name-normalization/), with what is
+    told of each package: "name==version", or "name @ address" of one that came from elsewhere than an index."""
+    named = (re.split("==| @ ", package, maxsplit=1) for package in packages)
+    return {re.sub(r"[-_.]+", "-", name).lower(): (name, "".join(version)) for name, *version in named}
 
 
 def _variables(a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[VariableDifference]:

@@ -92,6 +92,21 @@ def test_packages_are_compared_by_their_normalized_names() -> None:
     assert not found.identical
 
 
+def test_packages_are_compared_by_where_they_came_from_too() -> None:
+    origin = "git+https://host/own.git"
+    first, second = (
+        replace(RUN, attempts=(attempt(replace(PROVENANCE, packages=packages)),))
+        for packages in (
+            (f"own @ {origin}@0123", "web @ https://host/a==b.whl", "both==1.0"),
+            (f"Own @ {origin}@4567", "web @ https://host/a==b.whl", "both @ file:///fastflow/code/both.whl"),
+        )
+    )
+    assert compare(first, second, None, ({}, {}), ()).packages == (
+        PackageDifference("both", "1.0", "file:///fastflow/code/both.whl"),
+        PackageDifference("Own", f"{origin}@0123", f"{origin}@4567"),
+    )
+
+
 def test_parameters_are_told_by_name_and_never_by_value() -> None:
     found = differences(
         RUN, {"DAY": "monday-value", "SAME": "x", "OLD": "old-value"}, {"DAY": "t", "SAME": "x", "N": ""}

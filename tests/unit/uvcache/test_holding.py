@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fastflow.pipelines.scriptheader import script_header
-from fastflow_agent.uvcache.holding import CONSTRAINTS, constraints, hold, holds
+from fastflow_agent.uvcache.holding import COMMITS, CONSTRAINTS, commits, constraints, hold, holds
 
 
 def header(*lines: str) -> bytes:
@@ -29,6 +29,14 @@ def test_uv_is_held_to_what_it_understands_and_to_no_package_of_which_there_are_
     ]
     assert constraints(packages) == {CONSTRAINTS: "numpy==2.1.0\ntorch==2.4.1+cu121"}
     assert constraints(["pytz==2004d"]) == {}
+
+
+def test_a_preparers_uv_is_held_to_commits_and_to_nothing_else_that_came_from_an_address() -> None:
+    of_commit = f"own @ git+https://host/own.git@{'0' * 40}"
+    packages = [of_commit, "other @ git+https://host/other.git@main", "web @ https://host/web.whl", "six==1.16"]
+    assert commits(packages) == {COMMITS: of_commit}
+    assert constraints(packages) == {CONSTRAINTS: "six==1.16"}
+    assert commits([of_commit, "own==1.0", f"Own @ git+https://host/own.git@{'1' * 40}"]) == {}
 
 
 @pytest.mark.parametrize(
