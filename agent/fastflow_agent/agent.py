@@ -29,6 +29,7 @@ from fastflow_agent.runtime.indexes import Indexes
 from fastflow_agent.runtime.process import ProcessOptions, ProcessRuntime
 from fastflow_agent.runtime.release import environments_folder
 from fastflow_agent.settings import AgentSettings
+from fastflow_agent.shutdown import load_shutdown, note_shutdown
 from fastflow_agent.strays import Strays
 from fastflow_agent.stream.link import Link
 from fastflow_agent.stream.outbox import Outbox
@@ -70,13 +71,16 @@ async def run_agent(settings: AgentSettings, stopping: asyncio.Event) -> None:
         while True:
             identity = await asyncio.to_thread(Identity.load, data_dir)
             runtime = make_runtime(settings, identity, data_dir, env_dir)
+            noting = asyncio.create_task(note_shutdown(stopping, data_dir, identity.boot_id, Clock().now))
             try:
                 await Agent(settings, identity, runtime, data_dir, env_dir).run(stopping)
+                await noting
                 return
             except IdentityGiven as given:
                 log.warning("the data folder was lost; starting anew as the agent of before", agent_id=given.agent_id)
                 await asyncio.to_thread(save_agent_id, data_dir, given.agent_id)
             finally:
+                noting.cancel()
                 await runtime.aclose()
 
 
@@ -229,6 +233,7 @@ class Agent:
             spool_quota=settings.spool_quota_bytes,
             cluster=lambda: host.cluster_id,
             environment_ready=preheat.note,
+            last_shutdown=await asyncio.to_thread(load_shutdown, self._data_dir),
             until_strays_gone=self._strays_gone.wait,
         )
         self._worker = Worker(services, self._conditions, tasks, self._data_dir / "slots", self._sampled)

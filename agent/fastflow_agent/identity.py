@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastflow.durable import sync_folder
+from fastflow.durable import replace_file
 from fastflow.ids import new_id
 
 AGENT_ID_FILE = "agent-id"
@@ -95,7 +95,7 @@ class Identity:
 
 def save_agent_id(data_dir: Path, agent_id: str) -> None:
     """Make `agent_id` the agent's id from its next start on; blocks. Raises OSError."""
-    _replace(data_dir / AGENT_ID_FILE, agent_id + "\n")
+    replace_file(data_dir / AGENT_ID_FILE, agent_id + "\n")
 
 
 def load_membership(data_dir: Path) -> Membership:
@@ -110,7 +110,7 @@ def load_membership(data_dir: Path) -> Membership:
 def save_membership(data_dir: Path, membership: Membership) -> None:
     """Keep the membership on disk; blocks. OSError if the disk refuses: then the old one stands."""
     text = json.dumps({"cluster_id": membership.cluster_id, "last_revision": membership.last_revision})
-    _replace(data_dir / CLUSTER_FILE, text)
+    replace_file(data_dir / CLUSTER_FILE, text)
 
 
 def _agent_id(path: Path) -> str:
@@ -123,16 +123,6 @@ def _agent_id(path: Path) -> str:
     fresh = str(uuid.uuid4())
     save_agent_id(path.parent, fresh)
     return fresh
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".new")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    sync_folder(path.parent)
 
 
 def _read(path: Path) -> str:

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 UP_SECONDS = 60.0
@@ -54,7 +54,10 @@ class OwnEngine:
         options += ["--live-restore"] if live_restore else []
         inside = ["nsenter", f"--target={_child(self._home.pid)}", "--net", "--mount", "--pid"]
         with (self._folder / "dockerd.log").open("ab") as log:
-            self._entrance = subprocess.Popen([*inside, "dockerd", *options], stdout=log, stderr=log)
+            # Its containerd gives up on a shim that does not answer within 5 s, and on an exit code with it: on a
+            # crowded machine all of them go first, where that may be asked for.
+            command = ["nice", "-n", "-10", *inside, "dockerd", *options]
+            self._entrance = subprocess.Popen(command, stdout=log, stderr=log)
         self._daemon = _child(self._entrance.pid)
         deadline = time.monotonic() + UP_SECONDS
         while not self.answers():
@@ -80,6 +83,22 @@ class OwnEngine:
         os.kill(self._daemon, signal.SIGCONT)
         # nsenter stops with its child, but does not go on with it.
         self._entrance.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def hung_shim(self) -> Iterator[None]:
+        """Meanwhile nothing tells a daemon that starts of its one container: containerd gives up on that after 5 s."""
+        (shim,) = (
+            int(entry.name)
+            for entry in Path("/proc").glob("[0-9]*")
+            if str(self._folder).encode() in (words := _command(entry)) and b"containerd-shim" in words
+        )
+        os.kill(shim, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            # It was killed meanwhile, as a rule.
+            with suppress(ProcessLookupError):
+                os.kill(shim, signal.SIGCONT)
 
     def stop(self) -> None:
         """End the daemon; containers go on where it was started so, else it ends them first."""
@@ -110,6 +129,12 @@ class OwnEngine:
         """Whether the daemon is there."""
         command = ["docker", "-H", self.host, "version"]
         return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+
+
+def _command(process: Path) -> bytes:
+    with suppress(OSError):
+        return (process / "cmdline").read_bytes()
+    return b""
 
 
 def _child(pid: int) -> int:

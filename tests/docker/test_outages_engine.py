@@ -1,5 +1,6 @@
 """A Docker engine that is restarted, killed or away while runs live, and containers that somebody ends by hand."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,24 @@ LONG = """
     import time
     print("begun", flush=True)
     time.sleep(300)
+"""
+
+
+TIDY = """
+    import signal, sys, time
+    def tidy_up(*_):
+        print("tidied", flush=True)
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, tidy_up)
+    print("begun", flush=True)
+    time.sleep(300)
+"""
+DEAF = """
+    import signal, time
+    heard = []
+    signal.signal(signal.SIGTERM, lambda *_: heard.append(time.monotonic()))
+    print("begun", flush=True)
+    while not heard or time.monotonic() < heard[0] + 11: time.sleep(0.1)
 """
 
 
@@ -176,3 +195,101 @@ def test_a_container_ended_by_hand_ends_its_run_by_that_signal(
     )
     assert "Fast-Flow did not send" in shown["message"]
     assert f"`docker {by_hand[0]}`" in shown["message"]
+
+
+BY_HAND = [("kill", "--signal=TERM"), ("stop",)]
+
+
+@pytest.mark.parametrize("by_hand", BY_HAND, ids=["kill", "stop"])
+def test_a_program_that_says_0_when_somebody_ends_it_by_hand_was_cut_short(
+    cluster: Cluster, engine: OwnEngine, by_hand: tuple[str, ...]
+) -> None:
+    run = begun(cluster, TIDY, b"begun")
+    engine.docker(*by_hand, container(engine))
+    assert_cut_short(cluster, run)
+
+
+def test_an_end_by_hand_is_seen_through_by_an_agent_that_was_away_as_well(cluster: Cluster, engine: OwnEngine) -> None:
+    run = begun(cluster, TIDY, b"begun")
+    cluster.agent.kill()
+    engine.docker("stop", container(engine))
+    cluster.agent.start()
+    assert_cut_short(cluster, run)
+
+
+def test_an_engine_that_does_not_restore_cuts_short_what_says_0(cluster: Cluster, engine: OwnEngine) -> None:
+    engine.stop()
+    engine.start(live_restore=False)
+    wait_for_recovery(cluster)
+    run = begun(cluster, TIDY, b"begun")
+    engine.stop()
+    engine.start(live_restore=False)
+    assert_cut_short(cluster, run)
+
+
+def test_a_program_that_heeds_no_signal_keeps_its_own_end(cluster: Cluster, engine: OwnEngine) -> None:
+    run = begun(cluster, DEAF, b"begun")
+    engine.docker("kill", "--signal=TERM", container(engine))
+    assert cluster.finish(run)["state"] == "RUN_STATE_SUCCEEDED"
+
+
+def assert_cut_short(cluster: Cluster, run: str) -> None:
+    shown = cluster.finish(run)
+    assert (shown["state"], shown["reason"], shown["exit_code"]) == ("RUN_STATE_FAILED", "REASON_SIGNAL", 0)
+    assert "SIGTERM" in shown["message"]
+    assert "Fast-Flow did not send" in shown["message"]
+    assert "`docker stop`" in shown["message"]
+    assert cluster.log(run) == b"begun\ntidied\n"
+
+
+def test_a_program_that_says_0_as_its_host_shuts_down_ends_with_the_host(
+    cluster: Cluster, engine: OwnEngine, tmp_path: Path
+) -> None:
+    engine.stop()
+    engine.start(live_restore=False)
+    agent, systemctl = cluster.agent, tmp_path / "systemctl"
+    systemctl.write_text("#!/bin/sh\necho stopping\n")
+    systemctl.chmod(0o755)
+    agent.stop()
+    agent.settings["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    agent.start()
+    wait_for_recovery(cluster)
+    run = begun(cluster, TIDY, b"begun")
+    # As systemd does: the agent first, then the engine, which ends its containers.
+    agent.stop()
+    engine.stop()
+    engine.start(live_restore=False)
+    boot_id = tmp_path / "boot-id"
+    boot_id.write_text("the-next-boot\n")
+    mount = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
+    agent.command = ["unshare", "--mount", "sh", "-c", mount, str(boot_id), *agent.command]
+    agent.start()
+    shown = cluster.finish(run)
+    assert (shown["state"], shown["reason"], shown["exit_code"]) == ("RUN_STATE_FAILED", "REASON_HOST_REBOOT", 0)
+    assert "shut down" in shown["message"]
+    assert cluster.log(run) == b"begun\ntidied\n"
+
+
+def test_an_exit_code_that_the_engine_lost_is_not_made_up(cluster: Cluster, engine: OwnEngine) -> None:
+    run = begun(cluster, TICKER, b"tick 2 ")
+    engine.stop()
+    cluster.wait_for_log(run, b"tock 39")
+    wait_for_trouble(cluster)
+    with engine.hung_shim():
+        engine.start()
+    shown = cluster.finish(run)
+    assert (shown["state"], shown["reason"], shown.get("exit_code")) == ("RUN_STATE_FAILED", "REASON_RUNTIME", None)
+    assert "lost its exit code" in shown["message"]
+    assert cluster.log(run) == ticker_log()
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["seen", "away"])
+def test_a_programs_own_255_is_its_exit_code(cluster: Cluster, engine: OwnEngine, away: bool) -> None:
+    run = begun(cluster, "print('begun', flush=True); import time; time.sleep(1); raise SystemExit(255)", b"begun")
+    if away:
+        cluster.agent.kill()
+        name = container(engine)
+        engine.docker("wait", name)
+        cluster.agent.start()
+    shown = cluster.finish(run)
+    assert (shown["state"], shown["reason"], shown["exit_code"]) == ("RUN_STATE_FAILED", "REASON_EXIT_CODE", 255)

@@ -28,6 +28,7 @@ from fastflow_agent.logs.spool import Spool
 from fastflow_agent.model import AttemptKey, SlotId
 from fastflow_agent.records import History, Step
 from fastflow_agent.runtime.base import Runtime, RuntimeUnavailable, SlotPaths
+from fastflow_agent.shutdown import Shutdown, host_is_shutting_down
 from fastflow_agent.uvcache import Generation, UvCache
 
 log = structlog.get_logger(__name__)
@@ -81,6 +82,7 @@ class Services:
     `disk` are the threads of short writes that must not wait (journals), `cleanup` those of deletions, however large.
     `paths` gives the paths of a slot, `changed` is called with an attempt that has new events, `environment_ready` with
     bundle digest, Python version and environment of a run that got its own, `reach` at every AgentPoint.
+    `last_shutdown` is the host's that an earlier agent saw, `shutting_down` asks whether one is under way.
     `until_strays_gone` returns once no container is left that a lost journal may have been about.
     """
 
@@ -99,6 +101,8 @@ class Services:
     start_patience: float
     spool_quota: int
     cluster: Callable[[], str] = field(default=lambda: "")
+    last_shutdown: Shutdown | None = None
+    shutting_down: Callable[[], Awaitable[bool]] = field(default=host_is_shutting_down)
     until_strays_gone: Callable[[], Awaitable[object]] = field(default=lambda: asyncio.sleep(0))
     environment_ready: Callable[[str, str, Generation], None] = field(default=lambda *_: None)
     reach: Callable[[AgentPoint], None] = field(default=failpoints.reach)

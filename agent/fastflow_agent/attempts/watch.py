@@ -14,7 +14,7 @@ from fastflow.service.failpoints import AgentPoint
 from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, Dossier
 from fastflow_agent.attempts.pace import Pace
 from fastflow_agent.cgroups.kernellog import oom_victims
-from fastflow_agent.cgroups.verdict import Evidence, judge, rests_on_oom_flag
+from fastflow_agent.cgroups.verdict import Evidence, OutsideSignal, judge, rests_on_oom_flag
 from fastflow_agent.facts import Ended, StateChanged
 from fastflow_agent.model import State, StopCause
 from fastflow_agent.reconcile import rebooted
@@ -28,6 +28,12 @@ KILL_AGAIN_SECONDS = 5.0
 
 CLOCK_SET_SECONDS = 5.0
 """Wall clock and monotonic clock drift apart by less within a day, where the wall clock is only slewed."""
+
+HEEDED_SECONDS = 10.0
+"""So long `docker stop` and an engine that is stopped wait themselves before they kill a container."""
+
+_ASKS_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+"""Signals that a program may heed by an end of its own making. `docker stop` and a host's shutdown send the first."""
 
 _ENDED_BY_OUR_SIGNALS = (128 + signal.SIGTERM, 128 + signal.SIGKILL, None)
 
@@ -202,9 +208,13 @@ async def conclude(dossier: Dossier, seen: Observation, *, released: bool) -> No
         cgroup=group.version if group is not None else "none",
         stop=_effective_stop(dossier, seen),
         timeout_seconds=history.intent.timeout,
+        outside=_outside_signal(dossier, seen),
         rebooted=rebooted(history, services.boot_id),
+        shutdown=_ended_in_shutdown(dossier, seen),
         oom_seen=history.oom_kills > 0,
     )
+    if evidence.may_be_shutdown and await services.shutting_down():
+        evidence = replace(evidence, shutdown=True)
     if evidence.may_be_oom:
         loop = asyncio.get_running_loop()
         victims = await loop.run_in_executor(services.disk, oom_victims, dossier.slot)
@@ -257,6 +267,37 @@ def _effective_stop(dossier: Dossier, seen: Observation) -> StopCause | None:
         end_of_grace = history.stopping.time + timedelta(seconds=history.stopping.grace)
         ours |= not told or seen.finished_at <= end_of_grace
     return history.stopping.cause if ours else None
+
+
+def _outside_signal(dossier: Dossier, seen: Observation) -> OutsideSignal | None:
+    """The last signal that somebody else sent to ask the program to end, if it may have ended by it.
+
+    Nobody can look into a program: one that ends within its `stop_grace` of the signal, at least HEEDED_SECONDS, is
+    taken to have ended by it, as it would by the agent's; one that goes on for longer has not heeded it. A signal that
+    a process of the host sent by itself, past the engine, leaves no trace to be told by.
+    """
+    history = dossier.history
+    ours_from = history.stopping.time if history.stopping else None
+    sent = [
+        signal
+        for signal in seen.signals
+        if signal.number in _ASKS_TO_END and (ours_from is None or signal.time < ours_from)
+    ]
+    if not sent or seen.finished_at is None:
+        return None
+    after = max(0.0, (seen.finished_at - sent[-1].time).total_seconds())
+    heeded = after <= max(history.intent.stop_grace, HEEDED_SECONDS)
+    return OutsideSignal(sent[-1].number, after) if heeded else None
+
+
+def _ended_in_shutdown(dossier: Dossier, seen: Observation) -> bool | None:
+    """Whether the attempt ended after the shutdown of its host had begun; None where nobody saw that."""
+    history, shutdown = dossier.history, dossier.services.last_shutdown
+    if shutdown is None or seen.finished_at is None or not rebooted(history, dossier.services.boot_id):
+        return None
+    if history.releasing is None or history.releasing.boot_id != shutdown.boot_id:
+        return None
+    return seen.finished_at >= shutdown.time
 
 
 def _clock_was_set(dossier: Dossier) -> bool:

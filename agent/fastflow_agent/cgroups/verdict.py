@@ -20,8 +20,19 @@ from fastflow_agent.runtime.base import WRAPPER_FAILED, Observation, SlotState
 PEAK_SHARE = 0.98
 """A peak from this share of the limit on has reached it: the kernel charges pages in batches per CPU."""
 
-_UNKNOWN_EXIT = 255
-"""Docker's exit code for a container whose end nobody saw, after a reboot or a crash of the engine."""
+_WHO_SENDS_SIGNALS = (
+    "Look on the worker host for `docker stop`, `docker kill` or an engine that was restarted without live-restore."
+)
+_TOLD_TO_END = (128 + signals.SIGTERM, 128 + signals.SIGKILL)
+"""Exit codes of a program that let a shutdown, or `docker stop`, end it."""
+
+
+@dataclass(frozen=True)
+class OutsideSignal:
+    """A signal that somebody else sent to the program, `seconds` before its end."""
+
+    number: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -29,8 +40,10 @@ class Evidence:
     """All that is known of an attempt's end.
 
     `observation` is EXITED or ABSENT. `reading` is what `Sampler.finish` gave, or None (no control groups). `cgroup` is
-    that group's version. `stop` is set only if a signal reached the program before its end. `rebooted`: the boot id
-    changed since the release. `oom_seen`: the agent itself ended the container over a child's OOM kill. `victims` is
+    that group's version. `stop` is set only if a signal reached the program before its end. `outside` is a signal that
+    was not the agent's and asked the program to end, so shortly before its end that it ended by it. `rebooted`: the
+    boot id changed since the release. `shutdown`: the program ended after the host's shutdown had begun, or before it
+    (false), None = nobody knows. `oom_seen`: the agent itself ended the container over a child's OOM kill. `victims` is
     what `oom_victims` found in the kernel's log; it need not be asked unless `may_be_oom`.
     """
 
@@ -41,7 +54,9 @@ class Evidence:
     cgroup: str = "none"
     stop: StopCause | None = None
     timeout_seconds: float = 0.0
+    outside: OutsideSignal | None = None
     rebooted: bool = False
+    shutdown: bool | None = None
     oom_seen: bool = False
     victims: tuple[str, ...] = ()
 
@@ -50,6 +65,12 @@ class Evidence:
         """Whether anything points to a kill at the memory limit, so that the kernel's log is worth its reading."""
         kills = self.reading.oom_kills if self.reading else None
         return bool(kills) or self.oom_seen or self.observation.oom_flag or self.peaked
+
+    @property
+    def may_be_shutdown(self) -> bool:
+        """Whether somebody else's signal ended the program, so that it is worth asking if the host shuts down."""
+        by_signal = self.outside is not None or self.observation.exit_code in _TOLD_TO_END
+        return by_signal and self.stop is None and not self.oom_seen
 
     @property
     def peaked(self) -> bool:
@@ -78,7 +99,9 @@ def judge(evidence: Evidence) -> Verdict:
         or _rebooted(evidence)
         or _stopped(evidence)
         or _over_memory(evidence, found)
+        or _unseen(evidence)
         or _never_began(evidence)
+        or _cut_short(evidence)
         or _ended_by_itself(evidence)
     )
     seen = evidence.observation
@@ -118,14 +141,29 @@ def _absent(evidence: Evidence) -> Verdict | None:
 
 
 def _rebooted(evidence: Evidence) -> Verdict | None:
-    # A clean shutdown signals the container first; after a power cut the engine makes up 255. Any other code is an end
-    # from before the reboot.
-    codes = (_UNKNOWN_EXIT, 128 + signals.SIGTERM, 128 + signals.SIGKILL)
-    return _reboot() if evidence.rebooted and evidence.observation.exit_code in codes else None
+    """An end that came with the host's: by a power cut, which nobody saw, or by its shutdown.
+
+    A shutdown signals the container, and what a program says then is its own affair: it tidies up and exits 0, as it
+    would once its work is done. Where nobody can tell when the shutdown began, an end by those signals is its work.
+    """
+    seen = evidence.observation
+    if evidence.rebooted:
+        by_signal = seen.exit_code in _TOLD_TO_END and evidence.shutdown is not False
+        if by_signal or seen.end_unseen:
+            return _reboot()
+    return _shutdown(seen.exit_code) if evidence.shutdown and not evidence.stop else None
 
 
 def _reboot() -> Verdict:
     message = "The worker host was restarted during the run; start the run again."
+    return Verdict(State.FAILED, Reason.HOST_REBOOT, message)
+
+
+def _shutdown(code: int | None) -> Verdict:
+    message = (
+        f"The worker host was shut down during the run, and the program ended with exit code {code} after that had "
+        "begun; start the run again."
+    )
     return Verdict(State.FAILED, Reason.HOST_REBOOT, message)
 
 
@@ -162,6 +200,16 @@ def _over_memory(evidence: Evidence, found: OutOfMemory | None) -> Verdict | Non
     return Verdict(State.FAILED, Reason.OOM_KILLED, message)
 
 
+def _unseen(evidence: Evidence) -> Verdict | None:
+    if not evidence.observation.end_unseen:
+        return None
+    message = (
+        "The container has ended, and how is not known: the Docker engine was restarted meanwhile and lost its exit "
+        "code. The log may tell; start the run again if the program was not done."
+    )
+    return Verdict(State.FAILED, Reason.RUNTIME, message)
+
+
 def _never_began(evidence: Evidence) -> Verdict | None:
     seen = evidence.observation
     if seen.error and not evidence.released:
@@ -175,13 +223,26 @@ def _never_began(evidence: Evidence) -> Verdict | None:
     return None
 
 
+def _cut_short(evidence: Evidence) -> Verdict | None:
+    """An end that the program chose itself, because somebody else's signal told it to end."""
+    outside, code = evidence.outside, evidence.observation.exit_code
+    if outside is None or _signal(code) is not None:
+        return None
+    message = (
+        f"The program ended with exit code {code}, {outside.seconds:.1f} s after it got signal {outside.number} "
+        f"({_signal_name(outside.number)}), which Fast-Flow did not send: it was cut short. {_WHO_SENDS_SIGNALS}"
+    )
+    return Verdict(State.FAILED, Reason.SIGNAL, message)
+
+
 def _ended_by_itself(evidence: Evidence) -> Verdict:
     code = evidence.observation.exit_code
     if code == 0:
-        return Verdict(State.SUCCEEDED, Reason.NONE, "")
+        return Verdict(State.SUCCEEDED, Reason.NONE, _shutdown_in_doubt(evidence))
     number = _signal(code)
     if number is None:
-        return Verdict(State.FAILED, Reason.EXIT_CODE, f"The program ended with exit code {code}; the log tells why.")
+        message = f"The program ended with exit code {code}; the log tells why. {_shutdown_in_doubt(evidence)}"
+        return Verdict(State.FAILED, Reason.EXIT_CODE, message.rstrip())
     reading = evidence.reading
     if number == signals.SIGKILL and reading and reading.oom_kills and reading.limit_hits == 0:
         message = (
@@ -191,11 +252,17 @@ def _ended_by_itself(evidence: Evidence) -> Verdict:
         return Verdict(State.FAILED, Reason.SIGNAL, message)
     message = f"The program was ended by signal {number} ({_signal_name(number)}), which Fast-Flow did not send."
     if number in (signals.SIGKILL, signals.SIGTERM):
-        message += (
-            " Look on the worker host for `docker stop`, `docker kill` or an engine that was restarted without "
-            "live-restore."
-        )
+        message += f" {_WHO_SENDS_SIGNALS}"
     return Verdict(State.FAILED, Reason.SIGNAL, message)
+
+
+def _shutdown_in_doubt(evidence: Evidence) -> str:
+    if not evidence.rebooted or evidence.shutdown is not None:
+        return ""
+    return (
+        "It ended while no agent was there, and the worker host was restarted after that: whether it was done or a "
+        "shutdown of the host cut it short is not known."
+    )
 
 
 def _out_of_memory(evidence: Evidence) -> OutOfMemory | None:

@@ -112,13 +112,23 @@ class SlotState(Enum):
 
 
 @dataclass(frozen=True)
+class Sent:
+    """A signal that the engine was told to send to a slot, by whomever, and when (UTC, this host's clock)."""
+
+    number: int
+    time: datetime
+
+
+@dataclass(frozen=True)
 class Observation:
     """What the engine says of a slot: evidence for a verdict, not the verdict.
 
     `oom_flag` is the engine's own guess, which may come later than the end (see `Runtime.oom_flag`), and `error` its
     message when it could not start the container.
     `wrapper_failed` is the start wrapper's own word that it, not the program, ended with WRAPPER_FAILED.
-    `finished_at` (UTC, this host's clock) is the end itself, not when it was noticed.
+    `finished_at` (UTC, this host's clock) is the end itself, not when it was noticed. `end_unseen`: the engine did not
+    see the end itself, so nobody knows its exit code, and `finished_at` is when the engine noticed. `signals` are those
+    sent by way of the engine, ascending in time, as far as it still tells of them: the agent's own and anybody else's.
     """
 
     state: SlotState
@@ -127,6 +137,8 @@ class Observation:
     error: str = ""
     wrapper_failed: bool = False
     finished_at: datetime | None = None
+    end_unseen: bool = False
+    signals: tuple[Sent, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -262,7 +274,7 @@ class Runtime(ABC):
     async def wait(self, slot: SlotId) -> Observation:
         """Return once the slot is EXITED or ABSENT; waits through restarts of the engine. Cancellable.
 
-        The engine's OOM flag is not waited for.
+        The engine's OOM flag is not waited for. Only what this returns has `end_unseen` and `signals`.
         """
 
     @abstractmethod

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import signal as signals
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from fastflow_agent.runtime.base import WRAPPER_FAILED, Observation, RuntimeFault, RuntimeUnavailable, SlotState
+from fastflow_agent.runtime.base import (
+    WRAPPER_FAILED,
+    Observation,
+    RuntimeFault,
+    RuntimeUnavailable,
+    Sent,
+    SlotState,
+)
 from fastflow_agent.runtime.container_spec import LABEL_AGENT
 from fastflow_agent.runtime.docker_engine import Client, Engine, EngineRefused
 from fastflow_agent.runtime.docker_events import Ends
@@ -22,6 +29,10 @@ REMOVAL_PAUSE_SECONDS = 0.1
 """The engine refuses a second removal while one is under way; that takes it a moment, on a busy disk seconds."""
 
 KILLED = 128 + signals.SIGKILL
+UNSEEN = 255
+"""What the engine gives for an end that it did not see: the host or the engine was restarted meanwhile, and containerd
+waits 5 s for a shim to tell of it. A program's own exit code may be the same one."""
+
 _NOT_FOUND, _CONFLICT = 404, 409
 _STATES = {
     "created": SlotState.CREATED,
@@ -144,7 +155,8 @@ class Containers:
         """Its state once it is EXITED or ABSENT, however long the engine is away meanwhile.
 
         As a rule the event that tells the end suffices: an engine asked right then answers only once it has torn the
-        container down. What was killed is looked for, as it may be gone. The OOM flag is not waited for.
+        container down. What was killed is looked for, as it may be gone. The OOM flag is not waited for. Of an end that
+        the engine saw there was an event, so UNSEEN without one is no exit code.
         """
         ending = self._ends.ending(name)
         if ending.from_start:
@@ -152,10 +164,17 @@ class Containers:
         while True:
             ending.wake.clear()
             if ending.exit_code is not None and ending.exit_code != KILLED:
-                return _ended(ending.exit_code, gate, finished_at=ending.finished_at)
-            seen = await self._try_observe(name, gate)
-            if seen and seen.state in (SlotState.EXITED, SlotState.ABSENT):
-                return seen
+                if not ending.from_start:
+                    await self._ends.recall(name)
+                seen = _ended(ending.exit_code, gate, finished_at=ending.finished_at)
+                return replace(seen, signals=_ascending(ending.signals))
+            looked = await self._try_observe(name, gate)
+            if looked and looked.state in (SlotState.EXITED, SlotState.ABSENT):
+                if ending.exit_code is None:
+                    await self._ends.recall(name)
+                if looked.exit_code == UNSEEN and ending.exit_code is None:
+                    looked = replace(looked, exit_code=None, end_unseen=True)
+                return replace(looked, signals=_ascending(ending.signals))
             await ending.wake.wait()
 
     async def oom_flag(self, name: str, gate: Gate) -> bool:
@@ -190,6 +209,10 @@ def observation(state: Mapping[str, Any], gate: Gate) -> Observation:
 def _ended(code: int, gate: Gate, *, finished_at: datetime | None) -> Observation:
     failed = code == WRAPPER_FAILED and gate.wrapper_failed()
     return Observation(SlotState.EXITED, code, wrapper_failed=failed, finished_at=finished_at)
+
+
+def _ascending(sent: Iterable[Sent]) -> tuple[Sent, ...]:
+    return tuple(sorted(sent, key=lambda signal: signal.time))
 
 
 def _time(text: str) -> datetime | None:

@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import requests
 import structlog
 
-from fastflow_agent.runtime.base import RuntimeUnavailable
-from fastflow_agent.runtime.docker_engine import Engine, EngineRefused
+from fastflow_agent.runtime.base import RuntimeUnavailable, Sent
+from fastflow_agent.runtime.docker_engine import Client, Engine, EngineRefused
 from fastflow_agent.runtime.docker_options import DockerTimes
 
 Event: TypeAlias = Mapping[str, Any]
@@ -35,12 +35,23 @@ class Ending:
 
     `exit_code` and `finished_at` (UTC) are those of its end, None until an event told them; events may be missed, so
     who is woken without them has to look. `from_start` is true if every event since before its start was listened for.
+    `signals` are those that the engine was told to send to it.
     """
 
     from_start: bool
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     exit_code: int | None = None
     finished_at: datetime | None = None
+    signals: set[Sent] = field(default_factory=set)
+
+    def take(self, event: Event) -> None:
+        """Take over what an event of this container tells; one that was heard before does no harm."""
+        time = datetime.fromtimestamp(event["timeNano"] / 1e9, UTC)
+        attributes = event["Actor"]["Attributes"]
+        if event["Action"] == "kill":
+            self.signals.add(Sent(int(attributes["signal"]), time))
+        elif event["Action"] == "die":
+            self.exit_code, self.finished_at = int(attributes["exitCode"]), time
 
 
 class Ends:
@@ -64,6 +75,25 @@ class Ends:
         """What is told of a container from now on, or since it was expected; until `forget`."""
         self._begin()
         return self._endings.setdefault(container, Ending(from_start=False))
+
+    async def recall(self, container: str) -> None:
+        """Take over what the engine still tells of the container's past, for events that nobody here listened for.
+
+        It keeps its last 256 events, and loses them with its own restart.
+        """
+
+        def past(client: Client) -> list[Event]:
+            now = time.time_ns()
+            filters = json.dumps({"type": ["container"], "event": ["die", "kill"], "container": [container]})
+            parameters = {"since": "0", "until": f"{now // 10**9}.{now % 10**9:09}", "filters": filters}
+            with client.get(_url(client), params=parameters, timeout=self._times.question) as response:
+                response.raise_for_status()
+                return [json.loads(line) for line in response.iter_lines()]
+
+        events = await self._engine.call(past, self._times.question)
+        if ending := self._endings.get(container):
+            for event in events:
+                ending.take(event)
 
     def forget(self, container: str) -> None:
         """The container is gone, or nobody waits for it any more. No error for one never heard of."""
@@ -94,10 +124,9 @@ class Ends:
         ending = self._endings.get(event["Actor"]["Attributes"].get("name", ""))
         if ending is None:
             return
-        if event["Action"] == "die":
-            ending.exit_code = int(event["Actor"]["Attributes"]["exitCode"])
-            ending.finished_at = datetime.fromtimestamp(event["timeNano"] / 1e9, UTC)
-        ending.wake.set()
+        ending.take(event)
+        if event["Action"] != "kill":
+            ending.wake.set()
 
     async def _look_again(self) -> None:
         while True:
@@ -125,7 +154,7 @@ class _Stream:
 
     def __init__(self, engine: Engine, label: str, retry: float, told: Callable[[Event], None]) -> None:
         self._engine = engine
-        self._filters = json.dumps({"type": ["container"], "event": ["die", "destroy"], "label": [label]})
+        self._filters = json.dumps({"type": ["container"], "event": ["die", "destroy", "kill"], "label": [label]})
         self._retry = retry
         self._told = told
         self._closing = threading.Event()
@@ -154,17 +183,22 @@ class _Stream:
     def _listen(self) -> None:
         since = f"{self._since_ns // 10**9}.{self._since_ns % 10**9:09}"
         parameters = {"since": since, "filters": self._filters}
-        with self._engine.connection() as client:
-            url = f"{client.base_url}/v{client.api_version}/events"
+        with (
+            self._engine.connection() as client,
             # Not the SDK's own `events`: its stream can not be closed without leaking the socket.
-            with client.get(url, params=parameters, stream=True, timeout=None) as response:
-                response.raise_for_status()
-                self._socket = response.raw.connection.sock
-                for line in response.iter_lines():
-                    if self._closing.is_set():
-                        return
-                    self._take(json.loads(line))
+            client.get(_url(client), params=parameters, stream=True, timeout=None) as response,
+        ):
+            response.raise_for_status()
+            self._socket = response.raw.connection.sock
+            for line in response.iter_lines():
+                if self._closing.is_set():
+                    return
+                self._take(json.loads(line))
 
     def _take(self, event: Event) -> None:
         self._since_ns = event.get("timeNano") or self._since_ns
         self._told(event)
+
+
+def _url(client: Client) -> str:
+    return f"{client.base_url}/v{client.api_version}/events"

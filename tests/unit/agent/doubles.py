@@ -22,6 +22,7 @@ from fastflow_agent.runtime.base import (
     Runtime,
     RuntimeFault,
     RuntimeUnavailable,
+    Sent,
     SlotSpec,
     SlotState,
 )
@@ -90,6 +91,8 @@ class Container:
     finished_at: datetime | None = None
     environment: dict[str, str] | None = None
     signals: list[int] = field(default_factory=list)
+    sent: tuple[Sent, ...] = ()
+    """What the engine tells of signals, to whoever waited for the end."""
     ignores: set[int] = field(default_factory=set)
     frozen: bool = False
     stuck: bool = False
@@ -100,7 +103,15 @@ class Container:
 
     @property
     def seen(self) -> Observation:
-        return Observation(self.state, self.exit_code, False, self.error, self.wrapper_failed, self.finished_at)
+        return Observation(
+            self.state,
+            self.exit_code,
+            error=self.error,
+            wrapper_failed=self.wrapper_failed,
+            finished_at=self.finished_at,
+            end_unseen=self.state is SlotState.EXITED and self.exit_code is None,
+            signals=self.sent,
+        )
 
 
 class FakeRuntime(Runtime):
@@ -122,13 +133,13 @@ class FakeRuntime(Runtime):
         if call in self.fail:
             raise self.fail[call]
 
-    def end(self, slot: SlotId, code: int) -> None:
-        """The program of a slot ends."""
+    def end(self, slot: SlotId, code: int | None) -> None:
+        """The program of a slot ends; with None the engine does not see how."""
         container = self.containers[slot]
         container.state, container.exit_code = SlotState.EXITED, code
         container.changed.set()
 
-    def reboot(self, code: int) -> None:
+    def reboot(self, code: int | None) -> None:
         """The host is restarted; what lives ends with `code`."""
         for slot, container in self.containers.items():
             container.gate_lost = True

@@ -1,12 +1,14 @@
 """What becomes of attempts whose host was restarted: what was in memory, and not yet on the disk, is gone."""
 
 import os
+from datetime import timedelta
 
 import pytest
 from fastflow.service.failpoints import AgentPoint
-from fastflow_agent.facts import LogLossFound
+from fastflow_agent.facts import Ended, LogLossFound
 from fastflow_agent.model import AttemptKey, Reason, State
 from fastflow_agent.runtime.base import SlotState
+from fastflow_agent.shutdown import Shutdown
 
 from tests.unit.agent.world import World
 
@@ -113,3 +115,44 @@ async def test_a_reboot_before_the_release_only_starts_the_attempt_again(world: 
     world.runtime.end(world.slot(key), 0)
     await world.forgotten(key)
     assert world.ended(key).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("seconds", [0, 8])
+async def test_an_end_after_the_hosts_shutdown_had_begun_is_the_shutdowns(
+    world: World, code: int, seconds: float
+) -> None:
+    key, end = await ended_near_a_shutdown(world, seconds, code)
+    assert (end.state, end.reason, end.exit_code) == (State.FAILED, Reason.HOST_REBOOT, code)
+    assert world.known[key].states.count(State.FAILED) == 1
+
+
+@pytest.mark.parametrize(("code", "state"), [(0, State.SUCCEEDED), (3, State.FAILED)])
+async def test_an_end_before_the_hosts_shutdown_is_the_programs_own(world: World, code: int, state: State) -> None:
+    _, end = await ended_near_a_shutdown(world, -0.5, code)
+    assert (end.state, end.exit_code) == (state, code)
+    assert end.reason is (Reason.EXIT_CODE if code else Reason.NONE)
+    assert "not known" not in end.message
+
+
+async def test_the_shutdown_of_another_boot_tells_nothing_of_an_end(world: World) -> None:
+    _, end = await ended_near_a_shutdown(world, 1, 0, boot_id="boot-0")
+    assert end.state is State.SUCCEEDED
+    assert "whether it was done or a shutdown of the host cut it short is not known" in end.message
+
+
+async def ended_near_a_shutdown(
+    world: World, seconds: float, code: int, boot_id: str = "boot-1"
+) -> tuple[AttemptKey, Ended]:
+    """How a run is told to have ended whose program exited so long after the host's shutdown began."""
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    await world.kill()
+    world.last_shutdown = Shutdown(boot_id, world.clock.now())
+    container = next(iter(world.runtime.containers.values()))
+    container.finished_at = world.clock.now() + timedelta(seconds=seconds)
+    await world.reboot(code)
+    await world.start()
+    await world.forgotten(key)
+    return key, world.ended(key)

@@ -21,6 +21,7 @@ from fastflow_agent.logs.shipper import Shipper
 from fastflow_agent.model import AttemptKey, Limits, SlotId, State, StopCause
 from fastflow_agent.reconcile import number
 from fastflow_agent.runtime.base import SlotPaths
+from fastflow_agent.shutdown import Shutdown
 from fastflow_agent.uvcache import UvCache
 from fastflow_agent.worker import Worker
 
@@ -92,6 +93,8 @@ class World:
         self.known: dict[AttemptKey, Known] = {}
         self.boot_id = "boot-1"
         self.grace = 300.0
+        self.last_shutdown: Shutdown | None = None
+        self.shutting_down = False
         self.connected = True
         self.gone: set[AttemptKey] = set()
         """Attempts that were told to have changed once they were not here any more."""
@@ -147,8 +150,8 @@ class World:
         await self.kill()
         await self.start()
 
-    async def reboot(self, code: int = 255) -> None:
-        """Restart the host, at which its containers end with `code`; no agent is started yet."""
+    async def reboot(self, code: int | None = None) -> None:
+        """Restart the host, at which its containers end with `code`, None = unseen; no agent is started yet."""
         await self.kill()
         self.runtime.reboot(code)
         self.boot_id = f"after {self.boot_id}"
@@ -184,6 +187,8 @@ class World:
             changed=self._changed,
             start_patience=20.0,
             spool_quota=1 << 30,
+            last_shutdown=self.last_shutdown,
+            shutting_down=self._shutting_down,
             reach=reach,
         )
         try:
@@ -196,6 +201,9 @@ class World:
         finally:
             ready.set()
             sampler.close()
+
+    async def _shutting_down(self) -> bool:
+        return self.shutting_down
 
     def _changed(self, key: AttemptKey) -> None:
         if key not in self.worker.keys:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 from fastflow_agent.cgroups.stats import Reading, Usage
-from fastflow_agent.cgroups.verdict import Evidence, judge, rests_on_oom_flag
+from fastflow_agent.cgroups.verdict import Evidence, OutsideSignal, judge, rests_on_oom_flag
 from fastflow_agent.model import Limits, Reason, State, StopCause
 from fastflow_agent.runtime.base import Observation, SlotState
 
@@ -41,9 +41,11 @@ class Case:
     reason: Reason
     oom: bool = False
     says: tuple[str, ...] = field(default=())
+    silent: bool = False
 
 
 GONE = Observation(SlotState.ABSENT)
+UNSEEN = Observation(SlotState.EXITED, end_unseen=True)
 ENDINGS = [
     Case("success", evidence(exited(0)), State.SUCCEEDED, Reason.NONE),
     Case("exit code", evidence(exited(7)), State.FAILED, Reason.EXIT_CODE, says=("exit code 7",)),
@@ -167,13 +169,96 @@ MEMORY = [
     ),
     Case("no groups: 137 and flag alone", evidence(exited(137, oom_flag=True), "none"), State.FAILED, Reason.SIGNAL),
 ]
+TERM_BEFORE = OutsideSignal(15, 1.25)
+SIGNALS = [
+    Case(
+        "tidied up and said 0 at somebody else's SIGTERM",
+        evidence(exited(0), outside=TERM_BEFORE),
+        State.FAILED,
+        Reason.SIGNAL,
+        says=("exit code 0", "1.2 s after", "SIGTERM", "Fast-Flow did not send", "`docker stop`"),
+    ),
+    Case("said 3 at it", evidence(exited(3), outside=TERM_BEFORE), State.FAILED, Reason.SIGNAL, says=("cut short",)),
+    Case(
+        "did not handle it",
+        evidence(exited(143), outside=TERM_BEFORE),
+        State.FAILED,
+        Reason.SIGNAL,
+        says=("ended by signal 15", "Fast-Flow did not send"),
+    ),
+    Case(
+        "ran out of memory",
+        evidence(exited(137), reading=GROUP_KILL_V2, outside=TERM_BEFORE),
+        State.FAILED,
+        Reason.OOM_KILLED,
+        oom=True,
+    ),
+    Case(
+        "shutdown that goes on",
+        evidence(exited(0), outside=TERM_BEFORE, shutdown=True),
+        State.FAILED,
+        Reason.HOST_REBOOT,
+    ),
+]
 MISHAPS = [
     Case("vanished", evidence(GONE), State.FAILED, Reason.CONTAINER_VANISHED, says=("removed it",)),
     Case("vanished with a reboot", evidence(GONE, rebooted=True), State.FAILED, Reason.HOST_REBOOT),
-    Case("power cut", evidence(exited(255), rebooted=True), State.FAILED, Reason.HOST_REBOOT),
+    Case("power cut", evidence(UNSEEN, rebooted=True), State.FAILED, Reason.HOST_REBOOT),
+    Case(
+        "unseen end of an engine's restart",
+        evidence(UNSEEN),
+        State.FAILED,
+        Reason.RUNTIME,
+        says=("how is not known", "engine was restarted"),
+    ),
+    Case("unseen end, cancelled", evidence(UNSEEN, stop=StopCause.CANCEL), State.CANCELLED, Reason.CANCEL_REQUESTED),
     Case("shutdown", evidence(exited(143), rebooted=True), State.FAILED, Reason.HOST_REBOOT),
-    Case("ended before the reboot", evidence(exited(3), rebooted=True), State.FAILED, Reason.EXIT_CODE),
-    Case("succeeded before the reboot", evidence(exited(0), rebooted=True), State.SUCCEEDED, Reason.NONE),
+    Case(
+        "killed before a shutdown that was seen",
+        evidence(exited(143), rebooted=True, shutdown=False),
+        State.FAILED,
+        Reason.SIGNAL,
+    ),
+    Case(
+        "tidied up and said 0 in a shutdown",
+        evidence(exited(0), rebooted=True, shutdown=True),
+        State.FAILED,
+        Reason.HOST_REBOOT,
+        says=("exit code 0", "shut down"),
+    ),
+    Case(
+        "said 3 in a shutdown that goes on",
+        evidence(exited(3), shutdown=True),
+        State.FAILED,
+        Reason.HOST_REBOOT,
+    ),
+    Case(
+        "cancelled as the shutdown began",
+        evidence(exited(0), rebooted=True, shutdown=True, stop=StopCause.CANCEL),
+        State.CANCELLED,
+        Reason.CANCEL_REQUESTED,
+    ),
+    Case(
+        "succeeded before the shutdown",
+        evidence(exited(0), rebooted=True, shutdown=False),
+        State.SUCCEEDED,
+        Reason.NONE,
+        silent=True,
+    ),
+    Case(
+        "succeeded some time before the reboot",
+        evidence(exited(0), rebooted=True),
+        State.SUCCEEDED,
+        Reason.NONE,
+        says=("is not known",),
+    ),
+    Case(
+        "failed some time before the reboot",
+        evidence(exited(3), rebooted=True),
+        State.FAILED,
+        Reason.EXIT_CODE,
+        says=("exit code 3", "is not known"),
+    ),
     Case(
         "wrapper failed before the release",
         evidence(exited(125, wrapper_failed=True), released=False),
@@ -193,7 +278,7 @@ MISHAPS = [
 ]
 
 
-@pytest.mark.parametrize("case", [*ENDINGS, *STOPS, *MEMORY, *MISHAPS], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*ENDINGS, *STOPS, *MEMORY, *SIGNALS, *MISHAPS], ids=lambda case: case.name)
 def test_the_verdict_follows_from_the_evidence(case: Case) -> None:
     verdict = judge(case.evidence)
     assert (verdict.state, verdict.reason) == (case.state, case.reason)
@@ -201,6 +286,7 @@ def test_the_verdict_follows_from_the_evidence(case: Case) -> None:
     assert verdict.exit_code == case.evidence.observation.exit_code
     for word in case.says:
         assert word in verdict.message
+    assert not (case.silent and verdict.message)
     assert verdict.state is State.SUCCEEDED or verdict.message.endswith(".")
 
 
@@ -231,6 +317,20 @@ def test_each_process_the_kernel_chose_is_named_once() -> None:
 )
 def test_the_kernels_log_is_asked_only_where_something_points_to_a_kill(sign: Evidence, worth: bool) -> None:
     assert sign.may_be_oom is worth
+
+
+@pytest.mark.parametrize(
+    ("sign", "worth"),
+    [
+        (evidence(exited(0)), False),
+        (evidence(exited(0), outside=TERM_BEFORE), True),
+        (evidence(exited(143)), True),
+        (evidence(exited(143), stop=StopCause.CANCEL), False),
+        (evidence(exited(137), oom_seen=True), False),
+    ],
+)
+def test_the_host_is_asked_only_where_somebody_elses_signal_ended_the_program(sign: Evidence, worth: bool) -> None:
+    assert sign.may_be_shutdown is worth
 
 
 @pytest.mark.parametrize(("code", "number"), [(137, 9), (143, 15), (139, 11), (128, None), (7, None), (255, None)])
