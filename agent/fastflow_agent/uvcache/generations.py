@@ -263,7 +263,7 @@ def _read(path: Path) -> list[Held]:
         ]
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         # Environments can be prepared again; a container that still uses one keeps it by its pin.
         log.error("the index of the uv cache is damaged: starting anew", file=str(path), error=str(error))
         return []
