@@ -164,7 +164,7 @@ async def test_no_login_of_an_index_is_kept_with_what_was_resolved(
 ) -> None:
     addresses.commit("first")
     prepared = await hosts[0].prepare(requirements(f"gitty @ git+http://{addresses.host}/gitty.git@main"))
-    assert f"--index-url {NO_INDEX}\n" in (prepared.path / "resolved.txt").read_text()
+    assert (prepared.path / "resolved.txt").read_text().startswith("gitty @ git+")
     kept = [path for path in prepared.path.rglob("*") if path.is_file() and not path.is_symlink()]
     assert not [path for path in kept if b"s3cret" in path.read_bytes()]
     assert "s3cret" not in repr(prepared)
