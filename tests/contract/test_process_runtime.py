@@ -4,16 +4,18 @@ import asyncio
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fastflow_agent.health import is_disk_full
-from fastflow_agent.runtime.base import RuntimeFault, RuntimeUnavailable, SlotState
+from fastflow_agent.runtime.base import PreparerSpec, RuntimeFault, RuntimeUnavailable, SlotState
 from fastflow_agent.runtime.process import ProcessOptions, ProcessRuntime
 from fastflow_agent.runtime.release import environments_folder
 
@@ -57,7 +59,11 @@ def owner() -> int:
 
 def _parents(slot: Slot) -> dict[int, int]:
     """The processes that run for a slot, each with its parent."""
-    folder = os.fsencode(slot.spec.paths.root)
+    return _parents_at(slot.spec.paths.root)
+
+
+def _parents_at(root: Path) -> dict[int, int]:
+    folder = os.fsencode(root)
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -185,3 +191,35 @@ class TestProcessRuntime(RuntimeContract):
         with pytest.raises(RuntimeFault, match="could not be started"):
             await starting
         await _until(lambda: not _parents(slot))
+
+    @pytest.mark.parametrize("released", [False, True])
+    async def test_a_preparer_ends_soon_after_its_agent_whether_or_not_there_is_another(
+        self, workshop: Workshop, options: ProcessOptions, released: bool
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            # Nobody ever answers.
+            requirements = f"own @ http://127.0.0.1:{silent.getsockname()[1]}/own-1.0-py3-none-any.whl\n"
+            code = workshop.code("stuck", "", {"requirements.txt": requirements.encode()})
+            cache = workshop.new_cache("stuck", os.geteuid())
+            spec = PreparerSpec("stuck", code, cache, environment={"UV_HTTP_TIMEOUT": "600"})
+            agent = textwrap.dedent("""
+                import asyncio, pickle, sys
+                from fastflow_agent.runtime.process import ProcessRuntime
+                from fastflow_agent.runtime.release import Gate
+                spec, options, released = pickle.load(sys.stdin.buffer)
+                if not released:
+                    Gate.release = lambda *_: asyncio.Event().wait()
+                asyncio.run(ProcessRuntime(options).run_preparer(spec))
+            """)
+            given = pickle.dumps((spec, replace(options, preparers_outlive_agent_seconds=1.0), released))
+            lives = await asyncio.create_subprocess_exec(sys.executable, "-c", agent, stdin=subprocess.PIPE)
+            assert lives.stdin
+            lives.stdin.write(given)
+            lives.stdin.close()
+            root = options.data_dir / "preparers" / "stuck"
+            await _until(lambda: len(_parents_at(root)) == 2 and bool(workshop.released()) is released)
+            await asyncio.sleep(1.5)
+            assert len(_parents_at(root)) >= 2, "it stays while its agent does"
+            lives.kill()
+            await lives.wait()
+            await _until(lambda: not _parents_at(root))

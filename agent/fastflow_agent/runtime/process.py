@@ -60,6 +60,9 @@ PREPARER_SECONDS = 3600.0
 PREPARER_OUTPUT_BYTES = 1 << 20
 """How much of uv's output is kept: its end, where the refusal stands."""
 
+PREPARERS_OUTLIVE_AGENT_SECONDS = 60.0
+"""How long a preparer goes on after its agent has died: the next agent ends it, but there may never be one."""
+
 LINKS = {"UV_LINK_MODE": "hardlink"}
 """uv's symbolic links would name the folder that was prepared, and each slot has its cache in one of its own."""
 
@@ -74,6 +77,7 @@ class ProcessOptions:
     data_dir: Path
     env_dir: Path
     egress: Egress = field(default_factory=Egress)
+    preparers_outlive_agent_seconds: float = PREPARERS_OUTLIVE_AGENT_SECONDS
 
 
 class ProcessRuntime(Runtime):
@@ -195,7 +199,7 @@ class ProcessRuntime(Runtime):
             folders.make_slot_folders(box.paths, os.geteuid())
             (box.paths.env / "settings").write_bytes(render(settings))
             box.make(spec.code, spec.cache, _uv(), [name, python, *words])
-            box.start()
+            box.start(outlives=self._options.preparers_outlive_agent_seconds)
 
         try:
             # To its end: what is started after it was cleared, nobody would end.

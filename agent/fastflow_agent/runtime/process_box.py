@@ -83,13 +83,17 @@ class Box:
         """Whether the slot was made."""
         return (self.folder / "command").exists()
 
-    def start(self) -> None:
-        """Start the slot's program; no error if it was. Raises RuntimeFault: then it never begins."""
+    def start(self, outlives: float | None = None) -> None:
+        """Start the slot's program; no error if it was. Raises RuntimeFault: then it never begins.
+
+        `outlives` is how long it may go on after the end of this process, in seconds; None = to its own end.
+        """
         try:
             program = json.loads((self.folder / "command").read_text())
             shim = Path(__file__).with_name("shim.py")
+            attendant = [sys.executable, "-I", "-S", str(shim), str(self.folder.absolute())]
             done = subprocess.run(
-                [sys.executable, "-I", "-S", str(shim), str(self.folder.absolute()), *program["arguments"]],
+                [*attendant, "" if outlives is None else str(outlives), *program["arguments"]],
                 env=program["environment"],
                 cwd=self.paths.root,
                 stdin=subprocess.DEVNULL,

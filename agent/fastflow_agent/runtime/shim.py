@@ -1,7 +1,7 @@
-"""Runs one program of the process runtime and keeps its exit code: `python -I -S shim.py FOLDER PROGRAM ARGUMENT…`.
+"""Runs one program of the process runtime and keeps its exit code: `python -I -S shim.py FOLDER OUTLIVES PROGRAM …`.
 
 Returns once the program is about to run, or fails, and then it never will. A process in a session of its own stays with
-it and outlives the agent.
+it and outlives the agent; OUTLIVES are the seconds that the program may do so too, "" = no end is set.
 FOLDER gets `identity` (pids and start times of that process and of the program) and, in the end, `exit`.
 """
 
@@ -10,6 +10,7 @@ FOLDER gets `identity` (pids and start times of that process and of the program)
 
 import fcntl
 import os
+import select
 import signal
 import sys
 
@@ -21,8 +22,9 @@ FAILED = 125
 """As of the start wrapper: the program did not begin."""
 
 
-def main(folder: str, program: list[str]) -> None:
+def main(folder: str, outlives: str, program: list[str]) -> None:
     """Start `program` unless it was started before; exits with words of why if it could not be."""
+    agent = os.pidfd_open(os.getppid()) if outlives else None
     lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
     # Waits for a start under way: then it is either done, or its processes are gone.
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -34,7 +36,7 @@ def main(folder: str, program: list[str]) -> None:
         # The agent reads the other one to its end.
         os.dup2(1, 2)
         os.setsid()
-        attend(folder, program, tell, lock)
+        attend(folder, program, tell, lock, agent, float(outlives or 0))
     else:
         os.close(tell)
         word = os.read(told, 4096)
@@ -42,8 +44,11 @@ def main(folder: str, program: list[str]) -> None:
             sys.exit(word.decode() or "the process that was to attend to it died")
 
 
-def attend(folder: str, program: list[str], tell: int, lock: int) -> None:
-    """Run `program` to its end and write down how it ended; says into `tell` that it begins, or why it does not."""
+def attend(folder: str, program: list[str], tell: int, lock: int, agent: int | None, outlives: float) -> None:
+    """Run `program` to its end and write down how it ended; says into `tell` that it begins, or why it does not.
+
+    Where there is a descriptor of the agent, the program is killed `outlives` seconds after that has ended.
+    """
     gate, opener = os.pipe()
     child = os.fork()
     if child == 0:
@@ -65,6 +70,8 @@ def attend(folder: str, program: list[str], tell: int, lock: int) -> None:
         os.write(opener, GO)
     except BrokenPipeError:
         pass  # killed already, which is an end like any
+    if agent is not None:
+        end_after(agent, outlives, child)
     _, status = os.waitpid(child, 0)
     try:
         # What it left running ends with it, as in a container.
@@ -73,6 +80,17 @@ def attend(folder: str, program: list[str], tell: int, lock: int) -> None:
         pass
     code = os.waitstatus_to_exitcode(status)
     write(folder, "exit", str(code if code >= 0 else 128 - code))
+
+
+def end_after(agent: int, seconds: float, child: int) -> None:
+    """Return once `child` has ended, or was killed `seconds` after `agent`."""
+    ended = os.pidfd_open(child)
+    if select.select([ended, agent], [], [])[0] == [agent] and not select.select([ended], [], [], seconds)[0]:
+        for kill in (os.killpg, os.kill):
+            try:
+                kill(child, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it has no group of its own in its first moment
 
 
 def become(program: list[str], gate: int) -> None:
@@ -119,4 +137,4 @@ def remove(folder: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])
