@@ -8,7 +8,7 @@ from fastflow.service.failpoints import VARIABLE
 from tests.cluster import Cluster
 from tests.cluster.api import Api
 from tests.cluster.ledger import Ledger
-from tests.crash.scene import ARMED, BULKY, COUNTED_TO_THE_END, COUNTER, PATIENT, Scene
+from tests.crash.scene import ARMED, COUNTED_TO_THE_END, COUNTER, FEW, MANY, PATIENT, Scene, halting
 from tests.slots import bridge_address
 
 PROBE_SECONDS = "0.5"
@@ -26,7 +26,8 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with Cluster(folder / "cluster", request.cls.runtime, **armed) as made:
         made.add_pipeline("counter", COUNTER)
         made.add_pipeline("patient", PATIENT)
-        made.add_pipeline("bulky", BULKY)
+        for lines in (FEW, MANY):
+            made.add_pipeline(f"halting-{lines}", halting(lines))
         made.controlplane.start()
         made.add_agent("worker-1", **settings)
         yield made

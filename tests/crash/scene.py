@@ -36,23 +36,34 @@ sys.exit(7)
 """
 COUNTED = b"".join(f"line {n} {'x' * 200}\nword {n}\n".encode() for n in range(LINES))
 
-BULK_LINES = 9 << 10
-BULKY = f"""{ENTER}
+HALTING = f"""{ENTER}
 import os, sys, tempfile, time
 
 enter("began")
-for number in range({BULK_LINES}):
-    print(f"bulk {{number}} {{'x' * 1024}}")
+for number in range(HALTS_AFTER):
+    print(f"early {{number}} {{'x' * 1024}}")
 while not os.path.exists(os.path.join(tempfile.gettempdir(), "go")):
     time.sleep(0.02)
 for number in range({LINES}):
-    print(f"line {{number}}")
+    print(f"late {{number}}")
     time.sleep(0.02)
 enter("ended")
 sys.exit(7)
 """
-"""More than is kept of a log on the worker once the control plane has it; waits for `let_go` before its last lines."""
-BULK = b"".join(b"bulk %d %s\n" % (n, b"x" * 1024) for n in range(BULK_LINES))
+"""Waits in the middle of its output, for `let_go`."""
+FEW, MANY = 2, 9 << 10
+"""Lines before that: those of MANY do not stay on the worker once the control plane has them."""
+
+
+def halting(lines: int) -> str:
+    """The program that waits after so many lines."""
+    return HALTING.replace("HALTS_AFTER", str(lines))
+
+
+def halted(lines: int) -> bytes:
+    """Its output up to there."""
+    return b"".join(b"early %d %s\n" % (number, b"x" * 1024) for number in range(lines))
+
 
 PATIENT = f"""{ENTER}
 import signal, sys, time
@@ -87,9 +98,14 @@ class Truth:
 
 
 COUNTED_TO_THE_END = Truth("FAILED", 7, COUNTED, ("began", "ended"))
-ALL_OF_IT = Truth("FAILED", 7, BULK + b"".join(b"line %d\n" % n for n in range(LINES)), ("began", "ended"))
 STOPPED_IN_TIME = Truth("CANCELLED", 0, STOPPED, ("began", "tidied"))
 NEVER_BEGUN = Truth("CANCELLED", 0, b"", ())
+
+
+def halted_and_went_on(lines: int) -> Truth:
+    """That of `halting`."""
+    late = b"".join(b"late %d\n" % number for number in range(LINES))
+    return Truth("FAILED", 7, halted(lines) + late, ("began", "ended"))
 
 
 class Scene:
@@ -120,10 +136,10 @@ class Scene:
                 program.start()
         self._left_before = frozenset(left_behind(self.agent, self._slots()))
 
-    def arm(self, point: FailPoint, action: str = "kill", passing: int = 1) -> None:
-        """Has the program that next comes to that point, or comes there for that time, die there."""
+    def arm(self, point: FailPoint, action: str = "kill") -> None:
+        """Has the program that next comes to that point die there."""
         draft = self._armed.with_suffix(".draft")
-        draft.write_text(f"{point}={action}@{passing}")
+        draft.write_text(f"{point}={action}")
         draft.rename(self._armed)
 
     def new_pipeline(self, program: str) -> str:
@@ -182,15 +198,20 @@ class Scene:
         """What the agent has of runs now."""
         return list((self.cluster.folder / "worker-1" / "slots").iterdir())
 
-    def await_hole(self) -> None:
-        """Waits until the agent has given back disk space of the one log that it has."""
+    def await_halt(self, run: str, lines: int) -> None:
+        """Waits until the control plane has what the one run there is writes before it halts.
+
+        Of MANY lines most have to leave the worker's disk too, since the control plane said so.
+        """
+        self.until(lambda: self._api.log(run) == halted(lines), f"the first half of the log of {run}", END_SECONDS)
+        (slot,) = self.slot_folders()
 
         def punched() -> bool:
-            (slot,) = self.slot_folders()
             log = (slot / "log").stat()
-            return log.st_size >= len(BULK) and log.st_blocks * 512 < log.st_size // 2
+            return log.st_blocks * 512 < log.st_size // 2
 
-        self.until(punched, "a hole in the log", END_SECONDS)
+        if lines == MANY:
+            self.until(punched, "a hole in the log", END_SECONDS)
 
     def let_go(self) -> None:
         """Lets the one run there is come to its end."""

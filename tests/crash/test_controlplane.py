@@ -5,7 +5,7 @@ import secrets
 import pytest
 from fastflow.service.failpoints import ControlPlanePoint
 
-from tests.crash.scene import ALL_OF_IT, COUNTED_TO_THE_END, STOPPED_IN_TIME, Scene
+from tests.crash.scene import COUNTED_TO_THE_END, FEW, MANY, STOPPED_IN_TIME, Scene, halted_and_went_on
 
 OF_A_CANCEL = (ControlPlanePoint.CANCEL_COMMITTED,)
 OF_A_MESSAGE = (ControlPlanePoint.ASSIGNMENT_SENT, ControlPlanePoint.FORGET_SENT)
@@ -49,29 +49,17 @@ class Crashes:
         scene.check(run, page, COUNTED_TO_THE_END)
 
     @pytest.mark.parametrize("point", OF_A_LOG)
-    def test_a_log_goes_on_behind_what_is_stored(self, scene: Scene, point: ControlPlanePoint) -> None:
+    @pytest.mark.parametrize("lines", [FEW, MANY])
+    def test_a_log_goes_on_behind_what_is_stored(self, scene: Scene, point: ControlPlanePoint, lines: int) -> None:
         page = secrets.token_hex(4)
-        scene.arm(point, passing=3)
-        run = scene.create_run("counter", page)
-        scene.await_death(scene.controlplane, point)
-        scene.controlplane.start()
-        scene.await_end(run)
-        scene.check(run, page, COUNTED_TO_THE_END)
-
-    @pytest.mark.parametrize("point", OF_A_LOG)
-    def test_a_log_goes_on_where_its_beginning_is_no_more_on_the_worker(
-        self, scene: Scene, point: ControlPlanePoint
-    ) -> None:
-        page = secrets.token_hex(4)
-        run = scene.create_run("bulky", page)
-        scene.await_word(page, "began")
-        scene.await_hole()
+        run = scene.create_run(f"halting-{lines}", page)
+        scene.await_halt(run, lines)
         scene.arm(point)
         scene.let_go()
         scene.await_death(scene.controlplane, point)
         scene.controlplane.start()
         scene.await_end(run)
-        scene.check(run, page, ALL_OF_IT)
+        scene.check(run, page, halted_and_went_on(lines))
 
     @pytest.mark.parametrize("point", OF_A_CANCEL)
     def test_a_cancel_is_carried_out_though_nobody_repeats_it(self, scene: Scene, point: ControlPlanePoint) -> None:
