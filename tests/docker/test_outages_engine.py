@@ -27,6 +27,12 @@ TIDY = """
     print("begun", flush=True)
     time.sleep(300)
 """
+WAITS_AND_SAYS_255 = """
+    import os, sys, time
+    print("begun", flush=True)
+    while not os.path.exists("/tmp/go"): time.sleep(0.05)
+    sys.exit(255)
+"""
 DEAF = """
     import signal, time
     heard = []
@@ -285,10 +291,13 @@ def test_an_exit_code_that_the_engine_lost_is_not_made_up(cluster: Cluster, engi
 
 @pytest.mark.parametrize("away", [False, True], ids=["seen", "away"])
 def test_a_programs_own_255_is_its_exit_code(cluster: Cluster, engine: OwnEngine, away: bool) -> None:
-    run = begun(cluster, "print('begun', flush=True); import time; time.sleep(1); raise SystemExit(255)", b"begun")
+    run = begun(cluster, WAITS_AND_SAYS_255, b"begun")
+    (slot,) = (cluster.folder / "worker-1" / "slots").iterdir()
+    name = container(engine)
     if away:
         cluster.agent.kill()
-        name = container(engine)
+    (slot / "tmp" / "go").touch()
+    if away:
         engine.docker("wait", name)
         cluster.agent.start()
     shown = cluster.finish(run)
