@@ -117,11 +117,12 @@ class UvCache:
                 return self._hand_out(digest, held)
             if needs.can_be_held:
                 fixed = replace(needs, versions=tuple(packages))
+                fixed_digest = await self._digest(fixed, python_version, image_digest)
                 try:
-                    return await self._ensure_now(fixed, python_version, image_digest)
+                    return await self._ensure_now(fixed, fixed_digest, python_version)
                 except EnvironmentFault as fault:
                     log.info("packages of an earlier run can not be had again", environment=digest, why=str(fault))
-        return await self._ensure_now(needs, python_version, image_digest)
+        return await self._ensure_now(needs, digest, python_version)
 
     async def ensure_ahead(self, code: Path, python_version: str, image_digest: str, max_age: float) -> Generation:
         """As `ensure`, for an environment no run waits for: what runs need is prepared first.
@@ -188,8 +189,7 @@ class UvCache:
         held = self._generations.find(digest)
         return held is not None and (not max_age or self._now() - held.environments[digest].prepared <= max_age)
 
-    async def _ensure_now(self, needs: Needs, python_version: str, image_digest: str) -> Generation:
-        digest = needs.digest(python_version, image_digest, self._index_url)
+    async def _ensure_now(self, needs: Needs, digest: str, python_version: str) -> Generation:
         if self._generations.find(digest) is None:
             self._urgent += 1
             self._calm.clear()
@@ -206,7 +206,11 @@ class UvCache:
             needs = await self._disk.run(lambda: Needs.of(code))
         except UnreadableHeader as error:
             raise EnvironmentFault(str(error), f"{error}\n".encode()) from error
-        return needs, needs.digest(python_version, image_digest, self._index_url)
+        return needs, await self._digest(needs, python_version, image_digest)
+
+    async def _digest(self, needs: Needs, python_version: str, image_digest: str) -> str:
+        # Needs may be as large as code may be: what reads all of them is no work for the event loop.
+        return await self._disk.run(lambda: needs.digest(python_version, image_digest, self._index_url))
 
     async def _prepare_once(self, needs: Needs, digest: str, python_version: str) -> None:
         async def prepare() -> None:

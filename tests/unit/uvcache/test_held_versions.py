@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
 from fastflow_agent.runtime.base import PreparerResult, PreparerSpec
 from fastflow_agent.uvcache import EnvironmentFault, Generation
 from fastflow_agent.uvcache.holding import CONSTRAINTS
+from fastflow_agent.uvcache.needs import Needs
 
 from tests.unit.uvcache.test_cache import IMAGE, Uv, World
 
@@ -88,3 +90,20 @@ async def test_needs_that_can_not_be_met_at_all_are_told_as_ever(world: Versions
 async def test_a_header_is_held_in_its_own_words(world: Versions) -> None:
     assert (await world.again("alpha==2.0", requirements="", header="alpha")).packages == ("alpha==2.0",)
     assert len(world.uv.prepared) == 1
+
+
+async def test_needs_as_large_as_code_may_be_are_named_off_the_event_loop(
+    world: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, threads = Needs.digest, []
+
+    def watched(needs: Needs, *of: str) -> str:
+        threads.append(threading.current_thread())
+        return digest(needs, *of)
+
+    monkeypatch.setattr(Needs, "digest", watched)
+    await world.ensure("alpha")
+    await world.again("alpha==2.0")
+    await world.cache.ensure_ahead(world.code("alpha"), "", IMAGE, max_age=0)
+    assert len(threads) == 4
+    assert threading.main_thread() not in threads
