@@ -130,12 +130,13 @@ async def test_a_token_is_not_sent_in_the_clear(tmp_path: Path) -> None:
     assert server.authorizations == []
 
 
-async def test_a_server_that_repeats_the_token_makes_nobody_see_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [1, 100], ids=["once", "to beyond what is told"])
+async def test_a_server_that_repeats_the_token_makes_nobody_see_it(tmp_path: Path, times: int) -> None:
     def repeat(request: BaseHTTPRequestHandler, body: bytes) -> Answer:
         if "Authorization" not in request.headers:
             return WANTS_PASSWORD
         sent = base64.b64decode(request.headers["Authorization"].removeprefix("Basic ")).decode()
-        lines = ("# service=git-upload-pack\n", "", f"ERR no entry for {sent}")
+        lines = ("# service=git-upload-pack\n", "", f"ERR no entry for {' '.join([sent] * times)}")
         packed = "".join(f"{len(line) + 4:04x}{line}" if line else "0000" for line in lines)
         return 200, {"Content-Type": "application/x-git-upload-pack-advertisement"}, packed.encode()
 
@@ -143,7 +144,7 @@ async def test_a_server_that_repeats_the_token_makes_nobody_see_it(tmp_path: Pat
         async with fetching(tmp_path, f"{server.url}/flows.git") as process:
             with pytest.raises(FetchFailed, match=r"no entry for git:\*\*\*") as caught:
                 await process.fetch(Credentials(token=TOKEN))
-    assert TOKEN not in str(caught.value)
+    assert TOKEN[:4] not in str(caught.value)
 
 
 @pytest.mark.parametrize("variable", ["HOME", "XDG_CONFIG_HOME"])

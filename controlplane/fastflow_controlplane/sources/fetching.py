@@ -275,8 +275,10 @@ def _explained(path: Path, remote: Remote, credentials: Credentials) -> Iterator
     except FetchFault as fault:
         raise FetchFault(credentials.hidden(str(fault))) from None
     except (pygit2.GitError, StorageFault, OSError, ValueError, KeyError) as fault:
-        sentence = full_message(path, "nothing was fetched") if says_full(str(fault)) else _sentence(remote, str(fault))
-        raise FetchFault(credentials.hidden(sentence)) from None
+        # Hidden first: in what is cut or joined a credential can no longer be found.
+        said = credentials.hidden(str(fault))
+        sentence = full_message(path, "nothing was fetched") if says_full(said) else _sentence(remote, said)
+        raise FetchFault(sentence) from None
 
 
 _REMEDIES = (
