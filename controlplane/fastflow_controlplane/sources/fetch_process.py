@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -11,14 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from fastflow.service.settings import PREFIX
 
+from fastflow_controlplane.programs import environment_of
 from fastflow_controlplane.sources.remote import Credentials, Remote
 
 log = structlog.get_logger(__name__)
 
 MAX_ANSWER_BYTES = 1024 * 1024
 """Longest answer of the process: a commit's id, or an error with what the server said."""
+
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+_ENVIRONMENT = (
+    "PYTHON*",
+    *_PROXIES,
+    *(name.upper() for name in _PROXIES),
+    # OpenSSL's, for certificates of this machine.
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+)
+"""What the process takes of the environment: how to find its code, and how to get to a server."""
 
 
 class FetchFailed(Exception):
@@ -41,7 +52,7 @@ class FetchProcess:
     """Fetches from one remote, one fetch at a time. `seconds` bounds a whole fetch.
 
     The process stays between fetches, for its start takes longer than a fetch that brings little. As it speaks to
-    others' servers, it gets none of the control plane's settings, among them a token and the way to the database.
+    others' servers, it gets none of the control plane's settings and secrets.
     """
 
     def __init__(self, remote: Remote, workplace: Workplace, seconds: float) -> None:
@@ -106,7 +117,7 @@ class FetchProcess:
                     limit=MAX_ANSWER_BYTES,
                     # Ctrl-C in a terminal is for the control plane, which ends this process in its own time.
                     start_new_session=True,
-                    env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+                    env=environment_of(*_ENVIRONMENT),
                 )
             except OSError as fault:
                 raise FetchFailed(

@@ -1,11 +1,12 @@
 """Copies of a database on a PostgreSQL server, with its own programs."""
 
-import os
 import re
 import shutil
 import subprocess
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy import inspect, text
 from sqlalchemy.engine import URL
 
 from fastflow_controlplane.errors import FailedPrecondition
+from fastflow_controlplane.programs import environment_of
 from fastflow_controlplane.store.connections import LOCK_SECONDS, make_engine
 from fastflow_controlplane.store.migrations import check_known
 from fastflow_controlplane.store.models import metadata
@@ -30,12 +32,19 @@ _VERSION = re.compile(
     r"^COPY (?P<schema>.+)\.alembic_version \(version_num\) FROM stdin;\n(?P<revision>.+)$", re.MULTILINE
 )
 
+_SECRETS = ("sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+"""Parameters of libpq besides the password that are for nobody's eyes; there are no variables for them."""
+
+_SERVICE = "fastflow"
+"""What the section is called in the file that holds _SECRETS."""
+
 
 def dump(url: URL, copy: Path) -> None:
     """Writes our tables to `copy`, in pg_dump's own format. Raises FailedPrecondition."""
-    target, secrets = _target(url)
     tables = [f"--table={name}" for name in TABLES]
-    _run([_program("pg_dump"), target, "--no-password", "--format=custom", f"--file={copy}", *tables], secrets)
+    with _reached(url) as server:
+        command = [_program("pg_dump"), server.argument, "--no-password", "--format=custom", f"--file={copy}", *tables]
+        _run(command, server.environment)
 
 
 def restore(url: URL, copy: Path, aside: str, *, replace: bool) -> str:
@@ -71,7 +80,7 @@ def restore(url: URL, copy: Path, aside: str, *, replace: bool) -> str:
 def _read_header(copy: Path) -> tuple[str, str]:
     """Returns the revision of a copy, and the schema that its tables are in, quoted where that is needed."""
     command = [_program("pg_restore"), "--data-only", "--table=alembic_version", "--file=-", str(copy)]
-    found = _VERSION.search(_run(command, {}))
+    found = _VERSION.search(_run(command, environment_of()))
     if found is None:
         raise FailedPrecondition(f"{copy} is no copy of a database of Fast-Flow")
     return found["revision"], found["schema"]
@@ -90,43 +99,82 @@ def _moves(tables: list[str], home: str, target: str) -> list[str]:
 
 def _replay(url: URL, copy: Path, before: list[str]) -> None:
     """Executes the statements `before` and then those of the copy, in one transaction."""
-    target, secrets = _target(url)
     read = [_program("pg_restore"), "--no-owner", "--no-acl", "--file=-", str(copy)]
-    execute = [_program("psql"), target, "--no-password", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
+    execute = [_program("psql"), "--no-password", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
     with (
+        _reached(url) as server,
         tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(read, stdout=subprocess.PIPE, stderr=said) as reader,
+        subprocess.Popen(read, env=environment_of(), stdout=subprocess.PIPE, stderr=said) as reader,
         subprocess.Popen(
-            execute, env={**os.environ, **secrets}, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said
-        ) as server,
+            [*execute, server.argument],
+            env=server.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        ) as executor,
     ):
         assert reader.stdout is not None
-        assert server.stdin is not None
-        with suppress(BrokenPipeError), server.stdin as script:
+        assert executor.stdin is not None
+        with suppress(BrokenPipeError), executor.stdin as script:
             script.write("".join(f"{statement};\n" for statement in ["BEGIN", *before]).encode())
             shutil.copyfileobj(reader.stdout, script)
             # Without it the server undoes all: a copy that can not be read to its end is no copy.
             if reader.wait() == 0:
                 script.write(b"COMMIT;\n")
         reader.stdout.close()
-        failed = [name for name, program in ((execute[0], server), (read[0], reader)) if program.wait()]
+        failed = [name for name, program in ((execute[0], executor), (read[0], reader)) if program.wait()]
         if failed:
             said.seek(0)
             raise _failure(failed[0], said.read())
 
 
-def _target(url: URL) -> tuple[str, dict[str, str]]:
-    """How PostgreSQL's programs are told of a database: an argument that shows no password, and variables."""
+@dataclass(frozen=True)
+class _Server:
+    """How PostgreSQL's programs are told of a database: an `argument`, which everybody can see, and variables."""
+
+    argument: str
+    environment: dict[str, str] = field(repr=False)
+
+
+@contextmanager
+def _reached(url: URL) -> Iterator[_Server]:
+    """Tells programs of a database while the block lasts; no secret is in the argument, wherever in `url` it stood."""
     from psycopg.conninfo import make_conninfo
 
     _, options = url.get_dialect()().create_connect_args(url)
     known: dict[str, Any] = dict(options)
-    password = known.pop("password", None)
-    return f"--dbname={make_conninfo(**known)}", {"PGPASSWORD": str(password)} if password else {}
+    environment = environment_of("PG*", "KRB5*")
+    if password := known.pop("password", None):
+        environment["PGPASSWORD"] = str(password)
+    secrets = {name: str(known.pop(name)) for name in _SECRETS if name in known}
+    with tempfile.TemporaryDirectory(prefix="fastflow-") as folder:
+        if secrets:
+            if "service" in known or "PGSERVICE" in environment:
+                names = " and ".join(secrets)
+                raise FailedPrecondition(
+                    f"database_url holds {names} and there is a service: put {names} into the service's file"
+                )
+            environment["PGSERVICEFILE"] = str(_service_file(Path(folder), secrets))
+            known["service"] = _SERVICE
+        yield _Server(f"--dbname={make_conninfo(**known)}", environment)
 
 
-def _run(command: list[str], secrets: dict[str, str]) -> str:
-    done = subprocess.run(command, env={**os.environ, **secrets}, capture_output=True, text=True, check=False)
+def _service_file(folder: Path, secrets: dict[str, str]) -> Path:
+    """Writes the file that libpq takes secrets from which have no variable (its "Connection Service File")."""
+    if any(value != value.strip() or "\n" in value for value in secrets.values()):
+        names = " or ".join(secrets)
+        raise FailedPrecondition(
+            f"{names} in database_url begins or ends with a blank, or holds a line break, which PostgreSQL's programs "
+            "can not be told: choose another one"
+        )
+    file = folder / "service"
+    file.touch(mode=0o600)
+    file.write_text("".join(f"{line}\n" for line in (f"[{_SERVICE}]", *("=".join(each) for each in secrets.items()))))
+    return file
+
+
+def _run(command: list[str], environment: dict[str, str]) -> str:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise _failure(command[0], done.stderr)
     return done.stdout

@@ -57,15 +57,19 @@ async def test_a_fetch_whose_process_dies_leaves_the_last_good_state(followed: F
     assert not (packs / "pack_git2_leftover").exists()
 
 
-async def test_the_process_that_fetches_knows_no_setting_of_the_control_plane(
+async def test_the_process_that_fetches_knows_nothing_of_the_control_plane_but_the_way_out(
     followed: Followed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FASTFLOW_TOKEN", "t0ken-of-the-api")
+    for name in ("FASTFLOW_TOKEN", "PGPASSWORD", "CLOUD_KEY"):
+        monkeypatch.setenv(name, "s3cret")
+    monkeypatch.setenv("no_proxy", "localhost")
     followed.origin.push({"a/main.py": ""})
     await followed.sync()
     process = followed.process._process
     assert process is not None
-    assert b"t0ken-of-the-api" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+    environment = Path(f"/proc/{process.pid}/environ").read_bytes()
+    assert b"s3cret" not in environment
+    assert b"no_proxy=localhost\0" in environment
 
 
 async def test_the_process_that_fetches_leaves_no_core_and_hears_no_ctrl_c(followed: Followed) -> None:
