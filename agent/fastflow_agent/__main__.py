@@ -62,6 +62,13 @@ def run(settings: AgentSettings) -> None:
     help='What runs it; "process" neither isolates nor limits.  [default: the setting, docker]',
 )
 @click.option(
+    "--code-limit",
+    metavar="SIZE",
+    default="256m",
+    show_default=True,
+    help="The most code that it may have, as code_limit on a control plane.",
+)
+@click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
     envvar="FASTFLOW_LOCAL_CACHE",
@@ -75,6 +82,7 @@ def local(
     secret_files: tuple[Path, ...],
     timeout: float | None,
     runtime: str | None,
+    code_limit: str,
     cache: Path | None,
     config: Path | None,
     verbose: bool,
@@ -89,7 +97,7 @@ def local(
     from fastflow_agent.local.command import run_command
 
     configure_logging("info" if verbose else "error", human=True)
-    code = run_command(path, variables, secret_files, timeout, runtime, cache, config)
+    code = run_command(path, variables, secret_files, timeout, runtime, code_limit, cache, config)
     # Threads may still wait for an engine that hangs, or for a reader that does not read.
     sys.stderr.flush()
     os._exit(code)

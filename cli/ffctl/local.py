@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ffctl.failures import Failure
+from ffctl.options import size
 
 PROGRAM = "fastflow-agent"
 
@@ -109,6 +110,12 @@ _OPTIONS = (
         "--runtime",
         type=click.Choice(["docker", "process"]),
         help='With --local: "process" needs no Docker, and neither isolates nor limits.',
+    ),
+    _option(
+        "--code-limit",
+        type=size,
+        metavar="SIZE",
+        help="With --local: the most code that it may have, as code_limit on a server.  [default: 256m]",
     ),
     _option(
         "--cache",

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
+from fastflow.pipelines.sizes import parse_size
 
 from ffctl.address import DEFAULT_SERVER, SERVER_VARIABLE, default_server, token, with_port
 
@@ -58,6 +59,17 @@ def span(text: str) -> float:
     if matched is None:
         raise click.BadParameter(f"{text!r} is no time, for example 30s, 10m, 1.5h or 2d")
     return float(matched[1]) * _SPAN_UNITS[matched[2]]
+
+
+def size(text: str) -> int:
+    """Returns a size such as "512m" or "1.5g" in bytes, which a bare number is; the type of an option.
+
+    Raises click.BadParameter.
+    """
+    try:
+        return parse_size(text)
+    except ValueError as fault:
+        raise click.BadParameter(f"{text!r} {fault}") from None
 
 
 def yes_option(command: Function) -> Function:

@@ -46,6 +46,15 @@ def test_an_invalid_pipeline_is_refused_with_every_problem_and_not_run(local: Lo
     assert local.left_behind == []
 
 
+def test_code_is_judged_by_the_limit_of_the_server_it_is_for(local: LocalRuns) -> None:
+    folder = local.pipeline("etl", "print('ran')")
+    (folder / "data").write_bytes(bytes(2000))
+    ended = local.run(folder, "--code-limit", "1k")
+    assert (ended.exit_code, ended.stdout) == (4, b"")
+    assert "the code has more than 1 KiB" in ended.stderr
+    assert local.run(folder, "--code-limit", "1g").stdout == b"ran\n"
+
+
 def test_metadata_in_another_encoding_is_refused(local: LocalRuns) -> None:
     folder = local.pipeline("etl", "print('ran')")
     (folder / "pipeline.json").write_bytes('{"description": "Größe"}'.encode("latin-1"))

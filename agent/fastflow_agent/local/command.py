@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 from fastflow.pipelines.environment import read_assignments, read_environment_file
+from fastflow.pipelines.sizes import parse_size
 from fastflow.service.settings import SettingsError
 
 from fastflow_agent.identity import DataFolderInUse
@@ -32,6 +33,7 @@ def run_command(
     secret_files: Sequence[Path],
     timeout: float | None,
     runtime: str | None,
+    code_limit: str,
     cache: Path | None,
     config: Path | None,
 ) -> int:
@@ -42,10 +44,11 @@ def run_command(
             settings = settings.model_copy(update={"runtime": runtime})
         given = read_assignments(variables, os.environ)
         secrets = _read_secrets(secret_files)
+        max_code_bytes = _read_limit(code_limit)
     except (SettingsError, ValueError) as error:
         return _complain(EXIT_USAGE, str(error))
     try:
-        plan = read_plan(path, given, secrets, timeout)
+        plan = read_plan(path, given, secrets, timeout, max_code_bytes)
         return asyncio.run(run_local(settings, plan, cache or default_cache()))
     except Refused as error:
         return _complain(REFUSED, str(error), *error.details)
@@ -64,6 +67,13 @@ def _read_secrets(files: Sequence[Path]) -> dict[str, str]:
         except (OSError, ValueError) as error:
             raise ValueError(f"{file}: {error}") from None
     return secrets
+
+
+def _read_limit(code_limit: str) -> int:
+    try:
+        return parse_size(code_limit)
+    except ValueError as error:
+        raise ValueError(f"--code-limit {code_limit!r} {error}") from None
 
 
 def _complain(code: int, message: str, *details: str) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastflow.pipelines import environment
-from fastflow.pipelines.code import Code, read_code
+from fastflow.pipelines.code import MAX_CODE_BYTES, Code, read_code
 from fastflow.pipelines.discovery import MAIN, inspect
 from fastflow.pipelines.folder import DiskFolder, FolderFault
 from fastflow.pipelines.metadata import MAX_TIMEOUT_SECONDS, Metadata
@@ -69,11 +69,17 @@ class Plan:
         )
 
 
-def read_plan(path: Path, variables: Mapping[str, str], secrets: Mapping[str, str], timeout: float | None) -> Plan:
+def read_plan(
+    path: Path,
+    variables: Mapping[str, str],
+    secrets: Mapping[str, str],
+    timeout: float | None,
+    max_code_bytes: int = MAX_CODE_BYTES,
+) -> Plan:
     """Reads the pipeline in the folder `path`. Blocks.
 
     Precedence is that of a run: `default_env`, then `secrets`, then `variables`. `timeout` (seconds) goes before the
-    metadata's. Raises Refused.
+    metadata's; the code may have `max_code_bytes`. Raises Refused.
     """
     if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT_SECONDS:
         raise Refused(f"--timeout {timeout} is no time limit; allowed is a number of seconds, 0 for none")
@@ -81,7 +87,7 @@ def read_plan(path: Path, variables: Mapping[str, str], secrets: Mapping[str, st
     try:
         if all(entry.name != MAIN for entry in folder.entries()):
             raise Refused(f"{path} is no pipeline: it has no {MAIN}")
-        code = read_code(folder)
+        code = read_code(folder, max_code_bytes)
     except FolderFault as fault:
         raise Refused(f"{path}: {fault}") from None
     found = inspect(name, "", folder, code, None)

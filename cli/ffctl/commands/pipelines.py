@@ -17,7 +17,7 @@ from ffctl import failures, output, wording
 from ffctl.connection import Connection
 from ffctl.environments import environment_rows
 from ffctl.failures import Failure
-from ffctl.options import complete_pipeline, output_option, server_option
+from ffctl.options import complete_pipeline, output_option, server_option, size
 from ffctl.output import cell, facts, fit, table
 from ffctl.session import ask, connected, pages
 
@@ -151,8 +151,16 @@ def _requirements(pipeline: pipelines_pb2.Pipeline) -> str:
 
 @group.command("validate")
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--code-limit",
+    type=size,
+    metavar="SIZE",
+    default="256m",
+    show_default=True,
+    help="The most code that a pipeline may have: what code_limit is on the server that it is for.",
+)
 @output_option
-def validate_path(path: Path, as_json: bool) -> int:
+def validate_path(path: Path, code_limit: int, as_json: bool) -> int:
     """Checks all pipelines in the folder PATH; needs no server.
 
     PATH may be a repository or one pipeline's own folder. What a repository of the original, single-host Fast-Flow
@@ -162,7 +170,7 @@ def validate_path(path: Path, as_json: bool) -> int:
     Example: ffctl pipelines validate ./pipelines
     """
     try:
-        report = validate(path)
+        report = validate(path, code_limit)
     except FolderFault as fault:
         raise Failure(f"{path}: {fault}") from None
     pipelines = [_as_message(pipeline) for pipeline in report.pipelines]

@@ -24,7 +24,9 @@ def test_options_of_a_server_are_refused_with_local(
     assert f"--local needs no server and goes without {named}" in ended.err
 
 
-@pytest.mark.parametrize("arguments", [["--timeout", "3"], ["--runtime", "process"], ["--cache", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["--timeout", "3"], ["--runtime", "process"], ["--cache", "x"], ["--code-limit", "1g"]]
+)
 def test_options_of_local_runs_are_refused_without_it(ffctl: Ffctl, arguments: list[str]) -> None:
     ended = ffctl("run", "etl", *arguments)
     assert ended.code == 2
@@ -35,3 +37,9 @@ def test_what_is_no_folder_is_a_usage_error(ffctl: Ffctl, tmp_path: Path) -> Non
     ended = ffctl("run", "--local", str(tmp_path / "nowhere"))
     assert ended.code == 2
     assert "--local runs a folder" in ended.err
+
+
+def test_a_code_limit_that_is_no_size_is_a_usage_error(ffctl: Ffctl, tmp_path: Path) -> None:
+    ended = ffctl("run", "--local", str(tmp_path), "--code-limit", "large")
+    assert ended.code == 2
+    assert "'large'" in ended.err

@@ -129,3 +129,20 @@ def test_what_is_wrong_with_a_folder_itself_is_told_by_its_path(ffctl: Ffctl, tm
         (tmp_path / group / "x" / "main.py").touch()
     said = ffctl("pipelines", "validate", str(tmp_path)).out.decode()
     assert 'error: one/x: the name "x" stands for 2 folders: one/x, other/x; rename all but one' in said
+
+
+def test_code_is_judged_by_the_limit_of_the_server_it_is_for(ffctl: Ffctl, tmp_path: Path) -> None:
+    pipeline(tmp_path / "etl")
+    with (tmp_path / "etl" / "data").open("wb") as file:
+        file.truncate(256 << 20)
+    ended = ffctl("pipelines", "validate", str(tmp_path))
+    assert ended.code == 1
+    assert "the code has more than 256 MiB" in ended.out.decode()
+    assert ffctl("pipelines", "validate", str(tmp_path), "--code-limit", "1g").code == 0
+    assert (
+        "the code has more than 1 MiB" in ffctl("pipelines", "validate", "--code-limit=1m", str(tmp_path)).out.decode()
+    )
+    wrong = ffctl("pipelines", "validate", str(tmp_path), "--code-limit", "large")
+    assert wrong.code == 2
+    assert "'large'" in wrong.err
+    assert "[default: 256m]" in ffctl("pipelines", "validate", "--help").out.decode()

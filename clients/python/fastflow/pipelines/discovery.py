@@ -187,10 +187,10 @@ def inspect(name: str, path: str, folder: Folder, code: Code, defaults: Limits |
     )
 
 
-def inspect_place(place: Place, defaults: Limits | None) -> Pipeline:
+def inspect_place(place: Place, defaults: Limits | None, max_code_bytes: int) -> Pipeline:
     """Reads the pipeline at `place` as it is there now."""
     try:
-        code = read_code(place.folder)
+        code = read_code(place.folder, max_code_bytes)
     except FolderFault as fault:
         code = Code((), (error("", fault.message),))
     return inspect(place.name, place.path, place.folder, code, defaults)

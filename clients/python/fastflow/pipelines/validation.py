@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fastflow.pipelines.code import MAX_CODE_BYTES
 from fastflow.pipelines.discovery import (
     MAIN,
     Note,
@@ -48,29 +49,29 @@ class Report:
         return sum(problem.severity is severity for pipeline in self.pipelines for problem in pipeline.problems)
 
 
-def validate(path: Path) -> Report:
+def validate(path: Path, max_code_bytes: int = MAX_CODE_BYTES) -> Report:
     """Validates `path`: one pipeline if it has a main.py, else a source with any number of them.
 
-    Which default limits and Python versions a control plane has is not known here. Raises FolderFault where `path` is
-    no folder that can be read.
+    The code of one may have `max_code_bytes`. Which default limits and Python versions a control plane has is not known
+    here. Raises FolderFault where `path` is no folder that can be read.
     """
     folder = DiskFolder(path)
     if any(entry.name == MAIN for entry in folder.entries()):
-        return Report((_inspect(Place(path.resolve().name, "", folder)),), _own_code(folder))
+        return Report((_inspect(Place(path.resolve().name, "", folder), max_code_bytes),), _own_code(folder))
     found = find_pipelines(folder)
     clashing = clashes(found.places)
     pipelines = []
     for place in found.places:
-        pipeline = _inspect(place)
+        pipeline = _inspect(place, max_code_bytes)
         if place.path in clashing:
             pipeline = replace(pipeline, problems=(clashing[place.path], *pipeline.problems))
         pipelines.append(pipeline)
     return Report(tuple(pipelines), found.notes)
 
 
-def _inspect(place: Place) -> Pipeline:
+def _inspect(place: Place, max_code_bytes: int) -> Pipeline:
     """The pipeline as a control plane sees it, and what changes for one of the original Fast-Flow."""
-    pipeline = inspect_place(place, None)
+    pipeline = inspect_place(place, None, max_code_bytes)
     return replace(pipeline, problems=(*pipeline.problems, *_changed_days(place.folder, pipeline)))
 
 
