@@ -54,6 +54,11 @@ _REFUSED = {
 }
 """Asking again gives the same answer."""
 
+_REMEDY = (
+    "see to the disk of the control plane's data folder (its log tells if a bundle there is damaged) and to what is on "
+    "the way from there, then run it again"
+)
+
 
 class BundleFault(Exception):
     """The code can not be had; the message says why."""
@@ -198,7 +203,7 @@ class Bundles:
                 reason = str(error)
                 failures += 1
             if failures >= TRANSFERS:
-                raise BundleFault(f"the code {digest} can not be fetched: {reason} ({failures} times)")
+                raise BundleFault(f"the code {digest} can not be fetched: {reason} ({failures} times); {_REMEDY}")
             delay = self._backoff.next()
             log.info("code not fetched", digest=digest, reason=reason, retry_seconds=round(delay, 2))
             await asyncio.sleep(delay)
@@ -232,7 +237,7 @@ class Bundles:
             call.cancel()
         found = f"sha256:{hashed.hexdigest()}"
         if received != size or found != digest:
-            raise _Damaged(f"{received} bytes arrived with digest {found}, {size} bytes were announced")
+            raise _Damaged(f"{received} of {size} bytes arrived, with the digest {found}")
 
     def _nameless_file(self) -> IO[bytes]:
         return tempfile.TemporaryFile(dir=self._folder)

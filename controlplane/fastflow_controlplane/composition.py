@@ -69,6 +69,7 @@ async def compose(settings: ControlPlaneSettings, clock: Clock) -> AsyncIterator
             scheduler.python_versions,
             clock,
         )
+        catalog.code_of_runs = lambda digest: store.read(lambda connection: runs.read_code(connection, digest))
         opened.push_async_callback(catalog.close)
         secrets = SecretService(
             store,

@@ -4,9 +4,11 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from fastflow.pipelines.bundle import Bundle
 from fastflow_controlplane.errors import AlreadyExists, InvalidArgument, NotFound
 from fastflow_controlplane.runs.model import Rerun
 from fastflow_controlplane.runs.states import RunState
+from fastflow_controlplane.sources.model import RunCode
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents, requests, runs
 from fastflow_controlplane.store.queries.cluster import take_over
@@ -120,3 +122,12 @@ async def test_an_agent_is_shown_with_what_its_attempts_hold(rows: Rows) -> None
     hold = holds[agent.facts.agent_id]
     assert (hold.reserved.cpu_milli_cores, hold.reserved.slots) == (1000, 1)
     assert [held.run_id for held in hold.attempts] == [key.run_id]
+
+
+async def test_the_code_that_runs_were_made_of_is_found_by_its_bundle(store: Store) -> None:
+    digests = [f"sha256:{number:064x}" for number in range(3)]
+    for number, tree in enumerate(("a" * 40, "")):
+        run = replace(new_run(ID.format(number)), bundle_digest=digests[number], bundle_size=7, tree=tree)
+        await store.write(lambda connection, run=run: runs.insert_run(connection, run, NOW))
+    found = [await store.read(partial(runs.read_code, digest=digest)) for digest in digests]
+    assert found == [RunCode(Bundle(digests[0], 7), "a" * 40), None, None]

@@ -195,8 +195,15 @@ async def test_code_that_arrives_damaged_is_fetched_again(world: World, code: Pa
 async def test_code_that_never_arrives_whole_is_a_fault_that_says_so(world: World, code: Path) -> None:
     bundle = world.source.add(code)
     world.source.faults = [altered] * 3
-    with pytest.raises(BundleFault, match=f"the code {bundle.digest} can not be fetched: {bundle.size} bytes arrived"):
+    with pytest.raises(BundleFault) as caught:
         await world.bundles.ensure(bundle.digest, bundle.size)
+    found = hashlib.sha256(b"X" + world.source.archives[bundle.digest][1:]).hexdigest()
+    size = bundle.size
+    assert (
+        f"{bundle.digest} can not be fetched: {size} of {size} bytes arrived, with the digest sha256:{found} (3 times)"
+        in str(caught.value)
+    )
+    assert "see to the disk of the control plane's data folder" in str(caught.value)
     assert list(world.folder.iterdir()) == []
 
 

@@ -161,3 +161,23 @@ def test_a_clash_of_two_sources_is_told_at_the_later_one(tmp_path: Path) -> None
         assert cluster.ffctl("sync", "local", "--wait").stderr == "local: added more\n"
         assert syncs(cluster, "local")[0]["added"] == ["more"]
         assert cluster.ffctl("sync", "nope").exit_code == 4
+
+
+def test_a_bundle_that_the_disk_damaged_is_written_anew_and_the_run_succeeds(tmp_path: Path) -> None:
+    origin = Origin(tmp_path / "flows.git")
+    origin.push({"hello/main.py": "print('one')\n"})
+    with cluster_of(tmp_path, {"name": "flows", "url": origin.url}, agent=False) as cluster:
+        cluster.until(lambda: cluster.ffctl("pipelines", "show", "hello").exit_code == 0, 30, "the first sync")
+        old = cluster.run("hello")
+        origin.push({"hello/main.py": "print('two')\n"}, force=True)
+        assert cluster.ffctl("sync", "--wait").stderr == "flows: changed hello\n"
+        new = cluster.run("hello")
+        bundles = list((tmp_path / "cluster" / "controlplane" / "bundles" / "sha256").iterdir())
+        assert len(bundles) == 2
+        for bundle in bundles:
+            content = bundle.read_bytes()
+            bundle.write_bytes(content.replace(b"print", b"prinT"))
+        cluster.add_agent("worker-1")
+        for run, said in ((old, b"one\n"), (new, b"two\n")):
+            assert cluster.finish(run)["state"] == "RUN_STATE_SUCCEEDED"
+            assert cluster.log(run) == said

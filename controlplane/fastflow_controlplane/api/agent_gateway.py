@@ -45,7 +45,7 @@ class AgentGatewayServicer(gateway_pb2_grpc.AgentGatewayServiceServicer):
         async with await self._catalog.open_bundle(request.digest) as bundle:
             offset = 0
             while True:
-                data = await bundle.read(offset, BUNDLE_PIECE_BYTES)
+                data = await bundle.read(BUNDLE_PIECE_BYTES)
                 if data or not offset:
                     yield gateway_pb2.FetchBundleResponse(offset=offset, data=data, total_size=bundle.size)
                 offset += len(data)

@@ -1,6 +1,11 @@
-"""Bundles on disk: `<folder>/<64 hexadecimal digits>`, each written once, whole or not at all."""
+"""Bundles on disk: `<folder>/<64 hexadecimal digits>`, each written once, whole or not at all.
+
+A disk may change what was written. So each is hashed while it is sent, and one that is damaged is removed: to ask for
+it again has it written anew.
+"""
 
 import asyncio
+import hashlib
 import os
 import tempfile
 import threading
@@ -10,14 +15,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Self
 
+import structlog
 from fastflow.durable import sync_folder
 from fastflow.pipelines.bundle import Bundle, digest_hex
 
 from fastflow_controlplane.errors import DataLoss, InvalidArgument, NotFound, Unavailable
 
+log = structlog.get_logger(__name__)
+
 PARTIAL_PREFIX = ".partial-"
 READ_THREADS = 2
-"""Threads that read bundles for agents: short reads of a local disk, so few serve many."""
+"""Threads that read and hash bundles for agents: short reads of a local disk, so few serve many."""
 
 
 class BundleStore:
@@ -49,7 +57,8 @@ class BundleStore:
                     )
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).rename(path)
+            with self._using:
+                Path(name).rename(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
@@ -86,7 +95,18 @@ class BundleStore:
 
     def _open(self, path: Path) -> "BundleFile":
         self._use(path)
-        return BundleFile(path, self._readers)
+        return BundleFile(path, self._readers, self._discard)
+
+    def _discard(self, file: int, path: Path, fault: str) -> str:
+        """Removes the damaged bundle that is open as `file`, unless another is there by now; says what became of it."""
+        log.error("a bundle is damaged on the disk", path=str(path), fault=fault)
+        try:
+            with self._using, suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(file)):
+                    path.unlink()
+        except OSError as error:
+            return f"and can not be removed ({error.strerror}): see to the disk of the data folder"
+        return "and is written anew when it is asked for again; if that does not help, see to the disk"
 
     def _use(self, path: Path) -> int | None:
         """Notes that a bundle is used now; returns its size, None where there is none."""
@@ -104,24 +124,51 @@ class BundleStore:
 
 
 class BundleFile:
-    """One open bundle. `size` is in bytes."""
+    """One open bundle, read from its beginning to its end. `size` is in bytes.
 
-    def __init__(self, path: Path, threads: ThreadPoolExecutor) -> None:
-        digest = f"sha256:{path.name}"
+    `discard` removes what is damaged, and says what is next; it gets the open file, its path and what is wrong.
+    """
+
+    def __init__(self, path: Path, threads: ThreadPoolExecutor, discard: Callable[[int, Path, str], str]) -> None:
+        self._path = path
+        self._digest = f"sha256:{path.name}"
         try:
             self._file = path.open("rb", buffering=0)
         except FileNotFoundError:
-            message = f'there is no bundle "{digest}"'
-            raise NotFound(message, reason="BUNDLE_NOT_FOUND", metadata={"digest": digest}) from None
+            raise no_bundle(self._digest) from None
         except OSError as fault:
-            raise Unavailable(f"the bundle {digest} can not be read: {fault.strerror}") from fault
+            raise Unavailable(f"the bundle {self._digest} can not be read: {fault.strerror}") from fault
         self._threads = threads
+        self._discard = discard
+        self._hash = hashlib.sha256()
+        self._read = 0
         self.size = os.fstat(self._file.fileno()).st_size
 
-    async def read(self, offset: int, limit: int) -> bytes:
-        """Returns up to `limit` bytes from `offset` on, b"" at the end."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, os.pread, self._file.fileno(), limit, offset)
+    async def read(self, limit: int) -> bytes:
+        """Returns the next bytes, up to `limit`, b"" at the end.
+
+        Raises DataLoss in place of the last ones where the bundle is not what its digest says; it is removed then.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._next, limit)
+
+    def _next(self, limit: int) -> bytes:
+        try:
+            data = os.read(self._file.fileno(), limit)
+        except OSError as fault:
+            raise self._damaged(f"can not be read: {fault.strerror}") from fault
+        self._hash.update(data)
+        self._read += len(data)
+        if (self._read >= self.size or not data) and self._hash.hexdigest() != self._path.name:
+            raise self._damaged(f"has the digest sha256:{self._hash.hexdigest()}")
+        return data
+
+    def _damaged(self, fault: str) -> DataLoss:
+        what_next = self._discard(self._file.fileno(), self._path, fault)
+        return DataLoss(
+            f"the bundle {self._digest} is damaged on the disk of the control plane: it {fault}, {what_next}",
+            reason="BUNDLE_DAMAGED",
+            metadata={"digest": self._digest},
+        )
 
     def close(self) -> None:
         """Closes the file; a second time nothing happens."""
@@ -132,3 +179,9 @@ class BundleFile:
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
+
+
+def no_bundle(digest: str, why: str = "") -> NotFound:
+    """The error for a bundle that is not there."""
+    message = f'there is no bundle "{digest}"' + (f": {why}" if why else "")
+    return NotFound(message, reason="BUNDLE_NOT_FOUND", metadata={"digest": digest})

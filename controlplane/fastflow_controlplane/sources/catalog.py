@@ -1,7 +1,7 @@
 """The pipelines there are, of all sources: what the API lists and what runs are pinned to."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +13,9 @@ from fastflow.pipelines.problems import errors
 
 from fastflow_controlplane.clock import Clock
 from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFound, Unavailable, not_found
-from fastflow_controlplane.sources.bundles import BundleFile, BundleStore
+from fastflow_controlplane.sources.bundles import BundleFile, BundleStore, no_bundle
 from fastflow_controlplane.sources.differences import difference
-from fastflow_controlplane.sources.model import Changes, Commit, PinnedCode, PipelineView, Snapshot
+from fastflow_controlplane.sources.model import Changes, Commit, PinnedCode, PipelineView, RunCode, Snapshot
 from fastflow_controlplane.sources.reader import ANSWER_SECONDS, SourceReader
 from fastflow_controlplane.sources.source import Source
 
@@ -51,6 +51,8 @@ class Catalog:
         """Called when pipelines appeared, changed or went; at once, so it must not wait."""
         self.on_source_change: Callable[[SourceReader, Changes], None] = lambda reader, changes: None
         """The same, told of each source."""
+        self.code_of_runs: Callable[[str], Awaitable[RunCode | None]] = _no_runs
+        """Tells what runs with the bundle of a digest were pinned to; None = there are none."""
         self.readers = {
             name: SourceReader(name, source, self._bundles, data_dir, clock, answer_seconds)
             for name, source in sources.items()
@@ -144,14 +146,15 @@ class Catalog:
         )
 
     async def open_bundle(self, digest: str) -> BundleFile:
-        """Opens a bundle; that of a pipeline as it is now is written first if need be. See `BundleStore.open`."""
+        """Opens a bundle; one that is not there is written first, if its code is that of a pipeline now or of a run.
+
+        Raises as `BundleStore.open`, and Unavailable while the code can not be read.
+        """
         try:
             return await self._bundles.open(digest)
         except NotFound:
-            held = self._with_bundle(digest)
-            if held is None:
+            if not await self._write_anew(digest):
                 raise
-        await held.reader.store_bundle(held.snapshot)
         return await self._bundles.open(digest)
 
     async def prune(self, digests: Collection[str], trees: Collection[str], unused_since: float) -> None:
@@ -241,9 +244,32 @@ class Catalog:
             return (self._held[name].reader,)
         return tuple(reader for reader in self.readers.values() if reader.source.has_commits) if ref else ()
 
-    def _with_bundle(self, digest: str) -> _Held | None:
-        found = self._held.values()
-        return next((each for each in found if each.snapshot.bundle and each.snapshot.bundle.digest == digest), None)
+    async def _write_anew(self, digest: str) -> bool:
+        """Writes a bundle from the code it was made of; False = nobody knows that. Raises NotFound where it is gone."""
+        for held in self._held.values():
+            bundle = held.snapshot.bundle
+            if bundle is not None and bundle.digest == digest:
+                await held.reader.store_bundle(bundle, held.snapshot.tree)
+                return True
+        code = await self.code_of_runs(digest)
+        if code is None:
+            return False
+        faults: list[Unavailable] = []
+        for reader in self.readers.values():
+            try:
+                if await reader.holds(code.tree):
+                    await reader.store_bundle(code.bundle, code.tree)
+                    log.info("a bundle was written anew", digest=digest, source=reader.name)
+                    return True
+            except Unavailable as fault:
+                faults.append(fault)
+        if faults:
+            raise faults[0]
+        raise no_bundle(
+            digest,
+            f"it is gone from the disk, and no source has its code any more (tree {code.tree}): run the pipeline anew, "
+            "from a commit that is there",
+        )
 
     def _find(self, name: str) -> _Held:
         try:
@@ -255,6 +281,10 @@ class Catalog:
         reader, snapshot = held
         now = reader.contents.commit.id if reader.contents.commit else ""
         return snapshot.view(reader.source.place, self._python_versions(), now if commit is None else commit)
+
+
+async def _no_runs(digest: str) -> RunCode | None:
+    return None
 
 
 def _refusal(view: PipelineView) -> InvalidArgument:

@@ -73,9 +73,13 @@ class GitSource:
         places = [place for place in found.places if visible(place.name) == name]
         return _by_name(self._snapshots(places, clashes(found.places))).get(name), commit
 
-    def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:
+    def holds(self, tree: str) -> bool:
+        """See `source.Source.holds`; of trees that were pushed over as well."""
+        return self._mirror.holds(tree)
+
+    def pack(self, tree: str, sink: Sink) -> Bundle:
         """See `source.Source.pack`."""
-        return pack(read_code(self._mirror.folder(snapshot.tree), ANY_SIZE), sink)
+        return pack(read_code(self._mirror.folder(tree), ANY_SIZE), sink)
 
     def prune(self, trees: Collection[str], unused_since: float) -> int:
         """Removes nothing: the copy holds what was pushed, also what was pushed over, which earlier runs may name."""

@@ -163,6 +163,10 @@ class Mirror:
             return ""
         return str(found.id) if isinstance(found, pygit2.Tree) else ""
 
+    def holds(self, tree: str) -> bool:
+        """Tells whether a tree is here."""
+        return pygit2.Oid(hex=tree) in self._repository
+
     def folder(self, tree: str) -> TreeFolder:
         """Returns the files of a tree."""
         return TreeFolder(self._repository, pygit2.Oid(hex=tree))

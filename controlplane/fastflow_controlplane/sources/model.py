@@ -57,6 +57,14 @@ class PinnedCode:
 
 
 @dataclass(frozen=True, slots=True)
+class RunCode:
+    """What a run was pinned to: the bundle it gets, made of the Git tree `tree`."""
+
+    bundle: Bundle
+    tree: str
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineView:
     """A pipeline as it is now. `metadata` is None where its file is wrong; `metadata_file` "" = defaults.
 

@@ -133,9 +133,13 @@ class MountedFolder:
             "or make the folder a Git source"
         )
 
-    def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:
-        """Writes the bundle of a snapshot whose code could be read."""
-        return pack(read_code(self._repository.folder(snapshot.tree), ANY_SIZE), sink)
+    def holds(self, tree: str) -> bool:
+        """See `source.Source.holds`; also of what the folder held once, while a kept run was made of it."""
+        return self._repository.holds(tree)
+
+    def pack(self, tree: str, sink: Sink) -> Bundle:
+        """See `source.Source.pack`."""
+        return pack(read_code(self._repository.folder(tree), ANY_SIZE), sink)
 
     def prune(self, trees: Collection[str], unused_since: float) -> int:
         """See `source.Source.prune`."""

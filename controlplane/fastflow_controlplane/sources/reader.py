@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
+from fastflow.pipelines.bundle import Bundle
 from fastflow.pipelines.discovery import PipelineState
 from fastflow.pipelines.folder import FolderFault
 
@@ -93,10 +94,15 @@ class SourceReader:
             self._take(contents)
             return pinned, contents.commit
 
-    async def store_bundle(self, snapshot: Snapshot) -> None:
-        """Makes sure that the bundle of `snapshot` is on disk."""
+    async def holds(self, tree: str) -> bool:
+        """See `Source.holds`. Raises Unavailable."""
         async with self._my_turn(self._answer_seconds):
-            await self._in_thread(lambda: self._store_bundle(snapshot), self._answer_seconds)
+            return await self._in_thread(lambda: self.source.holds(tree), self._answer_seconds)
+
+    async def store_bundle(self, bundle: Bundle, tree: str) -> None:
+        """Makes sure that the bundle of the code in `tree`, which the source holds, is on disk."""
+        async with self._my_turn(self._answer_seconds):
+            await self._in_thread(lambda: self._store_bundle(bundle, tree), self._answer_seconds)
 
     async def prune(self, trees: Collection[str], unused_since: float) -> int:
         """See `Source.prune`. Raises Unavailable."""
@@ -127,19 +133,18 @@ class SourceReader:
             pinned = contents.snapshots.get(name)
         elif pinned is not known:
             contents = Contents({**contents.snapshots, name: pinned}, contents.notes, contents.commit)
-        if pinned is not None:
-            self._store_bundle(pinned)
+        if pinned is not None and pinned.bundle is not None:
+            self._store_bundle(pinned.bundle, pinned.tree)
         return contents, pinned
 
     def _pin_at(self, name: str, ref: str) -> tuple[Snapshot | None, Commit]:
         pinned, commit = self.source.at(name, ref)
-        if pinned is not None:
-            self._store_bundle(pinned)
+        if pinned is not None and pinned.bundle is not None:
+            self._store_bundle(pinned.bundle, pinned.tree)
         return pinned, commit
 
-    def _store_bundle(self, snapshot: Snapshot) -> None:
-        if snapshot.bundle is not None:
-            self._bundles.ensure(snapshot.bundle, lambda sink: self.source.pack(snapshot, sink))
+    def _store_bundle(self, bundle: Bundle, tree: str) -> None:
+        self._bundles.ensure(bundle, lambda sink: self.source.pack(tree, sink))
 
     def _repaired(self, operation: Callable[[], T]) -> T:
         try:

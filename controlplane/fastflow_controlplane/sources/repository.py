@@ -109,6 +109,10 @@ class SnapshotRepository:
         except (pygit2.GitError, OSError) as fault:
             raise StorageFault(str(fault)) from fault
 
+    def holds(self, tree: str) -> bool:
+        """Tells whether a tree is here."""
+        return pygit2.Oid(hex=tree) in self._repository
+
     def folder(self, tree: str) -> "TreeFolder":
         """Returns the files of a tree. Raises DamagedRepository where it is missing."""
         return TreeFolder(self._repository, pygit2.Oid(hex=tree))
@@ -120,7 +124,7 @@ class SnapshotRepository:
         """
         needed: set[str] = set()
         for tree in trees:
-            if pygit2.Oid(hex=tree) in self._repository:
+            if self.holds(tree):
                 self._gather(pygit2.Oid(hex=tree), needed)
         removed = 0
         for file in (self.path / "objects").glob("[0-9a-f][0-9a-f]/*"):

@@ -50,8 +50,11 @@ class Source(Protocol):
     def at(self, name: str, ref: str) -> tuple[Snapshot | None, Commit]:
         """Returns a pipeline as it is at a commit or branch, None where it is not there. Raises UnknownRef."""
 
-    def pack(self, snapshot: Snapshot, sink: Sink) -> Bundle:
-        """Writes the bundle of a snapshot whose code could be read."""
+    def holds(self, tree: str) -> bool:
+        """Whether the code of this tree is kept; it may be damaged."""
+
+    def pack(self, tree: str, sink: Sink) -> Bundle:
+        """Writes the bundle of the code in a tree that it holds."""
 
     def prune(self, trees: Collection[str], unused_since: float) -> int:
         """Removes what is kept of code that is neither in `trees` nor current nor younger; returns how many objects.

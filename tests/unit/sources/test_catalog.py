@@ -24,7 +24,7 @@ def names(catalog: Catalog) -> list[str]:
 
 async def code_of(catalog: Catalog, pinned: PinnedCode, into: Path) -> Path:
     async with await catalog.open_bundle(pinned.bundle_digest) as file:
-        archive = await file.read(0, file.size + 1)
+        archive = await file.read(file.size + 1)
     assert len(archive) == file.size == pinned.bundle_size
     assert digest_of(io.BytesIO(archive)) == pinned.bundle_digest
     unpack(io.BytesIO(archive), into)

@@ -23,7 +23,7 @@ from tests.unit.sources.conftest import DEFAULTS, Followed, follow
 
 async def code_of(catalog: Catalog, digest: str, into: Path) -> Path:
     async with await catalog.open_bundle(digest) as file:
-        unpack(io.BytesIO(await file.read(0, file.size + 1)), into)
+        unpack(io.BytesIO(await file.read(file.size + 1)), into)
     return into
 
 

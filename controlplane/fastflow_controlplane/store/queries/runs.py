@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID
 
+from fastflow.pipelines.bundle import Bundle
 from fastflow.pipelines.metadata import Limits
 from sqlalchemy import Connection, Select, bindparam, func, insert, select, update
 
@@ -13,6 +14,7 @@ from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFou
 from fastflow_controlplane.runs.model import AttemptKey, FailedPlacements, Rerun, RunView, WaitingRun
 from fastflow_controlplane.runs.retry import NO_RETRY, RetryPolicy
 from fastflow_controlplane.runs.states import LIVE, Actor, Reason, RunState, sources
+from fastflow_controlplane.sources.model import RunCode
 from fastflow_controlplane.store.models import attempts, run_parameters, runs
 from fastflow_controlplane.store.queries.agents import raise_revision
 from fastflow_controlplane.store.queries.attempts import NO_FAILURE
@@ -157,6 +159,13 @@ def read_run(connection: Connection, run_id: str) -> RunView:
     if not found:
         raise _unknown(run_id)
     return found[0]
+
+
+def read_code(connection: Connection, digest: str) -> RunCode | None:
+    """Returns the code of the runs with the bundle of this digest; None = there are none. Looks through all runs."""
+    columns = (runs.c.bundle_digest, runs.c.bundle_size, runs.c.tree)
+    row = connection.execute(select(*columns).where(runs.c.bundle_digest == digest, runs.c.tree != "").limit(1)).first()
+    return RunCode(Bundle(row.bundle_digest, row.bundle_size), row.tree) if row else None
 
 
 def read_parameters(connection: Connection, run_id: str) -> bytes | None:
