@@ -181,3 +181,25 @@ def test_a_bundle_that_the_disk_damaged_is_written_anew_and_the_run_succeeds(tmp
         for run, said in ((old, b"one\n"), (new, b"two\n")):
             assert cluster.finish(run)["state"] == "RUN_STATE_SUCCEEDED"
             assert cluster.log(run) == said
+
+
+def test_nothing_of_a_former_url_is_served_as_the_new_one_s_and_a_pinned_run_gets_its_code(tmp_path: Path) -> None:
+    former, now = Origin(tmp_path / "former.git"), tmp_path / "now.git"
+    former.push({"hello/main.py": "print('former')\n"})
+    with cluster_of(tmp_path, {"name": "flows", "url": former.url}, agent=False) as cluster:
+        cluster.until(lambda: cluster.ffctl("pipelines", "show", "hello").exit_code == 0, 30, "the first sync")
+        pinned = cluster.run("hello")
+        cluster.controlplane.stop()
+        cluster.controlplane.settings["FASTFLOW_SOURCES"] = json.dumps([{"name": "flows", "url": str(now)}])
+        cluster.controlplane.start()
+        cluster.until(lambda: len(syncs(cluster, "flows")) == 2, 30, "the sync at start")
+        assert cluster.ffctl("run", "hello").exit_code != 0
+        source = json.loads(cluster.ffctl("sources", "show", "flows", "-o", "json").text)["source"]
+        assert (source["place"], source.get("commit"), source.get("pipeline_count", 0)) == (str(now), None, 0)
+        assert f"its url was changed from {former.url} to {now}, and it was not synced since" in source["error"]
+        cluster.add_agent("worker-1")
+        assert cluster.finish(pinned)["state"] == "RUN_STATE_SUCCEEDED"
+        assert cluster.log(pinned) == b"former\n"
+        Origin(now).push({"hello/main.py": "print('now')\n"})
+        assert cluster.ffctl("sync", "--wait").stderr == "flows: added hello\n"
+        assert cluster.ffctl("run", "hello", "--follow").stdout == b"now\n"

@@ -2,7 +2,8 @@
 
 A process of its own, started by `fetch_process`: what libgit2 waits for can be ended only with the process, and a fault
 in its native code ends that process alone. One JSON object per line comes in and goes out; the end of input is the end
-of the process, also in the middle of a fetch. It never moves `mirror.IN_USE`, so any end leaves the last good state.
+of the process, also in the middle of a fetch. It never moves `mirror.IN_USE`, so any end leaves the last good state; it
+only removes it where that is of another repository or branch.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from cryptography.hazmat.primitives import serialization
 from pygit2.enums import CredentialType
 
 from fastflow_controlplane.disk import full_message, says_full
-from fastflow_controlplane.sources.mirror import BRANCHES, BRANCHES_NAMED, TAGS, Mirror
+from fastflow_controlplane.sources.mirror import BRANCHES, BRANCHES_NAMED, TAGS, Mirror, Upstream
 from fastflow_controlplane.sources.packs import adopt_packs, join_packs, remove_cut_off, sync_packs
 from fastflow_controlplane.sources.remote import (
     SSH_KEY_SECRET,
@@ -155,6 +156,7 @@ def _fetch(mirror: Mirror, remote: Remote, credentials: Credentials) -> str:
     wanted = there.get(f"refs/heads/{branch}")
     if wanted is None:
         raise FetchFault(_no_branch(branch, there))
+    mirror.follow(Upstream(remote.address.url, remote.branch))
     mirror.forget_missing()
     here, there = mirror.references(), _as_here(there)
     gone = here.keys() - there.keys()

@@ -12,7 +12,7 @@ from fastflow.pipelines.folder import FolderFault
 from fastflow.pipelines.metadata import Limits
 from fastflow.pipelines.problems import Problem, error, visible
 
-from fastflow_controlplane.sources.mirror import Mirror
+from fastflow_controlplane.sources.mirror import UNREADABLE, Mirror, Upstream
 from fastflow_controlplane.sources.model import Commit, Contents, Snapshot, invalid, taken
 from fastflow_controlplane.sources.source import NotSyncedYet, UnknownRef
 
@@ -20,8 +20,8 @@ from fastflow_controlplane.sources.source import NotSyncedYet, UnknownRef
 class GitSource:
     """The folder `folder` ("" = all) of the repository copied in `mirror`. See `source.Source`.
 
-    `name` and `place` are for people, `defaults` the hard limits of pipelines that name none. The code of one may have
-    `max_code_bytes`.
+    `name` is for people. What the copy has in use of anything but `upstream` is not served. `defaults` are the hard
+    limits of pipelines that name none. The code of one may have `max_code_bytes`.
     """
 
     has_commits = True
@@ -29,13 +29,13 @@ class GitSource:
     def __init__(
         self,
         name: str,
-        place: str,
+        upstream: Upstream,
         folder: str,
         mirror: Mirror,
         defaults: Limits,
         max_code_bytes: int = MAX_CODE_BYTES,
     ) -> None:
-        self.place = f"{place}/{folder}" if folder else place
+        self.place = f"{upstream.url}/{folder}" if folder else upstream.url
         self.label = f'the source "{name}"'
         self.objects = mirror.path
         self._name = name
@@ -43,13 +43,18 @@ class GitSource:
         self._mirror = mirror
         self._defaults = defaults
         self._max_code_bytes = max_code_bytes
+        self.left_behind = _left_behind(mirror.upstream(), upstream)
+        """What was changed in the settings since the last sync, so that nothing is in use; "" = nothing."""
         self._forget()
 
     def scan(self) -> Contents:
         """Returns what the commit in use holds. Raises NotSyncedYet before the first sync that succeeded."""
-        commit = self._mirror.in_use()
+        if self.left_behind:
+            # It had pipelines, and may have them again.
+            raise FolderFault("", self._why_not_synced())
+        commit = self._in_use()
         if commit is None:
-            raise NotSyncedYet("", f"was not synced yet: `ffctl sources show {self._name}` tells why")
+            raise NotSyncedYet("", self._why_not_synced())
         return self._read(commit)
 
     def advance(self, commit: str) -> Contents:
@@ -57,6 +62,7 @@ class GitSource:
         self._mirror.see_fetched()
         contents = self._read(self._mirror.commit(commit))
         self._mirror.use(commit)
+        self.left_behind = ""
         return contents
 
     def rescan(self, snapshot: Snapshot) -> Snapshot:
@@ -65,6 +71,9 @@ class GitSource:
 
     def at(self, name: str, ref: str) -> tuple[Snapshot | None, Commit]:
         """See `source.Source.at`."""
+        if self._in_use() is None:
+            # Branches may be those of another repository, or of two.
+            raise UnknownRef(f'"{ref}" can not be looked up: {self.label} {self._why_not_synced()}')
         commit = self._mirror.resolve(ref)
         try:
             found = self._find(commit)
@@ -93,6 +102,13 @@ class GitSource:
     def close(self) -> None:
         """Releases the files."""
         self._mirror.close()
+
+    def _in_use(self) -> Commit | None:
+        return None if self.left_behind else self._mirror.in_use()
+
+    def _why_not_synced(self) -> str:
+        what = self.left_behind or "was not synced yet"
+        return f"{what}: `ffctl sources show {self._name}` tells why"
 
     def _forget(self) -> None:
         self._remembered = Remembered()
@@ -175,6 +191,23 @@ class GitSource:
         except FolderFault as fault:
             code = Code((), (error("", fault.message),))
         return taken(place, code, place.folder, place.identity, self._defaults)
+
+
+def _left_behind(before: Upstream | None, now: Upstream) -> str:
+    """Says why what a copy has in use of `before` is not used; "" = it is."""
+    if before in (None, now):
+        return ""
+    if before == UNREADABLE:
+        what = "where its copy is from can not be read"
+    elif before.url != now.url:
+        what = f"its url was changed from {before.url} to {now.url}"
+    else:
+        what = f"its branch was changed from {_named(before.branch)} to {_named(now.branch)}"
+    return f"{what}, and it was not synced since (runs that there are keep their code, and no new ones are made of it)"
+
+
+def _named(branch: str) -> str:
+    return f'"{branch}"' if branch else "the default one"
 
 
 def _parents(path: str) -> Iterator[str]:

@@ -1,7 +1,9 @@
 """A bare copy of a remote repository: all its branches and tags, and which commit of it is in use."""
 
+import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pygit2
@@ -21,6 +23,9 @@ IN_USE = "refs/fastflow/in-use"
 
 DAMAGED = "damaged"
 """File in the copy that says that the next fetch is to bring everything, as something is missing."""
+
+UPSTREAM = "fastflow-upstream"
+"""File in the copy that tells what is followed in it, in JSON: the fields of Upstream."""
 
 BRANCHES = "refs/remotes/origin/"
 TAGS = "refs/tags/"
@@ -45,6 +50,18 @@ _HEX = frozenset("0123456789abcdefABCDEF")
 _COMMIT_DIGITS = 40
 
 
+@dataclass(frozen=True)
+class Upstream:
+    """What a copy follows: the repository at `url`, and its `branch`, "" = the one that its HEAD names."""
+
+    url: str
+    branch: str = ""
+
+
+UNREADABLE = Upstream("")
+"""Stands for what a copy follows where that can not be read."""
+
+
 class Mirror:
     """The copy in the folder `path`, made there, empty, if it is missing. Methods block and belong to one thread at a
     time; another thread takes a Mirror of its own. Raises StorageFault where it can not be made."""
@@ -57,6 +74,39 @@ class Mirror:
     def repository(self) -> pygit2.Repository:
         """The repository itself, for who fetches into it."""
         return self._repository
+
+    def upstream(self) -> Upstream | None:
+        """Returns what the branches, tags and the commit in use here are of.
+
+        None = nothing was fetched so far, or by a version that did not keep it.
+        """
+        try:
+            kept = json.loads((self.path / UPSTREAM).read_bytes())
+            return Upstream(str(kept["url"]), str(kept["branch"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError):
+            return UNREADABLE
+
+    def follow(self, upstream: Upstream) -> None:
+        """Notes, durable, what is fetched from now on; of anything else no commit is in use any more.
+
+        Raises StorageFault.
+        """
+        known = self.upstream()
+        if known == upstream:
+            return
+        draft = self.path / f"{UPSTREAM}.draft"
+        try:
+            if known is not None and (self.path / IN_USE).exists():
+                self._repository.references.delete(IN_USE)
+                sync_folder((self.path / IN_USE).parent)
+            draft.write_text(json.dumps(asdict(upstream)))
+            sync_file(draft)
+            draft.rename(self.path / UPSTREAM)
+            sync_folder(self.path)
+        except (pygit2.GitError, OSError) as fault:
+            raise StorageFault(str(fault)) from fault
 
     def in_use(self) -> Commit | None:
         """Returns the commit in use; None = none yet."""

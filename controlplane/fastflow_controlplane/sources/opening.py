@@ -8,7 +8,7 @@ from fastflow.pipelines.metadata import Limits
 
 from fastflow_controlplane.errors import FailedPrecondition, FastFlowError
 from fastflow_controlplane.sources.git import GitSource
-from fastflow_controlplane.sources.mirror import Mirror
+from fastflow_controlplane.sources.mirror import Mirror, Upstream
 from fastflow_controlplane.sources.mounted import MountedFolder
 from fastflow_controlplane.sources.reader import not_stored
 from fastflow_controlplane.sources.repository import SnapshotRepository, StorageFault
@@ -64,5 +64,6 @@ def _open(settings: SourceSettings, data_dir: Path, defaults: Limits, max_code_b
     if settings.folder is not None:
         snapshots = SnapshotRepository(place_of(data_dir, settings.name) / "snapshots.git")
         return MountedFolder(settings.folder.absolute(), snapshots, defaults, max_code_bytes=max_code_bytes)
+    upstream = Upstream(settings.url, settings.branch)
     mirror = Mirror(copy_of(data_dir, settings.name))
-    return GitSource(settings.name, settings.url, settings.path, mirror, defaults, max_code_bytes)
+    return GitSource(settings.name, upstream, settings.path, mirror, defaults, max_code_bytes)

@@ -302,7 +302,12 @@ class _Follower:
     async def _fetch(self, fetching: Fetching) -> None:
         source = self.reader.source
         assert isinstance(source, GitSource)
-        commit = await fetching.process.fetch(await fetching.credentials())
+        try:
+            commit = await fetching.process.fetch(await fetching.credentials())
+        except FetchFailed as fault:
+            if source.left_behind:
+                raise FetchFailed(f"{fault}. Until it can be, there are no pipelines: {source.left_behind}") from None
+            raise
         await self.reader.take(partial(source.advance, commit), fetching.read_seconds)
 
     async def _begin(self) -> None:

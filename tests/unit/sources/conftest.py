@@ -14,7 +14,7 @@ from fastflow_controlplane.clock import Clock, ManualClock
 from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.fetch_process import FetchProcess, Workplace
 from fastflow_controlplane.sources.git import GitSource
-from fastflow_controlplane.sources.mirror import Mirror
+from fastflow_controlplane.sources.mirror import Mirror, Upstream
 from fastflow_controlplane.sources.model import Changes
 from fastflow_controlplane.sources.mounted import MountedFolder, WallClock
 from fastflow_controlplane.sources.reader import ANSWER_SECONDS
@@ -108,7 +108,7 @@ class Followed:
 @asynccontextmanager
 async def follow(origin: Origin, data: Path, *, branch: str = "", folder: str = "") -> AsyncIterator[Followed]:
     mirror = Mirror(data / "repository.git")
-    source = GitSource("git", origin.url, folder, mirror, DEFAULTS)
+    source = GitSource("git", Upstream(origin.url, branch), folder, mirror, DEFAULTS)
     remote = Remote("git", parse_address(origin.url), branch)
     process = FetchProcess(remote, Workplace(data / "repository.git", data / "home"), FETCH_SECONDS)
     catalog = Catalog({"git": source}, data, set, ManualClock())

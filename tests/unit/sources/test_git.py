@@ -12,7 +12,7 @@ from fastflow_controlplane.sources import model
 from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.fetch_process import FetchFailed
 from fastflow_controlplane.sources.git import GitSource
-from fastflow_controlplane.sources.mirror import Mirror
+from fastflow_controlplane.sources.mirror import Mirror, Upstream
 from fastflow_controlplane.sources.model import Changes
 from hypothesis import given, settings, strategies
 from pygit2.enums import FileMode
@@ -95,7 +95,7 @@ async def test_reading_what_changed_finds_what_reading_all_finds(pushes: list[di
     with tempfile.TemporaryDirectory() as folder:
         origin = Origin(Path(folder) / "origin.git")
         mirror = Mirror(origin.path)
-        source = GitSource("git", origin.url, "", mirror, DEFAULTS)
+        source = GitSource("git", Upstream(origin.url), "", mirror, DEFAULTS)
         there: dict[str, str] = {}
         for files in pushes:
             known = {path: text for path, text in files.items() if text is not None or path in there}
@@ -104,7 +104,7 @@ async def test_reading_what_changed_finds_what_reading_all_finds(pushes: list[di
             if not there or not known:
                 continue
             commit = origin.push(known)
-            fresh = GitSource("git", origin.url, "", Mirror(origin.path), DEFAULTS)
+            fresh = GitSource("git", Upstream(origin.url), "", Mirror(origin.path), DEFAULTS)
             assert source.advance(commit) == fresh.advance(commit)
             fresh.close()
         source.close()

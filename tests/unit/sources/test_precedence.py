@@ -10,7 +10,7 @@ from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.errors import Unavailable
 from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.git import GitSource
-from fastflow_controlplane.sources.mirror import Mirror
+from fastflow_controlplane.sources.mirror import Mirror, Upstream
 from fastflow_controlplane.sources.model import Contents
 from fastflow_controlplane.sources.mounted import MountedFolder
 from fastflow_controlplane.sources.repository import SnapshotRepository
@@ -23,8 +23,8 @@ from tests.unit.sources.conftest import DEFAULTS, at_rest, follow, make
 class Slow(GitSource):
     """A Git source that is read only once `go` is set."""
 
-    def __init__(self, data: Path) -> None:
-        super().__init__("git", "a repository", "", Mirror(data / "repository.git"), DEFAULTS)
+    def __init__(self, data: Path, url: str) -> None:
+        super().__init__("git", Upstream(url), "", Mirror(data / "repository.git"), DEFAULTS)
         self.go = threading.Event()
 
     def scan(self) -> Contents:
@@ -52,7 +52,7 @@ async def test_a_run_waits_for_an_earlier_source_that_may_have_its_pipeline(
     commit = origin.push({"p/main.py": "git"})
     async with follow(origin, data_dir) as followed:
         await followed.sync()
-    source = Slow(data_dir)
+    source = Slow(data_dir, origin.url)
     catalog = restarted(source)
     await catalog.readers["local"].refresh()
     waiting = [asyncio.create_task(catalog.snapshot(name)) for name in ("p", "q")]
@@ -81,10 +81,25 @@ async def test_a_run_is_refused_while_an_earlier_source_can_not_be_read(
     await catalog.close()
 
 
+async def test_a_run_is_refused_while_an_earlier_source_with_another_url_was_not_synced(
+    restarted: Callable[[Source], Catalog], origin: Origin, data_dir: Path
+) -> None:
+    origin.push({"p/main.py": "git"})
+    async with follow(origin, data_dir) as followed:
+        await followed.sync()
+    moved = Slow(data_dir, "/elsewhere")
+    moved.go.set()
+    catalog = restarted(moved)
+    await catalog.refresh()
+    with pytest.raises(Unavailable, match=r'may be one of the source "first", .* its url was changed from'):
+        await catalog.snapshot("p")
+    await catalog.close()
+
+
 async def test_a_source_that_was_never_synced_holds_up_no_other(
     restarted: Callable[[Source], Catalog], data_dir: Path
 ) -> None:
-    never = Slow(data_dir)
+    never = Slow(data_dir, "/nowhere")
     never.go.set()
     catalog = restarted(never)
     assert (await catalog.snapshot("p")).pipeline == "p"

@@ -1,6 +1,7 @@
 """When sources are synced, and who shares a sync."""
 
 import asyncio
+import shutil
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from fastflow_controlplane.errors import NotFound, Unavailable
 from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.fetch_process import FetchProcess, Workplace
 from fastflow_controlplane.sources.git import GitSource
-from fastflow_controlplane.sources.mirror import Mirror
+from fastflow_controlplane.sources.mirror import Mirror, Upstream
 from fastflow_controlplane.sources.model import Contents
 from fastflow_controlplane.sources.reader import ANSWER_SECONDS
 from fastflow_controlplane.sources.remote import Credentials, Remote, parse_address
@@ -65,7 +66,7 @@ async def eventually(look: Callable[[], Awaitable[T]], condition: Callable[[T], 
 async def control_plane(origin: Origin, data: Path, answer_seconds: float = ANSWER_SECONDS) -> AsyncIterator[World]:
     """Follows `origin` from a start to an end of the control plane; all it keeps is in `data`."""
     clock = ManualClock()
-    source = GitSource("git", origin.url, "", Mirror(data / "copy.git"), DEFAULTS)
+    source = GitSource("git", Upstream(origin.url), "", Mirror(data / "copy.git"), DEFAULTS)
     catalog = Catalog({"git": source}, data, set, clock, answer_seconds)
     remote = Remote("git", parse_address(origin.url))
     process = FetchProcess(remote, Workplace(data / "copy.git", data / "home"), PATIENCE_SECONDS)
@@ -184,7 +185,7 @@ class Held(GitSource):
 
 async def test_nobody_waits_for_what_takes_long_to_read(origin: Origin, tmp_path: Path) -> None:
     commit = origin.push({"a/main.py": ""})
-    source = Held("git", origin.url, "", Mirror(origin.path), DEFAULTS)
+    source = Held("git", Upstream(origin.url), "", Mirror(origin.path), DEFAULTS)
     catalog = Catalog({"git": source}, tmp_path, set, ManualClock(), answer_seconds=0.0)
     reader = catalog.readers["git"]
     reading = asyncio.create_task(reader.take(partial(source.advance, commit), PATIENCE_SECONDS))
@@ -284,3 +285,21 @@ async def test_what_is_not_there_is_not_found(world: World) -> None:
         await world.service.get("gti")
     with pytest.raises(NotFound, match='there is no sync "x" of the source "git"'):
         await world.service.sync("git", sync_id="x")
+
+
+async def test_a_changed_url_is_told_with_what_keeps_the_new_one_from_being_synced(
+    origin: Origin, tmp_path: Path
+) -> None:
+    origin.push({"a/main.py": ""})
+    async with control_plane(origin, tmp_path) as world:
+        assert (await world.service.get("git")).pipelines == 1
+    other = Origin(tmp_path / "other.git")
+    url = other.url
+    shutil.rmtree(other.path)
+    async with control_plane(other, tmp_path) as world:
+        shown = await world.service.get("git")
+        assert (shown.place, shown.commit, shown.pipelines) == (url, None, 0)
+        assert f"{url} can not be fetched: " in shown.error
+        assert f"its url was changed from {origin.url} to {url}" in shown.error
+        assert shown.newest is not None
+        assert shown.newest.error == shown.error
