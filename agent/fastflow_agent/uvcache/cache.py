@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from fastflow_agent.uvcache.needs import Needs, UnreadableHeader
 from fastflow_agent.uvcache.preparation import Preparation, Preparer
 from fastflow_agent.uvcache.refusal import EnvironmentFault
 from fastflow_agent.uvcache.soundness import Soundness
+from fastflow_agent.uvcache.turns import Turns
 from fastflow_agent.uvcache.upkeep import Upkeep
 
 log = structlog.get_logger(__name__)
@@ -71,7 +73,8 @@ class UvCache:
         self._soundness = Soundness(generations, disk)
         self._preparation = Preparation(generations, preparer, disk, self._claims, self._soundness, now)
         self._upkeep = Upkeep(generations, disk, self._claims, now, size_limit, max_idle)
-        self._urgent = 0
+        self._urgent: Counter[str] = Counter()
+        self._turns = Turns(lambda digest: self._urgent[digest] > 0)
         self._calm = asyncio.Event()
         self._calm.set()
         self._preparing: SingleFlight[None] = SingleFlight()
@@ -191,12 +194,12 @@ class UvCache:
 
     async def _ensure_now(self, needs: Needs, digest: str, python_version: str) -> Generation:
         if self._generations.find(digest) is None:
-            self._urgent += 1
+            self._urgent[digest] += 1
             self._calm.clear()
             try:
                 await self._prepare_once(needs, digest, python_version)
             finally:
-                self._urgent -= 1
+                self._urgent -= Counter([digest])
                 if not self._urgent:
                     self._calm.set()
         return self._hand_out(digest)
@@ -214,7 +217,8 @@ class UvCache:
 
     async def _prepare_once(self, needs: Needs, digest: str, python_version: str) -> None:
         async def prepare() -> None:
-            await self._preparation.prepare(needs, digest, python_version)
+            async with self._turns.turn(digest):
+                await self._preparation.prepare(needs, digest, python_version)
             self._begin("tidy the uv cache", self._upkeep.tidy)
 
         await self._preparing.do(digest, prepare)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,45 @@ async def test_nothing_is_prepared_ahead_while_a_run_waits_for_its_own(world: Ag
     generation = await run
     assert [(await each).packages for each in ahead] == [("beta==1.0",), generation.packages]
     assert len(world.uv.prepared) == 2
+
+
+async def test_no_more_than_two_are_prepared_at_once_and_what_runs_wait_for_goes_first(world: AgingWorld) -> None:
+    gate, working, order = asyncio.Event(), set[str](), list[str]()
+    most = 0
+
+    async def work(spec: PreparerSpec) -> None:
+        nonlocal most
+        name = (spec.code / "requirements.txt").read_text().strip()
+        if name not in order:
+            order.append(name)
+        working.add(spec.name)
+        most = max(most, len(working))
+        await gate.wait()
+        working.remove(spec.name)
+
+    world.uv.during = work
+    ahead = [asyncio.create_task(world.ahead(name)) for name in ("one", "two")]
+    await _until(lambda: len(order) == 2)
+    ahead += [asyncio.create_task(world.ahead(name)) for name in ("three", "four")]
+    await _until(lambda: len(world.cache._turns._waiting) == 2)
+    # One shares what was begun ahead.
+    runs = [asyncio.create_task(world.ensure(name)) for name in ("alpha", "four", "beta")]
+    await _until(lambda: len(world.cache._urgent) == 3)
+    assert sorted(order) == ["one", "two"]
+    gate.set()
+    async with asyncio.timeout(20):
+        await asyncio.gather(*ahead, *runs)
+    # It gets its turn once two of the three that runs wait for have had theirs, and the last has begun.
+    assert order.index("three") >= 4
+    assert sorted(order[2:]) == ["alpha", "beta", "four", "three"]
+    assert most == 2
+    assert len(world.uv.prepared) == 6
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what works on the disk tells nobody
+            await asyncio.sleep(0.01)
 
 
 def _hold(uv: Uv) -> asyncio.Event:
