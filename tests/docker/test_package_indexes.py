@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastflow_agent.runtime.base import Egress
@@ -155,6 +157,49 @@ async def test_the_engine_shows_no_login_of_a_living_preparer(host_of: HostOf, p
     await host.prepare("inhouse\n")
     assert b"org.fastflow.preparer" in shown[0]
     assert not any(PASSWORD.encode() in each for each in shown)
+
+
+async def test_a_living_preparer_gives_way_to_runs_as_the_engine_and_the_kernel_see_it(
+    host_of: HostOf, public: PackageIndex
+) -> None:
+    seen: list[tuple[dict[str, Any], Path, float, int]] = []
+
+    def look() -> None:
+        command = "docker inspect $(docker ps -q --filter label=org.fastflow.preparer)"
+        found = subprocess.run(["/bin/sh", "-c", command], capture_output=True).stdout or b"[]"
+        for container in json.loads(found):
+            # Those of other tests may end meanwhile.
+            with suppress(OSError):
+                process = Path("/proc") / str(container["State"]["Pid"])
+                adjustment = int((process / "oom_score_adj").read_text())
+                seen.append((container["HostConfig"], *_cpu_weight(process), adjustment))
+
+    public.on_request = look
+    host = await host_of(Egress(index_url=public.url))
+    await host.prepare("alpha\n")
+    options = DockerOptions("", Path(), Path(), "")
+    assert seen
+    for told, group, weight, adjustment in seen:
+        assert told["CpuShares"] == options.preparer_cpu_shares
+        assert told["OomScoreAdj"] == adjustment == options.preparer_oom_score_adj > options.oom_score_adj
+        assert told["Memory"] == told["MemorySwap"] == options.preparer_memory_bytes
+        # Beside the groups of slots: elsewhere it would not be weighed against them.
+        assert group.parent.name in ("fastflow", "fastflow.slice")
+        assert weight < 0.25
+
+
+def _cpu_weight(process: Path) -> tuple[Path, float]:
+    """The control group of a container's first process, and its share of CPU as a multiple of the kernel's default."""
+    for line in (process / "cgroup").read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        relative = path.strip("/")
+        if "cpu" in controllers.split(","):
+            shares = Path("/sys/fs/cgroup/cpu") / relative / "cpu.shares"
+            return Path(path), int(shares.read_text()) / 1024
+        weight = Path("/sys/fs/cgroup") / relative / "cpu.weight"
+        if number == "0" and weight.exists():
+            return Path(path), int(weight.read_text()) / 100
+    raise AssertionError("no control group weighs CPU")
 
 
 async def test_a_missing_login_is_told_with_what_to_do(host_of: HostOf, private: PackageIndex) -> None:

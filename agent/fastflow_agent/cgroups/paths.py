@@ -1,7 +1,8 @@
 """Where the control groups of a slot lie, and making and removing them.
 
 Each slot has a parent group of its own that outlives its container: `fastflow/<slot>` with Docker's cgroupfs driver,
-the slice `fastflow-<slot>.slice` with its systemd driver. The container's own group is the one folder inside.
+the slice `fastflow-<slot>.slice` with its systemd driver. The container's own group is the one folder inside. Preparers
+lie beside those parents, in `fastflow` or `fastflow.slice` itself: so the kernel weighs them against runs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "blkio")
 """The controllers of version 1 in which a slot's parent group is made: those that are read."""
 
 V2_CONTROLLERS = ("memory", "cpu", "pids", "io")
+ROOT = "fastflow"
+"""The group that those of all slots are in, where no systemd makes them."""
+
 SYSTEMCTL_SECONDS = 10.0
 """`systemctl` answers in milliseconds; a systemd that hangs must not hold up an attempt for longer."""
 
@@ -112,6 +116,22 @@ class CgroupHost:
         """What Docker is told as the container's `cgroup_parent`."""
         return f"fastflow-{slot}.slice" if self.driver == "systemd" else f"/fastflow/{slot}"
 
+    @property
+    def root(self) -> str:
+        """What Docker is told as `cgroup_parent` of a container that shares the CPU with slots by its own weight."""
+        return "fastflow.slice" if self.driver == "systemd" else "/fastflow"
+
+    def make_root(self) -> None:
+        """Make the group that `root` names; no error if it exists. Raises CgroupFault."""
+        try:
+            # systemd makes its slices by itself.
+            if self.driver == "cgroupfs" and self.version == "v2":
+                self._make_root_v2()
+            elif self.driver == "cgroupfs":
+                self._make_roots_v1()
+        except OSError as error:
+            raise _fault(self.root, error) from error
+
     def group(self, slot: SlotId) -> SlotGroup:
         """Reader of the slot's groups, whether they exist yet or no longer."""
         if self.version == "v2":
@@ -129,10 +149,7 @@ class CgroupHost:
             else:
                 self._make_v1(slot)
         except (OSError, subprocess.SubprocessError) as error:
-            raise CgroupFault(
-                f"The control group {self.parent(slot)} could not be made ({error}). "
-                "The agent must run as root, with /sys/fs/cgroup writable."
-            ) from error
+            raise _fault(self.parent(slot), error) from error
 
     def remove(self, slot: SlotId) -> bool:
         """Remove the slot's parent group everywhere; false if something in it still lives (call again)."""
@@ -146,7 +163,7 @@ class CgroupHost:
     def _relative(self, slot: SlotId) -> Path:
         if self.driver == "systemd":
             return Path("fastflow.slice") / self.parent(slot)
-        return Path("fastflow") / slot
+        return Path(ROOT) / slot
 
     def _roots(self) -> set[Path]:
         """Every mounted hierarchy; some are links to others (`cpu` to `cpu,cpuacct`)."""
@@ -155,27 +172,48 @@ class CgroupHost:
         return {entry.resolve() for entry in self.base.iterdir() if entry.is_dir()}
 
     def _make_v1(self, slot: SlotId) -> None:
+        for root in self._make_roots_v1():
+            (root / slot).mkdir(exist_ok=True)
+
+    def _make_roots_v1(self) -> list[Path]:
+        made = []
         for controller in V1_CONTROLLERS:
-            root = self.base / controller
-            if not root.is_dir():
+            if not (self.base / controller).is_dir():
                 continue
-            group = root / self._relative(slot)
-            group.parent.mkdir(exist_ok=True)
+            root = self.base / controller / ROOT
+            root.mkdir(exist_ok=True)
             if controller == "memory":
                 # Kernels before 5.11 count descendants only where this is set, and only before the first of them.
                 with suppress(OSError):
-                    (group.parent / "memory.use_hierarchy").write_text("1")
-            group.mkdir(exist_ok=True)
+                    (root / "memory.use_hierarchy").write_text("1")
+            made.append(root)
+        return made
 
     def _make_v2(self, slot: SlotId) -> None:
-        group = self.base / self._relative(slot)
-        group.parent.mkdir(exist_ok=True)
+        group = self._make_root_v2() / slot
         group.mkdir(exist_ok=True)
-        for folder in (self.base, group.parent, group):
-            for controller in V2_CONTROLLERS:
-                # One by one: a kernel without one of them refuses a line that names it.
-                with suppress(OSError):
-                    (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+        _pass_on_controllers(group)
+
+    def _make_root_v2(self) -> Path:
+        root = self.base / ROOT
+        root.mkdir(exist_ok=True)
+        for folder in (self.base, root):
+            _pass_on_controllers(folder)
+        return root
+
+
+def _pass_on_controllers(folder: Path) -> None:
+    for controller in V2_CONTROLLERS:
+        # One by one: a kernel without one of them refuses a line that names it.
+        with suppress(OSError):
+            (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def _fault(group: str, error: Exception) -> CgroupFault:
+    return CgroupFault(
+        f"The control group {group} could not be made ({error}). "
+        "The agent must run as root, with /sys/fs/cgroup writable."
+    )
 
 
 def _processes(group: Path) -> list[int]:

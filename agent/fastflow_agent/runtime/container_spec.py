@@ -81,9 +81,13 @@ def slot_container(
 
 
 def preparer_container(
-    spec: PreparerSpec, options: DockerOptions, image: RunnerImage, folders: Folders
+    spec: PreparerSpec, options: DockerOptions, image: RunnerImage, folders: Folders, cgroup_parent: str | None
 ) -> dict[str, Any]:
-    """The container of a preparer: as a slot's, but its cache is written through. Raises RuntimeFault likewise."""
+    """The container of a preparer: as a slot's, but its cache is written through, and it gives way to runs.
+
+    `cgroup_parent` is where slots have their groups: elsewhere its weight would be none against theirs. Raises
+    RuntimeFault likewise.
+    """
     name, *words = preparer_program(spec.step)
     config = _container(
         options,
@@ -93,6 +97,12 @@ def preparer_container(
         mounts=[*_mounts(folders, options.egress), _bind(spec.cache, UV_CACHE)],
     )
     config["HostConfig"] |= _memory(options.preparer_memory_bytes)
+    config["HostConfig"] |= {
+        "CpuShares": options.preparer_cpu_shares,
+        "OomScoreAdj": options.preparer_oom_score_adj,
+    }
+    if cgroup_parent:
+        config["HostConfig"]["CgroupParent"] = cgroup_parent
     if spec.step is PreparerStep.INSTALL:
         config["HostConfig"]["NetworkMode"] = "none"
     return config

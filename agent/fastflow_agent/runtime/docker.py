@@ -180,7 +180,8 @@ class DockerRuntime(Runtime):
     async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
         """See `Runtime.run_preparer`."""
         image = await self._images.current()
-        return await self._preparers.run(spec, image, await self._on_disk(self._make_template))
+        template = await self._on_disk(self._make_template)
+        return await self._preparers.run(spec, image, template, await self._make_root_group())
 
     async def remove_preparers(self) -> None:
         """See `Runtime.remove_preparers`."""
@@ -213,14 +214,20 @@ class DockerRuntime(Runtime):
         return self._cgroups
 
     async def _make_group(self, slot: SlotId) -> str | None:
+        return await self._made(lambda cgroups: cgroups.make(slot), lambda cgroups: cgroups.parent(slot))
+
+    async def _make_root_group(self) -> str | None:
+        return await self._made(lambda cgroups: cgroups.make_root(), lambda cgroups: cgroups.root)
+
+    async def _made(self, make: Callable[[CgroupHost], None], name: Callable[[CgroupHost], str]) -> str | None:
         cgroups = await self._cgroup_host()
         if cgroups is None:
             return None
         try:
-            await self._on_disk(lambda: cgroups.make(slot))
+            await self._on_disk(lambda: make(cgroups))
         except CgroupFault as error:
             raise RuntimeFault(str(error)) from error
-        return cgroups.parent(slot)
+        return name(cgroups)
 
     def _ask(self, client: Client) -> tuple[str, str]:
         version = str(client.version(api_version=False)["Version"])

@@ -59,6 +59,12 @@ class DockerOptions:
     preparer_memory_bytes: int = 4 << 30
     """Memory of a preparer, which may have to compile a package."""
 
+    preparer_cpu_shares: int = 102
+    """CPU of a preparer where runs want it too: a run has 1024 (of version 2's weight, about 4 against 100)."""
+
+    preparer_oom_score_adj: int = 600
+    """When the host runs out of memory, a preparation goes before any run: it can be begun again."""
+
     threads: int = 8
     """Calls to the engine at once; a two-core engine gains nothing from more."""
 

@@ -58,14 +58,16 @@ class Preparers:
         self._sweeping = asyncio.Lock()
         self._swept = False
 
-    async def run(self, spec: PreparerSpec, image: RunnerImage, template: Path) -> PreparerResult:
-        """See `Runtime.run_preparer`."""
+    async def run(
+        self, spec: PreparerSpec, image: RunnerImage, template: Path, cgroup_parent: str | None
+    ) -> PreparerResult:
+        """See `Runtime.run_preparer`; `cgroup_parent` as for `preparer_container`."""
         await self.sweep()
         name = preparer_name(self._options.agent_id, spec.name)
         paths = self._paths(name)
         await self._clear(name)
         mounted = Folders(template, spec.code, paths.log, paths.out, paths.tmp, paths.env)
-        container = preparer_container(spec, self._options, image, mounted)
+        container = preparer_container(spec, self._options, image, mounted, cgroup_parent)
         try:
             # To its end: what is made after it was cleared, nobody would remove.
             await finish(asyncio.ensure_future(self._begin(name, spec, paths, container)))

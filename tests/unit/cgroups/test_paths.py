@@ -90,6 +90,26 @@ def test_version_2_groups_have_the_controllers_enabled_on_the_way(v2: Path) -> N
     assert not (v2 / "fastflow" / SLOT).exists()
 
 
+def test_a_container_that_is_no_slots_lies_beside_those_of_slots_whoever_makes_groups() -> None:
+    for driver, slash in (("cgroupfs", "/"), ("systemd", "-")):
+        host = CgroupHost("v2", "systemd" if driver == "systemd" else "cgroupfs")
+        assert host.parent(SLOT).removesuffix(".slice") == f"{host.root.removesuffix('.slice')}{slash}{SLOT}"
+
+
+def test_the_group_of_all_slots_can_be_made_before_the_first_of_them(v1: Path, tmp_path: Path) -> None:
+    (v1 / "memory" / "fastflow").mkdir()
+    CgroupHost("v1", "cgroupfs", v1).make_root()
+    assert all((v1 / name / "fastflow").is_dir() for name in V1)
+    assert (v1 / "memory" / "fastflow" / "memory.use_hierarchy").read_text() == "1"
+    (tmp_path / "v2").mkdir()
+    CgroupHost("v2", "cgroupfs", tmp_path / "v2").make_root()
+    for folder in (tmp_path / "v2", tmp_path / "v2" / "fastflow"):
+        assert (folder / "cgroup.subtree_control").read_text().startswith("+")
+    CgroupHost("v2", "systemd", tmp_path / "missing").make_root()
+    with pytest.raises(CgroupFault, match="/fastflow could not be made"):
+        CgroupHost("v2", "cgroupfs", tmp_path / "missing").make_root()
+
+
 def test_slices_are_systemds_to_start_and_stop(v2: Path) -> None:
     told: list[tuple[str, str]] = []
     host = CgroupHost("v2", "systemd", v2, systemctl=lambda verb, unit: told.append((verb, unit)))

@@ -48,7 +48,7 @@ def test_only_a_cache_that_is_whole_makes_uv_work_offline() -> None:
 def preparer(step: PreparerStep) -> dict[str, Any]:
     spec = PreparerSpec("name", Path("/data/code"), Path("/data/staged"), "3.12", step=step)
     folders = Folders(Path("/t"), spec.code, Path("/log"), Path("/out"), Path("/tmp/x"), Path("/env"))
-    return preparer_container(spec, OPTIONS, IMAGE, folders)
+    return preparer_container(spec, OPTIONS, IMAGE, folders, "/fastflow")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,16 @@ def test_a_preparer_has_the_interpreter_that_is_asked_for_and_a_network_only_whe
 ) -> None:
     made = preparer(step)
     assert (made["Cmd"], made["HostConfig"]["NetworkMode"]) == (program, network)
+
+
+def test_a_preparer_gives_way_to_runs() -> None:
+    made, run = preparer(PreparerStep.BUILD)["HostConfig"], config()["HostConfig"]
+    assert made["CgroupParent"] == "/fastflow"
+    # A run's own parent has the kernel's default.
+    assert made["CpuShares"] < 1024 // 8
+    assert "CpuShares" not in run
+    assert run["OomScoreAdj"] < made["OomScoreAdj"] <= 1000
+    assert made["Memory"] == made["MemorySwap"] == OPTIONS.preparer_memory_bytes
 
 
 @pytest.mark.parametrize("data", ["/da,ta", "/da:ta", "/da\\ta"])
