@@ -18,7 +18,7 @@ class Preheating:
     ) -> None:
         add_pipeline(cluster, "fresh", "alpha")
         environment = wait_for_environment(cluster, "fresh", "READY")
-        assert "alpha==1.0" in environment["packages"]
+        assert f"alpha @ file:///fastflow/code/{wheel_name('alpha')}" in environment["packages"]
         before = preparations(cluster)
         shown = cluster.finish(cluster.run("fresh"))
         assert shown["state"] == "RUN_STATE_SUCCEEDED", cluster.log(shown["id"])
