@@ -69,8 +69,9 @@ class AgentSettings(ServiceSettings):
     index_url: SecretUrl = Field(
         SecretUrl(""),
         description="Package index for uv. Empty: uv's default. A login in it (https://user:password@host/simple) is "
-        "for what fetches packages; no run gets to see it. But build scripts of source packages do: one that may only "
-        "read is enough, and wheels are better.",
+        "for what fetches packages; no run gets to see it. But code of packages may where one of a set has to be built "
+        "or a PEP 723 header asks for what a requirements file can not say, such as sources of its own: one that may "
+        "only read is enough, and wheels are better.",
     )
     extra_index_urls: SecretUrl = Field(
         SecretUrl(""),

@@ -20,7 +20,7 @@ from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.runtime.indexes import Indexes
 from fastflow_agent.uvcache import EnvironmentFault, UvCache
 
-from tests.slots import PackageIndex, Workshop, bridge_address, source_archive, tiny_wheel
+from tests.slots import PackageIndex, Workshop, bridge_address, gitty, source_archive, tiny_wheel
 
 UID = 1000
 IMAGE = "sha256:as the tests call it"
@@ -61,8 +61,9 @@ class Host:
     cache: UvCache
     workshop: Workshop
 
-    async def prepare(self, requirements: str) -> Path:
-        code = self.workshop.code("prepare", "", {"requirements.txt": requirements.encode()})
+    async def prepare(self, requirements: str, main: str = "") -> Path:
+        files = {"requirements.txt": requirements.encode()} if requirements else {}
+        code = self.workshop.code("prepare", main, files)
         return (await self.cache.ensure(code, "", IMAGE)).path
 
     async def run(self, main: str, requirements: str) -> str:
@@ -117,8 +118,7 @@ async def test_a_private_index_serves_preparers_and_no_run_learns_its_login(
     assert not [path for path in files if PASSWORD.encode() in path.read_bytes()]
 
 
-async def test_no_code_of_a_wheel_learns_the_login(host_of: HostOf, private: PackageIndex) -> None:
-    look = """
+LOOK = """
 import pathlib
 for environment in pathlib.Path("/proc").glob("*/environ"):
     try:
@@ -128,12 +128,30 @@ for environment in pathlib.Path("/proc").glob("*/environ"):
     with open("/uvcache/seen", "ab") as file:
         file.write(seen)
 """
-    line = f"import base64; exec(base64.b64decode({b64encode(look.encode())!r}), {{}})\n"
-    private.add("curious", *tiny_wheel("curious", "", more={"curious.pth": line}))
+CURIOUS = f"import base64; exec(base64.b64decode({b64encode(LOOK.encode())!r}), {{}})\n"
+"""Line of a .pth file: code of a wheel that runs with every Python that sees it, and notes what all processes know."""
+
+
+@pytest.mark.parametrize(
+    ("requirements", "header", "seen"),
+    [
+        ("curious\n", "", False),
+        ("", '# dependencies = ["curious"]\n', False),
+        # What the README warns of, and no more.
+        ("curious\ngitty\n", "", True),
+        ("", '# dependencies = ["curious"]\n# [tool.uv]\n# prerelease = "allow"\n', True),
+    ],
+)
+async def test_code_of_wheels_learns_the_login_only_where_something_may_have_to_be_built(
+    host_of: HostOf, private: PackageIndex, requirements: str, header: str, seen: bool
+) -> None:
+    private.add("curious", *tiny_wheel("curious", "", more={"curious.pth": CURIOUS}))
+    private.add("gitty", "gitty-1.0.tar.gz", source_archive("gitty", gitty("built")))
     host = await host_of(Egress(index_url=with_login(private.url)))
-    seen = (await host.prepare("curious\n") / "seen").read_bytes()
-    assert b"UV_CACHE_DIR=" in seen
-    assert PASSWORD.encode() not in seen
+    main = f"# /// script\n{header}# ///\n" if header else ""
+    found = (await host.prepare(requirements, main) / "seen").read_bytes()
+    assert b"UV_CACHE_DIR=" in found
+    assert (PASSWORD.encode() in found) is seen
 
 
 async def test_a_login_from_a_file_serves_as_well(
