@@ -316,14 +316,16 @@ class RuntimeContract:
     async def test_what_a_dead_agent_left_preparing_is_removed_by_the_next(
         self, workshop: Workshop, successor: Runtime, owner: int
     ) -> None:
-        # Resolving against an address that never answers takes until somebody ends it.
-        requirements = b"--index-url http://192.0.2.1/simple\nnever-there\n"
-        code = workshop.code("stuck", "", {"requirements.txt": requirements})
-        stuck = PreparerSpec("stuck", code, workshop.new_cache("stuck", owner), environment={"UV_HTTP_TIMEOUT": "600"})
+        # What never ends to be built takes until somebody ends it.
+        project = b'[build-system]\nrequires = []\nbuild-backend = "build"\nbackend-path = ["."]\n'
+        tell = b"import os; open(os.path.join(os.environ['UV_CACHE_DIR'], 'building'), 'w').close()\n"
+        source = {"pyproject.toml": project, "build.py": tell + b"import time; time.sleep(600)\n"}
+        files = {"requirements.txt": b"./src-1.0.tar.gz\n", "src-1.0.tar.gz": source_archive("src", source)}
+        stuck = PreparerSpec("stuck", workshop.code("stuck", "", files), workshop.new_cache("stuck", owner))
         preparing = asyncio.ensure_future(workshop.runtime.run_preparer(stuck))
         folder = workshop.folder / "preparers"
         async with asyncio.timeout(30):
-            while not workshop.released():  # noqa: ASYNC110 - nobody tells
+            while not (stuck.cache / "building").exists():  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.05)
         before = {path.name for path in folder.iterdir()}
         await successor.remove_preparers()

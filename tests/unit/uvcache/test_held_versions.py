@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fastflow_agent.runtime.base import PreparerResult, PreparerSpec
 from fastflow_agent.uvcache import EnvironmentFault, Generation
-from fastflow_agent.uvcache.holding import CONSTRAINTS
+from fastflow_agent.uvcache.holding import COMMITS, CONSTRAINTS
 from fastflow_agent.uvcache.needs import Needs
 
 from tests.unit.uvcache.test_cache import IMAGE, Uv, World
@@ -79,6 +79,23 @@ async def test_packages_that_are_not_at_hand_are_prepared_once_and_leave_others_
 async def test_packages_that_can_not_be_had_any_more_give_way_to_what_resolves_now(world: Versions) -> None:
     world.uv.newest, world.uv.index = "2.0", frozenset({"2.0"})
     assert (await world.again("alpha==1.0")).packages == ("alpha==2.0",)
+
+
+async def test_packages_uv_does_not_take_though_it_was_told_their_commits_give_way_to_what_resolves_now(
+    world: Versions,
+) -> None:
+    of_commit = f"alpha @ git+https://host/alpha.git@{'0' * 40}"
+    asked: list[str] = []
+
+    async def look(spec: PreparerSpec) -> None:
+        asked.append(spec.environment.get(COMMITS, ""))
+
+    world.uv.during = look
+    assert (await world.again(of_commit)).packages == ("alpha==1.0",)
+    assert asked[0] == of_commit
+    assert asked[-1] == ""
+    # What was prepared in vain is not taken for what it was to be.
+    assert len(world.cache.environments()) == 1
 
 
 async def test_needs_that_can_not_be_met_at_all_are_told_as_ever(world: Versions) -> None:
