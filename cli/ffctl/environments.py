@@ -39,7 +39,7 @@ def _parts(environment: pipelines_pb2.PipelineEnvironment, now: float) -> Iterat
 
 def _lines(environment: pipelines_pb2.PipelineEnvironment, pipeline: pipelines_pb2.Pipeline) -> Iterable[str]:
     if environment.packages:
-        yield " ".join(environment.packages)
+        yield ", ".join(environment.packages)
     yield from environment.message.splitlines()
     if environment.state == pipelines_pb2.ENVIRONMENT_STATE_FAILED:
         where = "requirements.txt" if pipeline.has_requirements else "the header of main.py"

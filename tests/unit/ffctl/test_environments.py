@@ -21,11 +21,11 @@ def test_an_agent_that_is_ready_is_shown_with_time_and_packages(pipeline: pipeli
     ready = pipeline.environments.add(agent="worker-1", state=pipelines_pb2.ENVIRONMENT_STATE_READY)
     ready.duration.FromMilliseconds(3200)
     ready.prepare_time.FromSeconds(int(time.time()) - 300)
-    ready.packages.extend(["pandas==2.2.3", "requests==2.32.3"])
+    ready.packages.extend(["own @ git+https://host/own.git@0123", "pandas==2.2.3"])
     pipeline.environments.add(agent="worker-2", state=pipelines_pb2.ENVIRONMENT_STATE_PREPARING)
     lines = [line.split(maxsplit=1) for line in ffctl("pipelines", "show", "etl").out.decode().splitlines()]
     assert ["Packages", "worker-1  READY  took 3.2 s, 5 min ago"] in lines
-    assert ["pandas==2.2.3", "requests==2.32.3"] in lines
+    assert ["own", "@ git+https://host/own.git@0123, pandas==2.2.3"] in lines
     assert ["worker-2", "PREPARING"] in lines
 
 
