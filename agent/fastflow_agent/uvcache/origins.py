@@ -36,7 +36,10 @@ def told(package: object, record: object = "") -> str:
     """
     if not isinstance(package, str) or not _VERSIONED.fullmatch(package):
         return ""
-    origin = _origin(record) if isinstance(record, str) and 0 < len(record) <= LONGEST_RECORD else ""
+    try:
+        origin = _origin(record) if isinstance(record, str) and 0 < len(record) <= LONGEST_RECORD else ""
+    except (ValueError, RecursionError):  # no JSON, no address, or text that no UTF-8 is
+        origin = ""
     name = package.partition("==")[0]
     return f"{name} @ {origin}" if origin else package
 
@@ -53,11 +56,8 @@ def is_of_commit(package: str) -> bool:
 
 
 def _origin(record: str) -> str:
-    try:
-        found = _table(json.loads(record))
-        address = _without_login(str(found.get("url", "")))
-    except (ValueError, RecursionError):
-        return ""
+    found = _table(json.loads(record))
+    address = _without_login(str(found.get("url", "")))
     of_git, of_archive = (_table(found.get(name)) for name in ("vcs_info", "archive_info"))
     if of_git:
         revision = of_git.get("requested_revision")

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 from fastflow_agent.uvcache.origins import LONGEST_ORIGIN, LONGEST_RECORD, is_of_commit, name_and_origin, told
+from hypothesis import given
+from hypothesis import strategies as st
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SHA256 = "ab" * 32
@@ -74,10 +76,40 @@ def test_no_login_is_told(url: str, shown: str) -> None:
         json.dumps({"url": "https://host/" + "x" * LONGEST_ORIGIN}),
         json.dumps({"url": "https://host/own.whl", "more": "x" * LONGEST_RECORD}),
         git("https://host/own.git", "main; other==1"),
+        git("https://host/own.git", "\ud800"),
+        git("https://host/own.git", subdirectory="\ud800"),
+        git("https://host/own\ud800.git"),
     ],
 )
 def test_of_what_a_package_made_up_its_version_alone_is_told(record: str) -> None:
     assert told("own==1.0", record) == "own==1.0"
+
+
+ANYTHING = st.recursive(
+    st.none() | st.integers() | st.text() | st.sampled_from(["https://host/own", "git", "main", COMMIT, SHA256, "//["]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+RECORD = st.fixed_dictionaries(
+    {},
+    optional={
+        "url": st.builds("".join, st.lists(st.sampled_from(["https://", "user:s3cret@", "host", "/own"]) | st.text()))
+        | ANYTHING,
+        "vcs_info": st.dictionaries(st.sampled_from(["vcs", "commit_id", "requested_revision"]), ANYTHING) | ANYTHING,
+        "archive_info": st.fixed_dictionaries({"hashes": st.fixed_dictionaries({"sha256": ANYTHING}) | ANYTHING}),
+        "subdirectory": ANYTHING,
+    },
+)
+
+
+@given(RECORD.map(json.dumps) | st.text())
+def test_whatever_a_package_made_up_it_is_told_in_one_line_of_bounded_size(record: str) -> None:
+    package = told("own==1.0", record)
+    assert package.isascii()
+    assert package.isprintable()
+    assert name_and_origin(package)[0] == "own"
+    assert len(package) <= len("own @ ") + LONGEST_ORIGIN
+    assert package.count(" ") in (0, 2)
 
 
 @pytest.mark.parametrize("record", [3, None, {"url": "https://host/own.whl"}])
