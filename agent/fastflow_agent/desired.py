@@ -63,7 +63,7 @@ class Desired:
 
     `known_seq` is the last event it has stored, `durable_offset` the log bytes it has on disk. `spec` comes with RUN;
     `stop_cause` and `stop_grace` (seconds) with STOP. Without `masks_known`, no byte of the log may leave this
-    host yet.
+    host yet. `ended`: its end and its whole log are known, and only its container may be left.
     """
 
     key: AttemptKey
@@ -75,6 +75,7 @@ class Desired:
     stop_grace: float | None = None
     secrets: tuple[Secret, ...] = ()
     masks_known: bool = True
+    ended: bool = False
 
     @property
     def masks(self) -> tuple[bytes, ...]:

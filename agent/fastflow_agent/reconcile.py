@@ -70,7 +70,7 @@ class Tell:
 
 @dataclass(frozen=True)
 class Refuse:
-    """Do not start the attempt; report `facts` instead."""
+    """Do not start the attempt; report `facts` instead, and that no container of it is left, once none is."""
 
     desired: Desired
     facts: tuple[Fact, ...]
@@ -130,6 +130,8 @@ def converge(
 
 
 def _unknown_here(word: Desired) -> Begin | Refuse:
+    if word.ended:
+        return Refuse(word, ())
     if word.known_seq > 0:
         message = "the agent's record of this attempt is lost; it is not started a second time"
         return Refuse(word, (Ended(State.FAILED, Reason.STATE_LOST, message),))

@@ -276,8 +276,8 @@ class History:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing can change the attempt's result any more."""
-        return self.ended is not None or self.given_up is not None
+        """Whether nothing here can change the attempt's result any more: it is known, or no slot was bound to it."""
+        return self.ended is not None or self.given_up is not None or not self.intent.slot
 
     @property
     def unacked(self) -> dict[int, Event]:

@@ -107,7 +107,7 @@ class Worker:
         for step in converge(self._desired, local, self._services.clock.monotonic(), self._orphan_grace):
             match step:
                 case Begin(desired=word):
-                    self._bind(word, ())
+                    self._bind(word)
                 case Refuse(desired=word, facts=facts):
                     self._bind(word, facts)
                 case Tell(desired=word):
@@ -203,13 +203,13 @@ class Worker:
         if history.generation:
             self._services.uvcache.pin(history.generation, slot)
 
-    def _bind(self, word: Desired, refusal: tuple[Fact, ...]) -> None:
+    def _bind(self, word: Desired, refusal: tuple[Fact, ...] | None = None) -> None:
         self._binding[number(word.key)] = word.key
         self._tasks.create_task(self._begin(word, refusal), name=f"bind {word.key}")
 
-    async def _begin(self, word: Desired, refusal: tuple[Fact, ...]) -> None:
+    async def _begin(self, word: Desired, refusal: tuple[Fact, ...] | None) -> None:
         try:
-            journal = None if refusal else await self._journal(word)
+            journal = await self._journal(word) if refusal is None else None
         except OSError as error:
             self._services.health.disk_refused(error)
             message = f"could not start: the worker's disk refuses to write ({error.strerror})"
@@ -217,7 +217,7 @@ class Worker:
         if journal is None:
             journal = Journal.volatile(self._intent(word, SlotId("")), self._services.disk, self._services.clock)
             journal.acknowledge(word.known_seq)
-            await journal.append(facts=self._with_loss(word, refusal))
+            await journal.append(facts=self._with_loss(word, refusal or ()))
         self._services.reach(AgentPoint.BOUND)
         del self._binding[number(word.key)]
         attempt = Attempt(journal, self._services, fresh=True)
@@ -266,7 +266,7 @@ class Worker:
 
     def _with_loss(self, word: Desired, refusal: tuple[Fact, ...]) -> tuple[Fact, ...]:
         """A refusal of what once ran here also loses the output that was not delivered."""
-        if word.known_seq == 0:
+        if word.known_seq == 0 or word.ended:
             return refusal
         message = "the agent's record of this attempt is lost, and with it any output that had not been delivered"
         loss = LogLossFound("DISK", word.durable_offset, self._services.clock.now(), message=message)

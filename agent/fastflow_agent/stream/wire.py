@@ -126,6 +126,7 @@ def desired(word: desired_pb2.DesiredAttempt) -> Desired | None:
         stop_grace=seconds(word.stop_grace) if word.HasField("stop_grace") else None,
         secrets=_secrets(word.secrets),
         masks_known=not word.masks_unknown,
+        ended=word.ended,
     )
 
 

@@ -4,11 +4,12 @@ import signal
 from dataclasses import replace
 
 import pytest
+from fastflow.ids import new_id
 from fastflow.service.failpoints import AgentPoint
 from fastflow_agent.conditions import ConditionType
 from fastflow_agent.desired import Action, Desired
-from fastflow_agent.facts import Ended, LogLossFound
-from fastflow_agent.model import Reason, State, StopCause
+from fastflow_agent.facts import ContainerGone, Ended, Event, LogLossFound, StateChanged
+from fastflow_agent.model import AttemptKey, Reason, State, StopCause
 from fastflow_agent.reconcile import number
 
 from tests.unit.agent.world import SPEC, Known, World
@@ -147,6 +148,45 @@ async def test_an_attempt_known_to_have_begun_is_never_started_a_second_time(wor
     assert (ended.state, ended.reason) == (State.FAILED, Reason.STATE_LOST)
     assert any(isinstance(fact, LogLossFound) for fact in world.known[key].facts)
     assert len(world.runtime.releases) == 1
+
+
+async def test_of_an_attempt_whose_end_is_known_just_that_nothing_is_left_of_it_is_reported_once_that_is_so(
+    world: World,
+) -> None:
+    world.strays_gone.clear()
+    await world.start()
+    key = AttemptKey(new_id(), 1, "token")
+    known = world.known[key] = Known(Desired(key, Action.STOP, stop_cause=StopCause.SUPERSEDED, ended=True))
+    known.events = [Event(1, world.clock.now(), StateChanged(State.RUNNING))]
+    world.connect()
+    await world.clock.settle()
+    # Neither another stream nor another agent makes it report what it does not know yet.
+    world.connect()
+    await world.restart()
+    await world.clock.settle()
+    world.pump()
+    assert len(known.events) == 1
+    world.strays_gone.set()
+    await world.until(lambda: len(known.events) > 1)
+    assert [(event.sequence, event.fact) for event in known.events[1:]] == [(2, ContainerGone())]
+    assert not world.runtime.starts
+    known.word = Desired(key, Action.FORGET)
+    world.say(key)
+    await world.until(lambda: not world.worker.keys)
+
+
+async def test_that_nothing_is_left_is_reported_on_every_stream_until_it_is_known(world: World) -> None:
+    await world.start()
+    key = AttemptKey(new_id(), 1, "token")
+    known = world.known[key] = Known(Desired(key, Action.RUN, spec=SPEC, ended=True))
+    known.events = [Event(1, world.clock.now(), StateChanged(State.RUNNING))]
+    for _ in range(2):
+        world.connect()
+        await world.clock.settle()
+        found = world.worker.unacknowledged(number(key))
+        assert found is not None
+        assert [(event.sequence, event.fact) for event in found[1]] == [(2, ContainerGone())]
+    assert not world.runtime.starts
 
 
 # What the control plane does not know.

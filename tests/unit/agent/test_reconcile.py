@@ -96,6 +96,16 @@ def test_a_run_that_began_elsewhere_in_time_is_refused_as_lost() -> None:
     assert (ended.state, ended.reason) == (State.FAILED, Reason.STATE_LOST)
 
 
+@pytest.mark.parametrize("action", [Action.RUN, Action.STOP])
+@pytest.mark.parametrize("known_seq", [0, 3])
+def test_of_what_ended_and_is_not_here_nothing_is_told_but_that_no_container_is_left(
+    action: Action, known_seq: int
+) -> None:
+    word = Desired(KEY, action, known_seq=known_seq, ended=True)
+    assert _converge(word) == [Refuse(word, ())]
+    assert _converge(word, Local(KEY)) == [Tell(word)]
+
+
 @pytest.mark.parametrize("cause", [StopCause.CANCEL, StopCause.SUPERSEDED])
 def test_a_stop_of_what_never_came_is_answered_as_cancelled(cause: StopCause) -> None:
     (refuse,) = _converge(Desired(KEY, Action.STOP, stop_cause=cause))

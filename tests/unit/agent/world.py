@@ -96,6 +96,9 @@ class World:
         self.last_shutdown: Shutdown | None = None
         self.shutting_down = False
         self.connected = True
+        self.strays_gone = asyncio.Event()
+        """Set as long as there is no container without a journal."""
+        self.strays_gone.set()
         self.gone: set[AttemptKey] = set()
         """Attempts that were told to have changed once they were not here any more."""
         self.worker: Worker
@@ -189,6 +192,7 @@ class World:
             spool_quota=1 << 30,
             last_shutdown=self.last_shutdown,
             shutting_down=self._shutting_down,
+            until_strays_gone=self.strays_gone.wait,
             reach=reach,
         )
         try:
