@@ -7,6 +7,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from fastflow_controlplane.agents.abandoned import Abandoned
 from fastflow_controlplane.agents.acceptance import Acceptance
 from fastflow_controlplane.agents.assignments import Assignments
 from fastflow_controlplane.agents.duplicates import Duplicates
@@ -94,8 +95,18 @@ async def _compose(
 ) -> ControlPlane:
     leadership = await store.lead(clock.now())
     registry = AgentRegistry(store, clock, settings, scheduler)
+    abandoned = Abandoned(store, clock, logs, changes, scheduler, settings.orphan_grace)
     assignments = Assignments(
-        store, clock, secrets, logs, changes, scheduler, registry, leadership.leader_epoch, settings.stop_grace
+        store,
+        clock,
+        secrets,
+        logs,
+        changes,
+        scheduler,
+        registry,
+        abandoned,
+        leadership.leader_epoch,
+        settings.stop_grace,
     )
     preheat = Preheat(settings.uv_pre_heat, catalog.list, registry)
     catalog.on_change = preheat.pipelines_changed
@@ -146,6 +157,7 @@ async def _compose(
             "preheat": preheat.watch,
             "reaper": reaper.run,
             "drains": operations.watch,
+            "abandoned": abandoned.watch,
             "retention": retention.run,
             "code": CodeRetention(store, clock, catalog).run,
             "pipelines": partial(catalog.watch, settings.pipelines_interval),

@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ SETTINGS = {
 
 PATIENCE = 60.0
 """Seconds until a started program has dialled in, on a machine that others use as well."""
+
+ONE_CORE = {"FASTFLOW_CPU_CAPACITY": "1"}
+"""Settings of an agent that a run of WHOLE_AGENT takes up."""
+WHOLE_AGENT = {"cpu_hard_limit": 1}
 
 LEDGER = """
     import os, time
@@ -65,6 +69,34 @@ def living(cluster: Cluster) -> list[str]:
         command = ["docker", "ps", "-q", "--filter", label, "--filter", "label=org.fastflow.slot"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return [entry.name for entry in Path("/proc").glob("[0-9]*") if slots_of(cluster) in command_line(entry.name)]
+
+
+def alive(cluster: Cluster, programs: Iterable[str]) -> list[str]:
+    """Those of what `living` named once that live still, whoever the agent is by now."""
+    if cluster.runtime == "docker":
+        running = subprocess.run(["docker", "ps", "-q"], capture_output=True, text=True, check=True).stdout.split()
+        return [container for container in programs if container in running]
+    return [pid for pid in programs if slots_of(cluster) in command_line(pid)]
+
+
+def see_held(cluster: Cluster, strays: Sequence[str], run: str) -> None:
+    """Sees that `run`, which needs the whole agent, is not placed while one of `strays` lives, and is after that.
+
+    Until then the agent is shown as taken.
+    """
+    looks = 0
+    while True:
+        shown, agent = cluster.show(run), cluster.show_agent("worker-1")
+        listed = cluster.ffctl("agents", "list").text
+        # What was seen before it was seen to live was so beside it.
+        if not alive(cluster, strays):
+            break
+        looks += agent["state"] == "AGENT_STATE_ACTIVE"
+        assert shown["state"] == "RUN_STATE_QUEUED"
+        assert (agent["reserved"]["cpu_milli_cores"], agent["reserved"]["slots"]) == ("1000", 1)
+        assert "1/1" in listed
+    assert looks
+    cluster.wait_for_state(run, "RUNNING")
 
 
 def slots_of(cluster: Cluster) -> bytes:
@@ -118,6 +150,42 @@ class Wiped:
         assert "StrayContainers" not in conditions(cluster)
         cluster.add_pipeline("hello", "print('hello')")
         assert cluster.finish(cluster.run("hello"))["state"] == "RUN_STATE_SUCCEEDED"
+
+    def test_no_run_is_placed_beside_what_is_left_of_one_though_its_agent_was_started_once_more(
+        self, cluster: Cluster
+    ) -> None:
+        cluster.controlplane.settings["FASTFLOW_ORPHAN_GRACE"] = "20"
+        cluster.start(**ONE_CORE)
+        cluster.add_pipeline("ledger", LEDGER, pipeline=WHOLE_AGENT)
+        run = cluster.run("ledger")
+        cluster.wait_for_log(run, b"begun")
+        strays = living(cluster)
+        wipe(cluster)
+        cluster.agent.start()
+        shown = cluster.until(lambda: ended(cluster, run), PATIENCE, "the end of the run")
+        assert attempt_of(shown) == ("FAILED", "STATE_LOST", 1)
+        waiting = cluster.run("ledger")
+        cluster.agent.kill()
+        cluster.agent.start()
+        see_held(cluster, strays, waiting)
+
+    def test_no_retry_of_a_lost_run_is_placed_beside_what_is_left_of_it(self, cluster: Cluster) -> None:
+        cluster.controlplane.settings |= {
+            "FASTFLOW_ORPHAN_GRACE": "20",
+            "FASTFLOW_OFFLINE_AFTER": "1",
+            "FASTFLOW_LOST_AFTER": "1",
+            "FASTFLOW_RECOVERY_WINDOW": "0",
+        }
+        cluster.start(**ONE_CORE)
+        cluster.add_pipeline("ledger", LEDGER, pipeline=WHOLE_AGENT | {"retry_on": ["lost"]})
+        run = cluster.run("ledger")
+        cluster.wait_for_log(run, b"begun")
+        strays = living(cluster)
+        wipe(cluster)
+        cluster.wait_for_state(run, "QUEUED")
+        cluster.agent.start()
+        see_held(cluster, strays, run)
+        assert cluster.show(run)["attempt"] == 2
 
     def test_a_run_that_the_agent_never_took_starts_after_its_folder_was_lost(self, cluster: Cluster) -> None:
         cluster.start()

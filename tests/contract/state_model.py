@@ -46,7 +46,11 @@ RETRIES = 2
 
 @dataclass
 class Local:
-    """One attempt as its worker host has it. `events` is its journal, numbered from `first`."""
+    """One attempt as its worker host has it. `events` is its journal, numbered from `first`.
+
+    `refused` = its host had no record of it, and no container that it knows to be its own; `over` = nor has its end to
+    be told.
+    """
 
     key: AttemptKey
     first: int = 1
@@ -55,12 +59,14 @@ class Local:
     stop: bool = False
     gone: bool = False
     sealed: bool = False
+    refused: bool = False
+    over: bool = False
     events: list[AttemptEvent] = field(default_factory=list)
 
     @property
     def ended(self) -> bool:
         """Whether nothing of its program is to come; QUEUED = it is given back."""
-        return self.state in TERMINAL or self.state is RunState.QUEUED
+        return self.over or self.state in TERMINAL or self.state is RunState.QUEUED
 
     @property
     def unacked(self) -> list[AttemptEvent]:
@@ -87,13 +93,17 @@ class Local:
 
 @dataclass
 class Host:
-    """A worker host. `connected` = it has a stream of session `epoch`; `revision` is what it has converged to."""
+    """A worker host. `connected` = it has a stream of session `epoch`; `revision` is what it has converged to.
+
+    `strays` are attempts whose programs may live here though the host knows no more of them.
+    """
 
     name: str
     epoch: int = 0
     revision: int = 0
     connected: bool = False
     attempts: dict[AttemptKey, Local] = field(default_factory=dict)
+    strays: set[AttemptKey] = field(default_factory=set)
 
     @property
     def facts(self) -> AgentFacts:
@@ -224,7 +234,10 @@ class World:
         host.revision = state.revision
 
     def wipe(self, host: Host) -> None:
-        """The host loses its journals and containers, and comes back."""
+        """The host loses its journals, and comes back; what the control plane had heard of may live there still."""
+        host.strays |= {
+            key for key, local in host.attempts.items() if local.acked and not local.gone and not local.refused
+        }
         # Of those it was heard of, the control plane says so; the others were lost before anybody knew.
         self.started -= host.attempts.keys()
         host.attempts.clear()
@@ -267,10 +280,20 @@ class World:
 
         self.write(seal)
 
+    def remove_strays(self, host: Host) -> None:
+        """The host has found and removed what no journal is about."""
+        host.strays.clear()
+
+    def goes(self, host: Host, local: Local) -> None:
+        """The container of an attempt goes; of one that the host does not know, once none is left that it may be."""
+        if local.ended and not local.gone and not (local.refused and host.strays):
+            local.tell(ContainerGone())
+
     def heal(self) -> None:
         """Everything comes to its end: all hosts return, all programs end, everything is delivered."""
         for _ in range(3):
             for host in self.hosts:
+                self.remove_strays(host)
                 self.hello(host)
                 for local in list(host.attempts.values()):
                     self._finish(host, local)
@@ -279,8 +302,7 @@ class World:
     def _finish(self, host: Host, local: Local) -> None:
         if not local.ended:
             local.end(RunState.CANCELLED if local.stop else RunState.SUCCEEDED)
-        if not local.gone:
-            local.tell(ContainerGone())
+        self.goes(host, local)
         self.send(host, local, 0, answered=True)
         if not local.sealed:
             self.seal(local)
@@ -299,14 +321,13 @@ class World:
                 local.acked = max(local.acked, answer.sequence)
 
     def _close(self, key: AttemptKey) -> None:
-        """An ended attempt of which its host no longer knows: nothing more will come of it."""
+        """An ended attempt of which its host no longer knows: nothing more will come of its log."""
 
         def close(connection: Connection) -> None:
-            note(connection, key, {"log_sealed": True, "log_bytes": 0, "released": True})
+            note(connection, key, {"log_sealed": True, "log_bytes": 0})
             attempts.settle(connection, key)
 
         self.write(close)
-        self.held.discard((key.run_id, key.attempt))
 
     def _converge(self, host: Host, words: Iterable[DesiredRow]) -> None:
         for word in words:
@@ -322,13 +343,16 @@ class World:
 
     def _begin(self, word: DesiredRow) -> Local:
         local = Local(word.key, first=word.known_seq + 1, acked=word.known_seq)
-        if word.known_seq:
+        local.over = word.ended and word.log_sealed
+        local.refused = local.over or word.known_seq > 0
+        if local.over:
+            pass
+        elif word.known_seq:
             local.end(RunState.FAILED, Reason.STATE_LOST)
         elif word.action == "STOP":
             local.end(RunState.CANCELLED, Reason.CANCEL_REQUESTED)
+            local.tell(ContainerGone())
         else:
             assert word.key not in self.started
             self.started.add(word.key)
-            return local
-        local.tell(ContainerGone())
         return local

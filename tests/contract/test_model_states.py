@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pytest
-from fastflow_controlplane.agents.events import ContainerGone
 from fastflow_controlplane.runs.states import LIVE, TERMINAL, Reason, RunState
 from fastflow_controlplane.store.connections import make_engine, parse_url
 from fastflow_controlplane.store.engine import Store
@@ -186,8 +185,8 @@ class States(RuleBasedStateMachine):
                 local.move(ORDER[ORDER.index(local.state) + 1])
             elif not local.ended:
                 local.end(RunState.CANCELLED if local.stop else RunState.SUCCEEDED)
-            elif not local.gone:
-                local.tell(ContainerGone())
+            else:
+                self.world.goes(host, local)
         if heard and host.connected:
             self.world.send(host, local, skipped, answered=True)
             self.world.delta(host)
@@ -209,9 +208,11 @@ class States(RuleBasedStateMachine):
     @precondition(lambda self: self._here())
     @rule(picked=pick)
     def remove_container(self, picked: int) -> None:
-        _, local = of(self._here(), picked)
-        if local.ended and not local.gone:
-            local.tell(ContainerGone())
+        self.world.goes(*of(self._here(), picked))
+
+    @rule(host=st.integers(0, 1))
+    def remove_strays(self, host: int) -> None:
+        self.world.remove_strays(self.world.hosts[host])
 
     @precondition(lambda self: self._here())
     @rule(picked=pick)
@@ -275,9 +276,10 @@ class States(RuleBasedStateMachine):
             assert row.known_seq == last[name]
 
     def _check_capacity(self) -> None:
-        """It is held by what is not gone."""
+        """It is held by what is not gone, whether its host knows of it or not."""
         held = read_held(self.connection)
         assert {(hold.run_id, hold.attempt) for hold in held} == self.world.held
+        assert {(key.run_id, key.attempt) for host in self.world.hosts for key in host.strays} <= self.world.held
         holds = read_holds(self.connection, [host.name for host in self.world.hosts])
         assert sum(hold.reserved.cpu_milli_cores for hold in holds.values()) == 1000 * len(self.world.held)
 

@@ -50,6 +50,11 @@ class PreviousProgram:
                 return line.strip()
         raise AssertionError(f"{words!r} was not said, but: {self.said}")
 
+    def kill(self) -> None:
+        """Ends it without a word."""
+        self._process.kill()
+        self._process.wait()
+
     def ends(self) -> int:
         """Returns the exit code, once the program ended by itself."""
         assert self._process.stdout is not None

@@ -11,7 +11,7 @@ from fastflow.pipelines.folder import DiskFolder
 
 from tests.cluster import Cluster
 from tests.cluster.program import Program
-from tests.upgrade.conftest import PreviousProgram
+from tests.upgrade.conftest import PATIENCE_SECONDS, PreviousProgram
 
 Previous = Callable[..., PreviousProgram]
 Serve = Callable[..., PreviousProgram]
@@ -83,6 +83,29 @@ def test_a_run_goes_on_over_a_restart_on_an_agent_of_the_previous_protocol(
     shown = cluster.show(run)
     assert (shown["state"], shown["reason"]) == ("RUN_STATE_CANCELLED", "REASON_CANCEL_REQUESTED")
     assert cluster.log(run) == b"waits\n"
+
+
+def test_what_an_agent_of_the_previous_protocol_lost_holds_its_capacity_for_a_bounded_time(
+    tmp_path: Path, previous: Previous
+) -> None:
+    with Cluster(tmp_path / "cluster", "process", FASTFLOW_ORPHAN_GRACE="10") as cluster:
+        cluster.controlplane.start()
+        agent = previous("agent.py", cluster.server)
+        cluster.wait_for_agent("previous")
+        cluster.add_pipeline("waits", "print(1)")
+        run = cluster.show(cluster.run("waits"))["id"]
+        cluster.wait_for_state(run, "RUNNING")
+        agent.kill()
+        assert cluster.ffctl("runs", "abandon", run, "--yes").exit_code == 0
+        # Another process of the same agent, which never heard of the run.
+        previous("agent.py", cluster.server)
+        shown = cluster.finish(run)
+        assert not shown["attempts"][0]["released"]
+        assert cluster.show_agent("previous")["reserved"]["slots"] == 1
+        cluster.until(
+            lambda: not cluster.show_agent("previous").get("attempts"), PATIENCE_SECONDS, "its capacity to be free"
+        )
+        assert cluster.show(run)["attempts"][0]["released"]
 
 
 @pytest.fixture

@@ -11,20 +11,21 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import structlog
-from fastflow.protocol import HOLDS_RELEASE, STOPS_UNMASKED, WAITS
+from fastflow.protocol import STOPS_UNMASKED, WAITS
 from fastflow.service.failpoints import ControlPlanePoint, reach
 
+from fastflow_controlplane.agents.abandoned import Abandoned
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
 from fastflow_controlplane.errors import DataLoss, FailedPrecondition, FastFlowError
-from fastflow_controlplane.logs.store import LogKey, LogStore, StoreUnavailable
+from fastflow_controlplane.logs.store import LogKey, LogStore
 from fastflow_controlplane.runs.changes import Changes
-from fastflow_controlplane.runs.model import AttemptKey, LogLoss, WaitingRun
+from fastflow_controlplane.runs.model import AttemptKey, WaitingRun
 from fastflow_controlplane.runs.states import Reason
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
-from fastflow_controlplane.store.queries import agents, attempts, desired, events, runs
+from fastflow_controlplane.store.queries import agents, attempts, desired, runs
 from fastflow_controlplane.store.queries.desired import DesiredRow, DesiredState
 from fastflow_controlplane.store.queries.transitions import Epochs, note
 
@@ -66,7 +67,7 @@ class Secrets(Protocol):
 class Delivery:
     """What an agent shall do with one attempt: RUN, STOP, FORGET; ORPHAN for one that is not known here.
 
-    WAIT for one of which that can not be told at present.
+    WAIT for one of which that can not be told at present. `ended`: nothing is wanted of it but that its container goes.
     """
 
     key: AttemptKey
@@ -78,6 +79,7 @@ class Delivery:
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Sequence[SecretValue] = ()
     masks_unknown: bool = False
+    ended: bool = False
     row: DesiredRow | None = None
     revision: int = 0
 
@@ -106,6 +108,7 @@ class Assignments:
         changes: Changes,
         scheduler: Scheduler,
         registry: AgentRegistry,
+        abandoned: Abandoned,
         leader_epoch: int,
         stop_grace: float,
     ) -> None:
@@ -118,6 +121,7 @@ class Assignments:
         self._stop_grace_usec = round(stop_grace * MICROSECONDS)
         self._scheduler = scheduler
         self._registry = registry
+        self._abandoned = abandoned
 
     async def assign(self, run: WaitingRun, agent_id: str) -> AttemptKey | None:
         """Makes the next attempt of a run; None = it no longer waits. Raises FastFlowError."""
@@ -151,11 +155,12 @@ class Assignments:
 
         `protocol` is what the session speaks.
         """
-        await self._close_abandoned(agent_id, reported, protocol)
+        untold = await self._abandoned.close(agent_id, reported, protocol)
         await self._mark_doubtful(agent_id, reported)
         await self._give_back_unreadable(agent_id, reported)
         state = await self._store.read(lambda connection: desired.read_all(connection, agent_id, reported))
         known = {row.key for row in state.rows}
+        state = replace(state, rows=tuple(row for row in state.rows if row.key not in untold))
         orphans = [Delivery(key, "ORPHAN") for key in reported if key not in known]
         told = await self._compose(state, protocol)
         # What is absent from the full set is an orphan, too.
@@ -222,6 +227,7 @@ class Assignments:
             environment=environment,
             secrets=secrets,
             masks_unknown=masks_unknown,
+            ended=row.ended and row.log_sealed,
             row=row,
             revision=row.revision,
         )
@@ -245,47 +251,6 @@ class Assignments:
             return 0
         async with self._logs.open(LogKey(row.key.run_id, row.key.attempt)) as opened:
             return opened.durable
-
-    async def _close_abandoned(self, agent_id: str, reported: Collection[AttemptKey], protocol: int) -> None:
-        """Ended attempts of which the agent no longer knows: nothing more will come of them."""
-        rows = await self._store.read(
-            lambda connection: desired.read_abandoned(connection, agent_id, frozenset(reported))
-        )
-        for row in rows:
-            try:
-                await self._close(row, may_have_begun=bool(row.known_seq) or protocol < HOLDS_RELEASE)
-            except StoreUnavailable as error:
-                # The next stream of the agent tries again.
-                log.warning("attempt can not be closed", run=row.key.run_id, attempt=row.key.attempt, why=str(error))
-
-    async def _close(self, row: DesiredRow, *, may_have_begun: bool) -> None:
-        key = row.key
-        # Whole, or removed by retention.
-        end = row.log_bytes if row.log_sealed else await self._close_log(key, may_have_begun=may_have_begun)
-
-        def close(connection: Connection) -> None:
-            note(connection, key, {"log_sealed": True, "log_bytes": end, "released": True})
-            attempts.touch_run(connection, key.run_id)
-            attempts.settle(connection, key)
-
-        def closed(_: None) -> None:
-            self._scheduler.released(key)
-            self._changes.notify(key.run_id)
-
-        await self._store.write(close, closed)
-
-    async def _close_log(self, key: AttemptKey, *, may_have_begun: bool) -> int:
-        """Ends a log that nobody can deliver any more; returns its end."""
-        async with self._logs.open(LogKey(key.run_id, key.attempt)) as opened:
-            end = opened.end
-            if not opened.sealed and (may_have_begun or end):
-                # First: a log that is found sealed counts as delivered.
-                message = "the agent no longer has the attempt; output that was not delivered before is lost"
-                loss = LogLoss("DISK", end, None, self._clock.now(), message)
-                await self._store.write(lambda connection: events.add_own_loss(connection, key, loss))
-            if not opened.sealed:
-                await opened.seal(end)
-            return end
 
     async def _mark_doubtful(self, agent_id: str, reported: Collection[AttemptKey]) -> None:
         """Attempts of a restored database that may have begun, and are not on the agent, do not begin again."""

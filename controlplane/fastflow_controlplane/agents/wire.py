@@ -127,6 +127,7 @@ def desired_attempt(delivery: Delivery) -> desired_pb2.DesiredAttempt:
         action=f"DESIRED_ACTION_{delivery.action}",
         known_seq=delivery.known_seq,
         durable_log_offset=delivery.durable_log_offset,
+        ended=delivery.ended,
     )
     if delivery.action == "STOP":
         message.stop_cause = _STOP_CAUSES[delivery.stop_cause]

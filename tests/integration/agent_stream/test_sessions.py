@@ -12,7 +12,7 @@ from fastflow.v1 import (
 )
 from fastflow_controlplane.logs.files import log_file
 
-from tests.integration.agent_stream.plane import ORPHAN, RUN, STOP, Agent, ControlPlane, Start, until
+from tests.integration.agent_stream.plane import FORGET, ORPHAN, RUN, STOP, Agent, ControlPlane, Start, until
 from tests.integration.agent_stream.scripted_agent import Journal, ScriptedAgent, state_of
 
 
@@ -112,9 +112,11 @@ async def test_each_attempt_of_the_inventory_is_answered(plane: ControlPlane, ag
     }
 
 
-async def test_an_ended_attempt_that_its_agent_no_longer_has_is_closed_and_its_capacity_freed(
-    plane: ControlPlane, agent: ScriptedAgent
+@pytest.mark.parametrize("protocol", [1, 2])
+async def test_an_ended_attempt_that_its_agent_no_longer_has_is_closed_and_freed_once_nothing_of_it_is_left(
+    plane: ControlPlane, agent: ScriptedAgent, protocol: int
 ) -> None:
+    agent.protocol = protocol
     stream = await agent.connect()
     run = await plane.create()
     journal = Journal((await stream.assignment()).key)
@@ -123,11 +125,20 @@ async def test_an_ended_attempt_that_its_agent_no_longer_has_is_closed_and_its_c
     assert (await plane.agent()).reserved.slots == 1
     await stream.close()
     again = await agent.connect()
-    assert again.full == []
     attempt = (await plane.run(run.id)).attempts[0]
-    assert (attempt.released, attempt.log_sealed, attempt.log_bytes) == (True, True, len(b"half of it"))
+    assert (attempt.released, attempt.log_sealed, attempt.log_bytes) == (False, True, len(b"half of it"))
     assert len(attempt.log_losses) == 1
+    assert (await plane.agent()).reserved.slots == 1
+    if protocol == 1:
+        # It would report an end of its own: it is given time instead.
+        assert again.full == []
+        return
+    (asked,) = again.full
+    assert (asked.key, asked.ended, asked.known_seq) == (journal.key, True, 2)
+    await again.report([journal.gone()])
     assert (await plane.agent()).reserved.slots == 0
+    (forgotten,) = (await again.desired()).attempts
+    assert (forgotten.key, forgotten.action) == (journal.key, FORGET)
 
 
 async def test_a_retry_goes_elsewhere_once_the_agent_that_has_its_lost_attempt_is_removed(

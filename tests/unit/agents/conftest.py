@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fastflow.ids import new_id
+from fastflow_controlplane.agents.abandoned import Abandoned
 from fastflow_controlplane.agents.assignments import Assignments
 from fastflow_controlplane.agents.duplicates import Duplicates
 from fastflow_controlplane.agents.preheat import Preheat
@@ -30,7 +31,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     scheduler = Scheduler(clock, changes, 5.0, 300.0)
     registry = AgentRegistry(store, clock, settings, scheduler)
     logs = FileLogStore(tmp_path / "logs")
-    assignments = Assignments(store, clock, NoSecrets(), logs, changes, scheduler, registry, 1, 10.0)
+    abandoned = Abandoned(store, clock, logs, changes, scheduler, 300.0)
+    assignments = Assignments(store, clock, NoSecrets(), logs, changes, scheduler, registry, abandoned, 1, 10.0)
     parts = SessionParts(
         store=store,
         clock=clock,

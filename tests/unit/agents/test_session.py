@@ -207,4 +207,4 @@ async def test_an_attempt_that_was_lost_before_its_agent_had_it_lost_no_output(
     await world.parts.assignments.all("id of w", [], protocol)
     run = await world.store.read(lambda connection: runs.read_run(connection, key.run_id))
     (attempt,) = run.attempts
-    assert (attempt.released, attempt.log_sealed, len(attempt.log_losses)) == (True, True, losses)
+    assert (attempt.released, attempt.log_sealed, len(attempt.log_losses)) == (False, True, losses)

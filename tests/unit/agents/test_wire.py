@@ -36,6 +36,7 @@ def row() -> DesiredRow:
         ended=False,
         log_bytes=0,
         log_sealed=False,
+        released=False,
         pipeline="p",
         bundle_digest="sha256:0",
         bundle_size=1,

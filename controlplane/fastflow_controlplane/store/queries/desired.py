@@ -31,6 +31,7 @@ class DesiredRow:
     ended: bool
     log_bytes: int
     log_sealed: bool
+    released: bool
     pipeline: str
     bundle_digest: str
     bundle_size: int
@@ -71,6 +72,7 @@ _DESIRED: Select[Any] = (
         attempts.c.known_seq,
         attempts.c.log_bytes,
         attempts.c.log_sealed,
+        attempts.c.released,
         attempts.c.secret_versions,
         attempts.c.revision,
         runs.c.pipeline,
@@ -166,6 +168,7 @@ def _row(row: Row[Any]) -> DesiredRow:
         ended=row.state in TERMINAL,
         log_bytes=row.log_bytes,
         log_sealed=row.log_sealed,
+        released=row.released,
         pipeline=row.pipeline,
         bundle_digest=row.bundle_digest,
         bundle_size=row.bundle_size,
