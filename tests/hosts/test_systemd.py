@@ -27,6 +27,17 @@ FILLER = """
         pass
     print(written)
 """
+TIDY = """
+    import signal, sys, time
+    def stopped(*_):
+        print("tidied up", flush=True)
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, stopped)
+    print("begun", flush=True)
+    while True: time.sleep(60)
+"""
+SHARED = {"cpu_hard_limit": 0.4, "mem_hard_limit": "128m"}
+"""So that two runs fit on the host."""
 ENVIRONMENTS = "findmnt --noheadings --output TARGET,FSTYPE,OPTIONS,ID /run/fastflow/env"
 SECONDS = 120.0
 """For one run in a guest: five to fifteen on a quiet machine."""
@@ -104,9 +115,11 @@ def test_a_run_that_fills_the_folder_of_its_environment_takes_nothing_of_the_hos
 def test_an_orderly_reboot_stops_the_agent_before_its_containers_and_ends_the_run_with_host_reboot(
     cluster: HostCluster, host_agent: HostAgent
 ) -> None:
-    cluster.add_pipeline("ticker", TICKER)
-    run = cluster.run("ticker", "--env", "TICKS=20000")
+    cluster.add_pipeline("ticker", TICKER, pipeline=SHARED)
+    cluster.add_pipeline("tidy", TIDY, pipeline=SHARED)
+    run, tidy = cluster.run("ticker", "--env", "TICKS=20000"), cluster.run("tidy")
     cluster.wait_for_log(run, b"tick 5 ", SECONDS)
+    cluster.wait_for_log(tidy, b"begun", SECONDS)
     before = len(host_agent.guest.console())
     host_agent.power_off()
     told = re.sub(r"\x1b\[[0-9;]*m", "", host_agent.guest.console()[before:])
@@ -118,6 +131,10 @@ def test_an_orderly_reboot_stops_the_agent_before_its_containers_and_ends_the_ru
     assert (shown["state"], shown["reason"], shown["attempt"]) == ("RUN_STATE_FAILED", "REASON_HOST_REBOOT", 1)
     assert ticker_log(20000).startswith(cluster.log(run))
     assert terminal_facts(cluster, shown["id"]) == 1
+    # It exits 0 as if its work were done.
+    shown = cluster.finish(tidy, SECONDS)
+    assert (shown["state"], shown["reason"], shown["attempt"]) == ("RUN_STATE_FAILED", "REASON_HOST_REBOOT", 1)
+    assert (shown["exit_code"], cluster.log(tidy)) == (0, b"begun\ntidied up\n")
     left = "docker ps --all --quiet; ls -d /sys/fs/cgroup/fastflow.slice/fastflow-* 2>&-"
     cluster.until(lambda: not host_agent.run(left, check=False).stdout, 30, "slices and containers to be removed")
 

@@ -13,6 +13,7 @@ Where things are
     cache.py          what is built once, by the hash of what went into it
     prerequisites.py  Debian packages of this machine that the lab needs and installs
     image.py          a guest's root (Debian, dependencies, project) and its Docker data with the runner image
+    registers.c       lets a guest's kernel run on processors that are newer than it
     network.py        the lab's bridges and taps: 10.77.0.1 is the control plane, guests are 10.77.0.11 and on
     init.py           a guest's first process: a quick script, or systemd with the agent as its delivered unit
     guest.py          one guest: boot, run a command, read a log, cut its power or its network

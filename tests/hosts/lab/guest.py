@@ -83,7 +83,8 @@ class Guest:
         """Start the kernel without waiting, so that several guests can boot at once; see `wait_until_up`."""
         if self.is_on():
             raise LabError(f"guest {self.name} is on already")
-        environment = {**PLAIN_ENVIRONMENT, "TMPDIR": "/dev/shm", "HOME": str(self._folder)}
+        preload = str(self._image.registers)
+        environment = {**PLAIN_ENVIRONMENT, "TMPDIR": "/dev/shm", "HOME": str(self._folder), "LD_PRELOAD": preload}
         self._kernel = self._scope.start(self._kernel_command(), log=self._console, env=environment)
 
     def wait_until_up(self) -> None:

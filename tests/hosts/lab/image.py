@@ -27,6 +27,9 @@ from .scope import POLL_INTERVAL, Scope
 
 REPOSITORY = Path(__file__).parents[3]
 
+REGISTERS = Path(__file__).parent / "registers.c"
+COMPILE = ("gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Werror")
+
 BUILD_TIMEOUT = 900.0
 """Seconds for one step of a build, all bounded by the network: about one minute where the mirror is near."""
 
@@ -102,6 +105,8 @@ class HostImage:
     """An ext4 disk image with the runner image in a Docker data folder."""
 
     runner_image: str
+    registers: Path
+    """A library for the guest's kernel; see `registers.c`."""
 
 
 def build(cache: Cache, runner_image: str) -> HostImage:
@@ -113,7 +118,8 @@ def build(cache: Cache, runner_image: str) -> HostImage:
     root = _root(cache)
     dependencies = _dependencies(cache, root)
     project = _project(cache, (dependencies, root))
-    return HostImage((project, dependencies, root), _docker_data(cache, runner_image), runner_image)
+    layers, docker_data = (project, dependencies, root), _docker_data(cache, runner_image)
+    return HostImage(layers, docker_data, runner_image, _registers(cache))
 
 
 def _root(cache: Cache) -> Path:
@@ -160,6 +166,13 @@ def _project(cache: Cache, lowers: tuple[Path, ...]) -> Path:
 
     key = digest(str(lowers), INSTALL_WHEELS, hash_of_files(REPOSITORY, _source_files()))
     return cache.entry("project", key, install) / "upper"
+
+
+def _registers(cache: Cache) -> Path:
+    def compile_library(folder: Path) -> None:
+        _run_script('"$@"', *COMPILE, "-o", str(folder / "registers.so"), str(REGISTERS), environment=PLAIN_ENVIRONMENT)
+
+    return cache.entry("registers", digest(*COMPILE, REGISTERS.read_text()), compile_library) / "registers.so"
 
 
 def _docker_data(cache: Cache, runner_image: str) -> Path:

@@ -13,15 +13,16 @@ from .errors import LabError
 APT_TIMEOUT = 600.0
 """Seconds for one apt-get call: Docker's engine is about 60 MB to download, from a slow mirror in minutes."""
 
-PACKAGE_OF = {
-    "linux.uml": "user-mode-linux",
-    "debootstrap": "debootstrap",
-    "dockerd": "docker.io",
-    "ip": "iproute2",
-    "mkfs.ext4": "e2fsprogs",
-    "nsenter": "util-linux",
+PACKAGES_OF = {
+    "linux.uml": ["user-mode-linux"],
+    "debootstrap": ["debootstrap"],
+    "dockerd": ["docker.io"],
+    "ip": ["iproute2"],
+    "mkfs.ext4": ["e2fsprogs"],
+    "nsenter": ["util-linux"],
+    "gcc": ["gcc", "libc6-dev"],
 }
-"""Programs that are called by name, and the Debian package each comes from."""
+"""Programs that are called by name, and the Debian packages that each needs."""
 
 PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where Debian has its programs; the PATH of a root shell may lack the `sbin` folders."""
@@ -44,7 +45,8 @@ def install_missing() -> None:
     """Install every package of which a program is missing. Raises LabError without root or when apt-get fails."""
     if os.geteuid() != 0:
         raise LabError("the host lab makes namespaces, mounts and taps: run it as root")
-    missing = [package for program, package in PACKAGE_OF.items() if not shutil.which(program, path=PROGRAM_PATH)]
+    absent = [program for program in PACKAGES_OF if not shutil.which(program, path=PROGRAM_PATH)]
+    missing = [package for program in absent for package in PACKAGES_OF[program]]
     if missing:
         _apt_get("update")
         _apt_get("install", "--yes", "--no-install-recommends", *missing)
