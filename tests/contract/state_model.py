@@ -1,358 +1,279 @@
-"""Worker hosts and a control plane without network or clock, over the real functions of the store.
+"""A control plane with its database, two worker hosts, and time: what they do together, step by step."""
 
-What an agent does here is the least that the protocol asks of it: a journal per attempt whose events are sent until
-they are acknowledged, desired state that it converges to, no second start. What is on its way may come late, twice or
-never.
-"""
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from fastflow_controlplane.clock import MICROSECONDS, ManualClock
+from fastflow_controlplane.runs.model import NewRun
+from sqlalchemy import Engine
 
-from fastflow.ids import new_id
-from fastflow_controlplane.agents.events import (
-    GAP,
-    AttemptEvent,
-    ContainerGone,
-    Effects,
-    Ended,
-    Fact,
-    SessionSuperseded,
-    StateChanged,
-    apply_events,
-)
-from fastflow_controlplane.agents.model import AgentFacts, Capacity
-from fastflow_controlplane.runs.model import AttemptKey
-from fastflow_controlplane.runs.retry import NO_RETRY, RetryPolicy
-from fastflow_controlplane.runs.states import TERMINAL, Reason, RunState
-from fastflow_controlplane.store.queries import attempts, desired, requests, runs
-from fastflow_controlplane.store.queries.cluster import take_over
-from fastflow_controlplane.store.queries.desired import DesiredRow
-from fastflow_controlplane.store.queries.lost_attempts import lose_all
-from fastflow_controlplane.store.queries.registration import Belonging, register
-from fastflow_controlplane.store.queries.transitions import Epochs, note
-from sqlalchemy import Connection
+from tests.contract.state_agents import Host, Local, Number
+from tests.contract.state_checks import LIVE, TERMINAL, Rows, check, read_rows
+from tests.contract.state_loop import settled
+from tests.contract.state_plane import HOP_SECONDS, ControlPlane, Secrets, Turn, fresh
 
-from tests.contract.rows import GIB, MAX_PLACEMENTS, NOW, new_run
-
-T = TypeVar("T")
-
-REQUEST = "CREATE_RUN"
-CLUSTER = "cluster"
-GRACE_USEC = 10_000_000
-RETRIES = 2
-"""How often every other run is started again after it was lost."""
-
-
-@dataclass
-class Local:
-    """One attempt as its worker host has it. `events` is its journal, numbered from `first`.
-
-    `refused` = its host had no record of it, and no container that it knows to be its own; `over` = nor has its end to
-    be told.
-    """
-
-    key: AttemptKey
-    first: int = 1
-    acked: int = 0
-    state: RunState = RunState.ASSIGNED
-    stop: bool = False
-    gone: bool = False
-    sealed: bool = False
-    refused: bool = False
-    over: bool = False
-    events: list[AttemptEvent] = field(default_factory=list)
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing of its program is to come; QUEUED = it is given back."""
-        return self.over or self.state in TERMINAL or self.state is RunState.QUEUED
-
-    @property
-    def unacked(self) -> list[AttemptEvent]:
-        """What is to be sent."""
-        return [event for event in self.events if event.sequence > self.acked]
-
-    def tell(self, fact: Fact) -> None:
-        """Journals a fact."""
-        self.events.append(AttemptEvent(self.key, self.first + len(self.events), NOW, fact))
-        match fact:
-            case StateChanged(state=state) | Ended(state=state):
-                self.state = state
-            case ContainerGone():
-                self.gone = True
-
-    def move(self, state: RunState) -> None:
-        """Moves on, or gives the attempt back (QUEUED)."""
-        self.tell(StateChanged(state, Reason.NONE, "", f"slot of {self.key.attempt}"))
-
-    def end(self, state: RunState, reason: Reason = Reason.NONE) -> None:
-        """Ends."""
-        self.tell(Ended(state, reason, "", None, None, None, None))
-
-
-@dataclass
-class Host:
-    """A worker host. `connected` = it has a stream of session `epoch`; `revision` is what it has converged to.
-
-    `strays` are attempts whose programs may live here though the host knows no more of them.
-    """
-
-    name: str
-    epoch: int = 0
-    revision: int = 0
-    connected: bool = False
-    attempts: dict[AttemptKey, Local] = field(default_factory=dict)
-    strays: set[AttemptKey] = field(default_factory=set)
-
-    @property
-    def facts(self) -> AgentFacts:
-        """What it says of itself."""
-        return AgentFacts(self.name, self.name, "instance", capacity=Capacity(4000, 8 * GIB))
+ROUNDS = 60
+"""Of a world in which all goes well, until everything has ended."""
 
 
 @dataclass(frozen=True)
-class Message:
-    """Events on their way, with the session they were sent in."""
+class Fate:
+    """How far the control plane gets with a step: `commits` of it (None = all). Then the rest waits, or it dies.
 
-    host: Host
-    epoch: int
-    events: tuple[AttemptEvent, ...]
+    `alone` = the hosts do not come to the next one by themselves.
+    """
+
+    commits: int | None = None
+    dies: bool = False
+    alone: bool = False
+
+
+AT_ONCE = Fate()
 
 
 class World:
-    """A control plane with its database, two hosts, and what is on its way between them."""
+    """Everybody. A step is what somebody does and what follows of it at once; `rows` is the last look at the rows."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.hosts = [Host("a"), Host("b")]
-        self.runs: list[str] = []
-        self.answers: dict[str, str] = {}
-        self.keys: list[AttemptKey] = []
-        self.told: set[AttemptKey] = set()
-        self.started: set[AttemptKey] = set()
-        self.held: set[tuple[str, int]] = set()
-        """What holds capacity, as those know who saw it placed and gone."""
-        self.wire: list[Message] = []
-        self.leader = take_over(connection, NOW).leader_epoch
+    def __init__(self, url: str, folder: Path, looking: Engine) -> None:
+        self._url = url
+        self._folder = folder
+        self._looking = looking
+        self.clock = ManualClock()
+        self.secrets = Secrets()
+        self.hosts = [Host("a", self._begins), Host("b", self._begins)]
+        self.rows = Rows()
+        self.plane: ControlPlane
+        self._answers: dict[str, str] = {}
+        self._abandoned: set[str] = set()
+        self._started: set[Number] = set()
+        self._held: list[Turn] = []
+        self._up = False
+
+    async def begin(self, speaks: tuple[int, int]) -> None:
+        """Brings everybody up; the hosts speak these protocols."""
+        for host, newest in zip(self.hosts, speaks, strict=True):
+            host.speaks = newest
+        await self._take_over()
         for host in self.hosts:
-            self.hello(host)
+            host.connect(self.plane)
+        await self.carry_out()
 
-    def write(self, operation: Callable[[Connection], T], *, commits: bool = True) -> T | None:
-        """The operation's result; None where the control plane dies before its commit, and nothing of it is left."""
-        savepoint = self.connection.begin_nested()
-        result = operation(self.connection)
-        if commits:
-            savepoint.commit()
-            return result
-        savepoint.rollback()
-        return None
+    async def end(self) -> None:
+        """Takes everything down."""
+        if self._up:
+            await self.plane.die()
 
-    def request(self, request_id: str, *, commits: bool = True) -> None:
+    # What happens
+
+    async def create(self, request_id: str, pipeline: str) -> None:
         """Asks for a run, perhaps again."""
+        run = await self.plane.runs.create(NewRun(pipeline, request_id=request_id))
+        assert self._answers.setdefault(request_id, run.id) == run.id
 
-        def store(connection: Connection) -> str:
-            known = requests.answered(connection, REQUEST, request_id, "same")
-            if known is not None:
-                return known
-            retry = RetryPolicy(frozenset({RunState.LOST}), RETRIES) if len(self.runs) % 2 else NO_RETRY
-            run = new_run(new_id(), retry=retry)
-            runs.insert_run(connection, run, NOW)
-            requests.remember(connection, REQUEST, request_id, "same", run.id, NOW)
-            return run.id
+    def ask(self, call: Coroutine[Any, Any, Any]) -> None:
+        """Somebody asks something of the control plane."""
+        self.plane.start_task(call)
 
-        run_id = self.write(store, commits=commits)
-        if run_id is not None:
-            assert self.answers.setdefault(request_id, run_id) == run_id
-            if run_id not in self.runs:
-                self.runs.append(run_id)
+    async def abandon(self, run_id: str, request_id: str) -> None:
+        """An operator gives a run up."""
+        self._abandoned.add(run_id)
+        await self.plane.reaper.abandon(run_id, request_id)
 
-    def rerun(self, run_id: str) -> None:
-        """Asks for a run that repeats another."""
-
-        def store(connection: Connection) -> str:
-            runs.read_stored(connection, run_id)
-            again = new_run(new_id())
-            runs.insert_run(connection, again, NOW)
-            return again.id
-
-        self.runs.append(str(self.write(store)))
-
-    def place(self, run_id: str, host: Host, leader: int, *, commits: bool = True) -> None:
-        """Places a run, which the scheduler believes to be waiting."""
-        token = f"token {len(self.keys)}"
-        epochs = Epochs(0, leader)
-        key = self.write(
-            lambda connection: attempts.assign(connection, run_id, host.name, token, {}, epochs, NOW), commits=commits
-        )
-        if key is not None:
-            self.keys.append(key)
-            self.held.add((key.run_id, key.attempt))
-
-    def give_back_untold(self, key: AttemptKey) -> None:
-        """Takes back an attempt that its agent was never told of, as where a secret can not be opened."""
-        epochs = Epochs(0, self.leader)
-        given = self.write(
-            lambda connection: attempts.give_back_untold(connection, key, Reason.SECRET, "", epochs, NOW)
-        )
-        if given:
-            self.held.discard((key.run_id, key.attempt))
-
-    def lose(self, host: Host, leader: int, *, commits: bool = True) -> None:
-        """Declares all attempts of a host lost."""
-        epochs = Epochs(0, leader)
-        self.write(lambda connection: lose_all(connection, host.name, "away", epochs, NOW), commits=commits)
-
-    def crash(self) -> None:
-        """The control plane dies and another takes over: all streams are gone."""
-        self.leader = take_over(self.connection, NOW).leader_epoch
-        for host in self.hosts:
-            host.connected = False
-
-    def hello(self, host: Host) -> None:
-        """A new stream: the host reports what it has, and hears all it shall do."""
-        reported = frozenset(host.attempts)
-        belonging = Belonging(CLUSTER, host.revision)
-        row = self.write(lambda connection: register(connection, host.facts, [], belonging, CLUSTER, NOW))
-        assert row is not None
-        assert row.session_epoch > host.epoch
-        host.epoch, host.connected = row.session_epoch, True
-        for abandoned in desired.read_abandoned(self.connection, host.name, reported):
-            self._close(abandoned.key)
-        state = desired.read_all(self.connection, host.name, reported)
-        known = {word.key for word in state.rows}
-        for key in reported - known:
-            del host.attempts[key]  # an orphan, after its grace
-        self._converge(host, state.rows)
-        host.revision = state.revision
-
-    def delta(self, host: Host) -> None:
-        """The host hears what changed."""
-        state = desired.read_since(self.connection, host.name, host.revision)
-        assert state.revision >= host.revision
-        self._converge(host, state.rows)
-        host.revision = state.revision
-
-    def wipe(self, host: Host) -> None:
-        """The host loses its journals, and comes back; what the control plane had heard of may live there still."""
-        host.strays |= {
-            key for key, local in host.attempts.items() if local.acked and not local.gone and not local.refused
-        }
-        # Of those it was heard of, the control plane says so; the others were lost before anybody knew.
-        self.started -= host.attempts.keys()
-        host.attempts.clear()
-        self.hello(host)
-
-    def send(self, host: Host, local: Local, skipped: int, *, answered: bool, commits: bool = True) -> None:
-        """Sends what is not acknowledged, perhaps with the first of it lost; the answer may be lost, too."""
-        message = Message(host, host.epoch, tuple(local.unacked[skipped:]))
-        if message.events:
-            self.wire.append(message)
-            effects = self.write(lambda connection: self._apply(connection, message), commits=commits)
-            self._note(effects, [local] if answered else [])
-
-    def deliver(self, message: Message) -> None:
-        """A message comes again, or late."""
-        savepoint = self.connection.begin_nested()
-        try:
-            effects = self._apply(self.connection, message)
-        except SessionSuperseded:
-            assert message.epoch != message.host.epoch
-            savepoint.rollback()
-            return
-        assert message.epoch == message.host.epoch
-        savepoint.commit()
-        self._note(effects, [])
-
-    def forge(self, event: AttemptEvent, host: Host) -> None:
-        """Sends an event for an attempt that is not this host's, or under another token."""
-        effects = self.write(lambda connection: self._apply(connection, Message(host, host.epoch, (event,))))
-        assert effects is not None
-        assert [answer.rejection for answer in effects.acknowledgements] == ["BAD_TOKEN"]
+    async def all_go_on(self, fate: Fate) -> None:
+        """What is on the hosts goes on by one step, and all of it is told."""
+        for host, local in self.here():
+            host.go_on(local)
+            host.send(local.unacked)
+            if local.gone and not local.sealed and not local.unacked:
+                self.seal(local)
+        await self.carry_out(fate)
 
     def seal(self, local: Local) -> None:
-        """The log of an attempt is whole."""
-        local.sealed = True
+        """The log of an attempt is delivered."""
 
-        def seal(connection: Connection) -> None:
-            note(connection, local.key, {"log_sealed": True, "log_bytes": 1})
-            attempts.settle(connection, local.key)
+        async def seal() -> None:
+            await self.plane.seal(local.key)
+            local.sealed = True
 
-        self.write(seal)
+        self.ask(seal())
 
-    def remove_strays(self, host: Host) -> None:
-        """The host has found and removed what no journal is about."""
-        host.strays.clear()
+    def wipe(self, host: Host) -> None:
+        """A host loses its journals and containers."""
+        if host.speaks == 1:
+            # It begins before anybody noted that it has an attempt, so of such a one nobody knows.
+            self._started -= {number for number in host.attempts if not self.rows.events.get(number)}
+        host.wipe()
 
-    def goes(self, host: Host, local: Local) -> None:
-        """The container of an attempt goes; of one that the host does not know, once none is left that it may be."""
-        if local.ended and not local.gone and not (local.refused and host.strays):
-            local.tell(ContainerGone())
-
-    def heal(self) -> None:
-        """Everything comes to its end: all hosts return, all programs end, everything is delivered."""
-        for _ in range(3):
+    async def pass_time(self, hops: int, fate: Fate = AT_ONCE) -> None:
+        """Time passes, and who is in reach is heard of."""
+        for _ in range(hops):
+            await self.clock.advance(HOP_SECONDS)
+            self._come_back()
             for host in self.hosts:
-                self.remove_strays(host)
-                self.hello(host)
-                for local in list(host.attempts.values()):
-                    self._finish(host, local)
-                self.delta(host)
+                host.heartbeat()
+            await settled()
+            self.plane.look_after()
+            await self.carry_out(fate)
+            if fate == AT_ONCE and not self.waiting():
+                self._check_deadlines()
 
-    def _finish(self, host: Host, local: Local) -> None:
-        if not local.ended:
-            local.end(RunState.CANCELLED if local.stop else RunState.SUCCEEDED)
-        self.goes(host, local)
-        self.send(host, local, 0, answered=True)
-        if not local.sealed:
-            self.seal(local)
+    def _come_back(self) -> None:
+        for host in self.hosts:
+            if not host.connected and not host.away:
+                host.connect(self.plane)
 
-    def _apply(self, connection: Connection, message: Message) -> Effects:
-        epochs = Epochs(message.epoch, self.leader)
-        return apply_events(connection, message.host.facts, message.events, epochs, MAX_PLACEMENTS, NOW)
+    async def _crash(self, *, alone: bool) -> None:
+        await self.plane.die()
+        await self._take_over()
+        for host in self.hosts:
+            host.disconnect()
+        if not alone:
+            self._come_back()
+            await self.carry_out()
 
-    def _note(self, effects: Effects | None, acknowledged: Sequence[Local]) -> None:
-        if effects is None:
-            return
-        self.held -= {(key.run_id, key.attempt) for key in effects.released}
-        for local in acknowledged:
-            for answer in effects.acknowledgements:
-                assert answer.rejection == GAP or answer.sequence >= local.acked
-                local.acked = max(local.acked, answer.sequence)
+    async def carry_out(self, fate: Fate = AT_ONCE) -> None:
+        """Lets what began go on: writes that are not held are committed one by one, as fate allows."""
+        store = self.plane.store
+        left = fate.commits
+        while True:
+            await settled()
+            self.plane.raise_failures()
+            turns = fresh(store.waiting, self._held)
+            if turns and left != 0:
+                left = None if left is None else left - 1
+                await self.commit(turns[0], seen=not (fate.dies and left == 0))
+            elif not sum(host.hear() for host in self.hosts):
+                break
+        self._held = list(store.waiting)
+        if fate.dies:
+            await self._crash(alone=fate.alone)
+        await self.clock.advance(0.001)
+        await settled()
+        self.look()
 
-    def _close(self, key: AttemptKey) -> None:
-        """An ended attempt of which its host no longer knows: nothing more will come of its log."""
+    async def commit(self, *turns: Turn, seen: bool = True) -> None:
+        """Lets these writes through, as one group; the control plane may not live to see it."""
+        for turn in turns:
+            self.plane.start_task(self.plane.store.let_through(turn, seen=seen))
+        await settled()
+        self.plane.raise_failures()
+        self.look(alive=seen)
 
-        def close(connection: Connection) -> None:
-            note(connection, key, {"log_sealed": True, "log_bytes": 0})
-            attempts.settle(connection, key)
+    def look(self, *, alive: bool = True) -> None:
+        """Checks all that is seen; of a control plane that is about to die, what is stored."""
+        rows = read_rows(self._looking)
+        check(self.rows, rows)
+        self._check_lost(rows)
+        self.rows = rows
+        self._check_hosts()
+        if alive and not self.plane.store.waiting:
+            self._check_memory()
 
-        self.write(close)
+    def waiting(self) -> list[Turn]:
+        """Writes that wait for their turn."""
+        return self.plane.store.waiting
 
-    def _converge(self, host: Host, words: Iterable[DesiredRow]) -> None:
-        for word in words:
-            self.told.add(word.key)
-            local = host.attempts.get(word.key)
-            if local is not None:
-                local.acked = max(local.acked, word.known_seq)
-                local.stop |= word.action == "STOP"
-                if word.action == "FORGET":
-                    del host.attempts[word.key]
-            elif word.action != "FORGET":
-                host.attempts[word.key] = self._begin(word)
+    def here(self) -> list[tuple[Host, Local]]:
+        """All attempts on hosts, in the order of their runs."""
+        order = {run_id: place for place, run_id in enumerate(self.rows.runs)}
+        found = [(host, local) for host in self.hosts for local in host.attempts.values()]
+        return sorted(found, key=lambda pair: (order[pair[1].key.run_id], pair[1].key.attempt))
 
-    def _begin(self, word: DesiredRow) -> Local:
-        local = Local(word.key, first=word.known_seq + 1, acked=word.known_seq)
-        local.over = word.ended and word.log_sealed
-        local.refused = local.over or word.known_seq > 0
-        if local.over:
-            pass
-        elif word.known_seq:
-            local.end(RunState.FAILED, Reason.STATE_LOST)
-        elif word.action == "STOP":
-            local.end(RunState.CANCELLED, Reason.CANCEL_REQUESTED)
-            local.tell(ContainerGone())
-        else:
-            assert word.key not in self.started
-            self.started.add(word.key)
-        return local
+    async def heal(self) -> None:
+        """Nothing fails any more: everything comes to its end by itself, and nothing is held."""
+        self.secrets.readable = True
+        for host in self.hosts:
+            host.mend()
+            host.away = False
+        self._held = []
+        await self.carry_out()
+        self.plane.wait_for_ever()
+        for host in self.hosts:
+            self.ask(self.plane.operations.resume(host.name))
+            await self.carry_out()
+        for _ in range(ROUNDS):
+            for host in self.hosts:
+                host.strays.clear()
+            await self.pass_time(1)
+            await self.all_go_on(AT_ONCE)
+            if self._quiet():
+                return
+        raise AssertionError(f"not everything ended: {self._unfinished()}")
+
+    # What must hold beside the rows
+
+    def _begins(self, local: Local) -> None:
+        """A program begins."""
+        assert local.number not in self._started, "a program is started twice"
+        self._started.add(local.number)
+
+    def _check_hosts(self) -> None:
+        """What a host was told of is stored, and what is there holds capacity."""
+        for host, local in self.here():
+            attempt = self.rows.attempts[local.number]
+            history = self.rows.events.get(local.number, [])
+            told = [event for event in local.events if event.sequence <= local.acked]
+            assert local.acked <= len(history), "acknowledged and not stored"
+            for event in told:
+                stored = history[event.sequence - 1]
+                assert (stored.sequence, stored.kind) == (event.sequence, event.WhichOneof("fact"))
+            if local.program:
+                assert not attempt.released, f"capacity of a program on {host.name} is free"
+        for host in self.hosts:
+            for number in host.strays:
+                assert not self.rows.attempts[number].released, f"capacity of a stray on {host.name} is free"
+        for run_id in self._answers.values():
+            assert run_id in self.rows.runs, "a run was accepted and is not stored"
+
+    def _check_lost(self, rows: Rows) -> None:
+        """Nothing is given up but what an operator named, and what is on a host that is out of reach."""
+        in_reach = {host.name for host in self.hosts if host.in_reach}
+        for number, attempt in rows.attempts.items():
+            known = self.rows.attempts.get(number)
+            if attempt.state == "LOST" and (known is None or known.state != "LOST"):
+                if attempt.reason == "ABANDONED":
+                    assert attempt.run_id in self._abandoned, "a run is lost that nobody gave up"
+                else:
+                    assert rows.agents[attempt.agent_id].name not in in_reach, "an agent is lost that is in reach"
+
+    def _check_deadlines(self) -> None:
+        """What was left on an agent at the end of its time is to stop."""
+        over = self.clock.now() - round(HOP_SECONDS * MICROSECONDS)
+        for attempt in self.rows.attempts.values():
+            agent = self.rows.agents[attempt.agent_id]
+            if attempt.state in LIVE and agent.draining and (agent.drain_deadline_time or over) < over:
+                assert attempt.desired == "STOP", "the deadline of a drain passed, and what is there goes on"
+
+    def _check_memory(self) -> None:
+        """What the scheduler keeps is what the rows say, once all is written."""
+        scheduler = self.plane.scheduler
+        waiting = {run_id for run_id, run in self.rows.runs.items() if run.state == "QUEUED"}
+        assert scheduler.waiting() == waiting
+        for lane in scheduler.lanes():
+            assert lane == sorted(lane), "a run was passed by one that came later"
+            assert all(self.rows.runs[run_id].queue_time == queue_time for queue_time, run_id in lane)
+        held = self.rows.held()
+        assert scheduler.reserved() == {agent_id: held[agent_id] for agent_id in scheduler.reserved()}
+
+    async def _take_over(self) -> None:
+        self._held = []
+        self.plane = ControlPlane(self._url, self._folder, self.clock, self.secrets)
+        await self.plane.start()
+        self._up = True
+        await settled()
+
+    def _quiet(self) -> bool:
+        ended = all(run.state in TERMINAL for run in self.rows.runs.values())
+        settled = all(attempt.desired == "FORGET" for attempt in self.rows.attempts.values())
+        return ended and settled and not any(host.attempts for host in self.hosts)
+
+    def _unfinished(self) -> list[str]:
+        runs = [f"run {run.id} {run.state}: {run.message}" for run in self.rows.runs.values()]
+        attempts = [
+            f"attempt {attempt.number} of {attempt.run_id} {attempt.state} {attempt.desired} on {attempt.agent_id}"
+            for attempt in self.rows.attempts.values()
+            if attempt.state in LIVE or attempt.desired != "FORGET"
+        ]
+        return [*runs, *attempts, *(str(local) for _, local in self.here())]
