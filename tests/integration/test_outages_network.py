@@ -169,10 +169,11 @@ def test_both_sides_notice_a_half_open_connection_in_time_and_the_agent_dials_an
 
 def test_a_network_that_swallows_everything_is_survived_once_it_heals(patient: Net) -> None:
     cluster = patient.cluster
-    run = patient.sleeper(1)
+    run = patient.sleeper(60)
     patient.relay.stall()
     cluster.wait_for_agent("worker-1", "OFFLINE")
-    time.sleep(1)
+    patient.let_sleepers_end()
+    cluster.until(lambda: patient.spans() == ["begins", "ends"], 20, "the program to end meanwhile")
     patient.relay.heal()
     cluster.wait_for_agent("worker-1", "ACTIVE", timeout=10)
     assert cluster.finish(run)["state"] == "RUN_STATE_SUCCEEDED"
@@ -216,11 +217,12 @@ def test_slow_packets_delay_a_run_and_nothing_else(patient: Net) -> None:
 
 def test_the_result_of_a_lost_run_is_kept_as_history_with_its_whole_log(impatient: Net) -> None:
     cluster = impatient.cluster
-    run = impatient.sleeper(1)
+    run = impatient.sleeper(60)
     impatient.relay.cut()
+    impatient.let_sleepers_end()
     shown = cluster.wait_for_state(run, "LOST")
     assert shown["reason"] == "REASON_AGENT_LOST"
-    time.sleep(0.5)
+    cluster.until(lambda: impatient.spans() == ["begins", "ends"], 20, "the program to end behind the cut")
     impatient.relay.heal()
     cluster.until(lambda: impatient.attempt(run, 1).get("late_result"), 20, "the late result")
     shown = cluster.finish(run)
