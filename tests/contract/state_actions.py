@@ -111,12 +111,14 @@ class Actions(RuleBasedStateMachine):
 
     # Callers
 
-    @initialize(speaks=st.sampled_from([(2, 2), (2, 2), (2, 1)]), steps=st.integers(0, 3))
-    def begin(self, speaks: tuple[int, int], steps: int) -> None:
+    @initialize(speaks=st.sampled_from([(2, 2), (2, 2), (2, 1)]), steps=st.integers(0, 3), faulty=st.booleans())
+    def begin(self, speaks: tuple[int, int], steps: int, faulty: bool) -> None:
         """Something to work on, else most steps would find nothing."""
         self.does(self.world.begin(speaks))
         for number in range(4):
             self.create(number, AT_ONCE)
+        if faulty:
+            self.talk_nonsense(["QUEUED", "PREPARING", "ASSIGNED", "SUCCEEDED"], AT_ONCE)
         for _ in range(steps):
             self.does(self.world.all_go_on(AT_ONCE))
 
@@ -314,19 +316,16 @@ class Actions(RuleBasedStateMachine):
         self.goes_on(fate)
 
     @precondition(lambda self: self.world.here())
-    @rule(picked=pick, state=st.sampled_from(["QUEUED", "QUEUED", "ASSIGNED", "PREPARING", "SUCCEEDED"]), fate=fates)
-    def talk_nonsense(self, picked: int, state: str, fate: Fate) -> None:
-        """An agent with a fault says that what runs or has ended went back."""
-        host, local = self.local(picked)
+    @rule(states=st.permutations(["QUEUED", "PREPARING", "ASSIGNED", "SUCCEEDED"]), fate=fates)
+    def talk_nonsense(self, states: list[str], fate: Fate) -> None:
+        """Agents with a fault say that what runs, or has ended, went back."""
         for _ in range(2):
-            if not local.begun:
-                host.go_on(local)
+            self.does(self.world.all_go_on(AT_ONCE))
+        for (host, local), state in zip(self.world.here(), itertools.cycle(states), strict=False):
+            if local.begun:
+                local.note(state)
                 host.send(local.unacked)
-                self.goes_on()
-        if local.begun:
-            local.note(state)
-            host.send(local.unacked)
-            self.goes_on(fate)
+        self.goes_on(fate)
 
     @precondition(lambda self: self.world.here())
     @rule(picked=pick, state=st.sampled_from(ENDS), own=st.booleans(), fate=fates)
