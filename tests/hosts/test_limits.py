@@ -3,6 +3,7 @@
 import time
 
 from tests.hosts.lab.cluster import HostAgent, HostCluster
+from tests.hosts.slowbuild import see_the_preparer_give_way
 
 MIB = 1 << 20
 SECONDS = 120.0
@@ -147,6 +148,11 @@ def test_a_run_too_short_for_a_sample_has_totals_and_no_made_up_moments(
     # A container whose program is over was seen with 120 to 700 KB, and with no process or its init alone.
     assert int(usage.get("pids", 2)) >= 2
     assert int(usage.get("working_set_bytes", MIB)) >= MIB
+
+
+def test_a_preparer_lies_beside_the_slots_and_gives_way_to_them(cluster: HostCluster, host_agent: HostAgent) -> None:
+    of_a_container = "[0-9a-f]" * 17 + "*"
+    see_the_preparer_give_way(cluster, host_agent, f"/sys/fs/cgroup/fastflow/{of_a_container}")
 
 
 def test_after_a_run_its_host_has_nothing_of_it(cluster: HostCluster, host_agent: HostAgent) -> None:

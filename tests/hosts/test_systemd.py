@@ -9,6 +9,7 @@ from tests.cluster.scenarios import TICKER, terminal_facts, ticker_log
 from tests.hosts.lab.cluster import HostAgent, HostCluster
 from tests.hosts.lab.init import SYSTEMD
 from tests.hosts.lab.lab import Lab
+from tests.hosts.slowbuild import see_the_preparer_give_way
 
 MIB = 1 << 20
 HOG = """
@@ -110,6 +111,10 @@ def test_a_run_that_fills_the_folder_of_its_environment_takes_nothing_of_the_hos
     assert cluster.finish(cluster.run("next"), SECONDS)["state"] == "RUN_STATE_SUCCEEDED", (
         "what was filled is free again"
     )
+
+
+def test_a_preparer_lies_beside_the_slots_and_gives_way_to_them(cluster: HostCluster, host_agent: HostAgent) -> None:
+    see_the_preparer_give_way(cluster, host_agent, "/sys/fs/cgroup/fastflow.slice/docker-*.scope")
 
 
 def test_an_orderly_reboot_stops_the_agent_before_its_containers_and_ends_the_run_with_host_reboot(
