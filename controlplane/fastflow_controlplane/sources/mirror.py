@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pygit2
 import structlog
-from fastflow.durable import sync_file, sync_folder
+from fastflow.durable import replace_file, sync_file, sync_folder
 from fastflow.pipelines.folder import FolderFault, Kind
 from fastflow.pipelines.problems import visible
 
@@ -96,15 +96,11 @@ class Mirror:
         known = self.upstream()
         if known == upstream:
             return
-        draft = self.path / f"{UPSTREAM}.draft"
         try:
             if known is not None and (self.path / IN_USE).exists():
                 self._repository.references.delete(IN_USE)
                 sync_folder((self.path / IN_USE).parent)
-            draft.write_text(json.dumps(asdict(upstream)))
-            sync_file(draft)
-            draft.rename(self.path / UPSTREAM)
-            sync_folder(self.path)
+            replace_file(self.path / UPSTREAM, json.dumps(asdict(upstream)))
         except (pygit2.GitError, OSError) as fault:
             raise StorageFault(str(fault)) from fault
 
