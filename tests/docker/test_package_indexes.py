@@ -232,6 +232,7 @@ async def test_a_missing_login_is_told_with_what_to_do(host_of: HostOf, private:
         ("no-such-package\n", r"no-such-package was not found.*To do: correct the name in requirements\.txt"),
         ("alpha==9\n", r"no version of alpha==9.*To do: correct the versions in requirements\.txt"),
         ("alpha\nalpha=>1\n", r"=>.*To do: correct that line of requirements\.txt"),
+        ("./package\n", r"Distribution not found at.*To do: name a file that lies in the pipeline's folder"),
         ("broken\n", r"Failed to build `broken==1\.0`.*To do: choose a version that has a wheel"),
     ],
 )

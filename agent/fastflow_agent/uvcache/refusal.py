@@ -27,6 +27,11 @@ _ADVICE = (
     (r"unsatisfiable|No solution found", "correct the versions in requirements.txt"),
     (r"invalid peer certificate", "name your certificate authority on this agent: FASTFLOW_CA_BUNDLE"),
     (
+        r"Distribution not found at",
+        "name a file that lies in the pipeline's folder: a .whl, .tar.gz or .zip, as the folder of a package is not "
+        "installed (its modules can be imported as they lie there)",
+    ),
+    (
         r"Git operation failed",
         "see whether that repository can be reached from this agent, and that its revision is there",
     ),
