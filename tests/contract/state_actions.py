@@ -312,7 +312,8 @@ class Actions(RuleBasedStateMachine):
     def tell_again(self, picked: int, step: int, skipped: int, fate: Fate) -> None:
         """Sends everything twice and in another order, but for the first, which are lost."""
         host, local = self.local(picked)
-        host.send([*local.events[::step], *local.events][skipped:])
+        left = local.events[skipped:]
+        host.send([*left[::step], *left])
         self.goes_on(fate)
 
     @precondition(lambda self: self.world.here())
