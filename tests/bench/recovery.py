@@ -204,7 +204,7 @@ async def _write_journal(path: Path, executor: ThreadPoolExecutor) -> None:
         ((Created(4711),), ()),
         ((Started(), Releasing(now, 1.0, "boot")), ()),
         ((Released(),), (StateChanged(State.RUNNING, slot=slot),)),
-        ((Exited("EXITED", 0, oom_flag=False, error=""),), (Ended(State.SUCCEEDED, exit_code=0),)),
+        ((Exited("EXITED", oom_flag=False, error="", exit_code=0),), (Ended(State.SUCCEEDED, exit_code=0),)),
         ((), (ContainerGone(),)),
         ((Sealed(100),), ()),
         ((Forget(),), ()),
