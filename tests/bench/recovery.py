@@ -211,7 +211,7 @@ async def _write_journal(path: Path, executor: ThreadPoolExecutor) -> None:
     ]
     for steps, facts in writes:
         await journal.append(*steps, facts=facts)
-    journal.close()
+    await journal.close()
 
 
 def _write_once(path: Path, content: bytes) -> None:
