@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from fastflow_agent.health import is_disk_full
+from fastflow_agent.runtime import shim
 from fastflow_agent.runtime.base import PreparerSpec, RuntimeFault, RuntimeUnavailable, SlotState
 from fastflow_agent.runtime.process import ProcessOptions, ProcessRuntime
 from fastflow_agent.runtime.release import environments_folder
@@ -223,3 +224,16 @@ class TestProcessRuntime(RuntimeContract):
             lives.kill()
             await lives.wait()
             await _until(lambda: not _parents_at(root))
+
+
+def test_nothing_begins_for_an_agent_that_died_before_it_could_be_watched(tmp_path: Path) -> None:
+    other = subprocess.Popen(["sleep", "600"])
+    try:
+        # As if that one had started it, and somebody else has become its parent.
+        command = [sys.executable, "-I", "-S", shim.__file__, str(tmp_path), str(other.pid), "60", "/bin/sleep", "600"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finally:
+        other.kill()
+        other.wait()
+    assert (done.returncode, done.stderr) == (1, "the agent died\n")
+    assert list(tmp_path.iterdir()) == []

@@ -93,7 +93,7 @@ class Box:
             shim = Path(__file__).with_name("shim.py")
             attendant = [sys.executable, "-I", "-S", str(shim), str(self.folder.absolute())]
             done = subprocess.run(
-                [*attendant, "" if outlives is None else str(outlives), *program["arguments"]],
+                [*attendant, str(os.getpid()), "" if outlives is None else str(outlives), *program["arguments"]],
                 env=program["environment"],
                 cwd=self.paths.root,
                 stdin=subprocess.DEVNULL,

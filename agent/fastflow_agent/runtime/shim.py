@@ -1,7 +1,8 @@
-"""Runs one program of the process runtime and keeps its exit code: `python -I -S shim.py FOLDER OUTLIVES PROGRAM …`.
+"""Runs one program of the process runtime and keeps its exit code.
 
-Returns once the program is about to run, or fails, and then it never will. A process in a session of its own stays with
-it and outlives the agent; OUTLIVES are the seconds that the program may do so too, "" = no end is set.
+`python -I -S shim.py FOLDER AGENT OUTLIVES PROGRAM …` returns once the program is about to run, or fails, and then it
+never will. A process in a session of its own stays with it and outlives the agent, whose pid is AGENT; OUTLIVES are the
+seconds that the program may do so too, "" = no end is set.
 FOLDER gets `identity` (pids and start times of that process and of the program) and, in the end, `exit`.
 """
 
@@ -22,9 +23,12 @@ FAILED = 125
 """As of the start wrapper: the program did not begin."""
 
 
-def main(folder: str, outlives: str, program: list[str]) -> None:
+def main(folder: str, parent: str, outlives: str, program: list[str]) -> None:
     """Start `program` unless it was started before; exits with words of why if it could not be."""
-    agent = os.pidfd_open(os.getppid()) if outlives else None
+    agent = os.pidfd_open(int(parent)) if outlives else None
+    # Whoever has that pid is the agent for sure only while it is the parent: where the agent died before, that is init.
+    if outlives and os.getppid() != int(parent):
+        sys.exit("the agent died")
     lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
     # Waits for a start under way: then it is either done, or its processes are gone.
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -137,4 +141,4 @@ def remove(folder: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])
