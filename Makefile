@@ -18,8 +18,10 @@ demo: $(INSTALLED) ## Sets everything up, runs the example pipelines, and cleans
 up: $(INSTALLED) ## Runs a control plane and an agent on the example pipelines, until Ctrl-C
 	@$(BIN)/python deploy/demo/demo.py --up
 
+# The slowest go first: the last ones to end are short then, and keep both workers busy.
 test: $(INSTALLED) engine image postgres ## All tests but those of the host lab
-	@$(USING_ENGINE) $(BIN)/python -m pytest -n 2 --dist loadscope tests/unit tests/contract tests/integration tests/upgrade tests/docker tests/crash; \
+	@$(USING_ENGINE) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
+	  tests/crash tests/docker tests/upgrade tests/integration tests/contract tests/unit; \
 	  code=$$?; deploy/engine/engine stop $(STATE); exit $$code
 
 test-hosts: $(INSTALLED) engine image ## Tests on virtual worker hosts with cgroup v2 (root, a few minutes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests import trees
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from tests.postgres import PostgresServer
 
 # So that a failing scenario shows its values.
-pytest.register_assert_rewrite("tests.cluster", "tests.crash")
+PACKAGES = "bench chaos cluster contract crash docker hosts integration origins postgres slots soak unit upgrade"
+pytest.register_assert_rewrite(*(f"tests.{package}" for package in PACKAGES.split()))
 
-# How long one example takes says something of the machine's load, nothing of the code.
-settings.register_profile("fastflow", deadline=None)
+# How long one example takes, or is made, says something of the machine's load, nothing of the code.
+settings.register_profile("fastflow", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fastflow")
 
 # Tracebacks with the values of all variables take seconds each, where a test has an agent meet its errors.
@@ -37,6 +38,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BUILD = Path(__file__).resolve().parents[1] / "deploy" / "runner" / "build"
 BUILD_SECONDS = 900.0
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Fails a test that leaves another set-up of logs behind: a program's own main belongs in a process of its own."""
+    before = structlog.get_config()
+    yield
+    assert structlog.get_config() == before, "the test set up logs for all tests after it in this process"
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-"""Folders that are hard to delete, and users who have no rights to."""
+"""Folders that are hard to delete, users who have no rights to, and what is read while others write and delete it."""
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NOBODY = 65534
@@ -18,6 +18,22 @@ def make_deep(folder: Path, depth: int = 1500) -> None:
         os.close(here)
         here = inner
     os.close(here)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Files in a folder and in those below it, passing over what goes meanwhile: `Path.rglob` fails then."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            if path.is_file() and not path.is_symlink():
+                yield path
+
+
+def content_of(path: Path) -> bytes:
+    """What is in a file; nothing if it is gone."""
+    with suppress(FileNotFoundError):
+        return path.read_bytes()
+    return b""
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import structlog
+from fastflow.pipelines.code import CODE_LIMIT
 from fastflow.service.command import EXIT_CANNOT_START, SettingsCommand
 from fastflow.service.logging import configure_logging
 
@@ -26,9 +27,10 @@ def main() -> None:
 
 @main.command(cls=SettingsCommand, settings=AgentSettings)
 def run(settings: AgentSettings) -> None:
-    """Connect to the control plane and run what it assigns, until SIGTERM or Ctrl-C.
+    """Connect to the control plane and run what it assigns.
 
-    Stopping the agent stops no run: containers go on, and the next agent on the same data folder takes them up again.
+    It goes on until SIGTERM or Ctrl-C. Stopping the agent stops no run: containers go on, and the next agent on the
+    same data folder takes them up again.
     """
     # Here, since gRPC and the Docker SDK take longer to import than --help may take.
     from fastflow_agent.identity import DataFolderInUse
@@ -43,6 +45,27 @@ def run(settings: AgentSettings) -> None:
     # Threads that wait for an engine that hangs would keep the process for minutes; nothing they do needs us.
     sys.stderr.flush()
     os._exit(0)
+
+
+@main.command(cls=SettingsCommand, settings=AgentSettings, needs=("log_level", "data_dir"), all_in="fastflow-agent run")
+def confirm_logs(settings: AgentSettings) -> None:
+    """Note which logs are whole, as the host shuts down.
+
+    To be called once agent and Docker engine have stopped. The next agent then knows that the shutdown lost nothing of
+    them, as it can not know after a power cut. Logs that somebody may still write to are left out, so it does no harm
+    at a wrong time. Exits with 1 if nothing was noted.
+    """
+    from fastflow_agent.identity import DataFolderInUse, DataFolderLock, load_boot_id
+    from fastflow_agent.logs import confirmed
+
+    data_dir = settings.data_dir.absolute()
+    try:
+        lock = DataFolderLock(data_dir)
+        confirmed.confirm_logs(data_dir, load_boot_id())
+        lock.release()
+    except (DataFolderInUse, OSError) as error:
+        log.error("logs are not confirmed", reason=str(error))
+        sys.exit(EXIT_CANNOT_START)
 
 
 @main.command()
@@ -64,7 +87,7 @@ def run(settings: AgentSettings) -> None:
 @click.option(
     "--code-limit",
     metavar="SIZE",
-    default="256m",
+    default=CODE_LIMIT,
     show_default=True,
     help="The most code that it may have, as code_limit on a control plane.",
 )
@@ -87,17 +110,27 @@ def local(
     config: Path | None,
     verbose: bool,
 ) -> None:
-    """Run the pipeline in the folder PATH here and now, as an agent would, with no control plane.
+    """Run the pipeline in the folder PATH without a control plane.
 
-    Its output goes to stdout; warnings and the verdict go to stderr. Exits with 0 if it succeeded, 1 if it ended
-    otherwise, 2 for wrong usage, 3 if what runs pipelines can not be reached, 4 if the pipeline is refused.
+    It runs here and now, as on an agent. Its output goes to stdout; warnings and the verdict go to stderr. Exits with 0
+    if it succeeded, 1 if it ended otherwise, 2 for wrong usage, 3 if what runs pipelines can not be reached, 4 if the
+    pipeline is refused.
     """
     # Nothing is there yet that Ctrl-C would have to stop.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from fastflow_agent.local.command import run_command
 
     configure_logging("info" if verbose else "error", human=True)
-    code = run_command(path, variables, secret_files, timeout, runtime, code_limit, cache, config)
+    code = run_command(
+        path,
+        variables=variables,
+        secret_files=secret_files,
+        timeout=timeout,
+        runtime=runtime,
+        code_limit=code_limit,
+        cache=cache,
+        config=config,
+    )
     # Threads may still wait for an engine that hangs, or for a reader that does not read.
     sys.stderr.flush()
     os._exit(code)

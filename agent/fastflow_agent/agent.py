@@ -20,6 +20,7 @@ from fastflow_agent.conditions import BLOCKING, Conditions
 from fastflow_agent.health import Health
 from fastflow_agent.host import AgentHost
 from fastflow_agent.identity import DataFolderLock, Identity, IdentityGiven, load_membership, save_agent_id
+from fastflow_agent.logs.confirmed import load_confirmed_logs
 from fastflow_agent.logs.shipper import Shipper, ShipSettings
 from fastflow_agent.model import AttemptKey, SlotId
 from fastflow_agent.runtime.base import Runtime, SlotPaths
@@ -73,7 +74,7 @@ async def run_agent(settings: AgentSettings, stopping: asyncio.Event) -> None:
             runtime = make_runtime(settings, identity, data_dir, env_dir)
             noting = asyncio.create_task(note_shutdown(stopping, data_dir, identity.boot_id, Clock().now))
             try:
-                await Agent(settings, identity, runtime, data_dir, env_dir).run(stopping)
+                await Agent(settings, identity, runtime, data_dir, env_dir, lock).run(stopping)
                 await noting
                 return
             except IdentityGiven as given:
@@ -112,6 +113,7 @@ async def open_uvcache(settings: AgentSettings, runtime: Runtime, data_dir: Path
         index_url=Indexes.of(settings.egress).names,
         size_limit=settings.uv_cache_bytes,
         max_idle=settings.env_max_idle,
+        prepare_seconds=settings.prepare_timeout,
     )
 
 
@@ -134,12 +136,14 @@ class Agent:
         runtime: Runtime,
         data_dir: Path,
         env_dir: Path,
+        lock: DataFolderLock,
     ) -> None:
         self._settings = settings
         self._identity = identity
         self._runtime = runtime
         self._data_dir = data_dir
         self._env_dir = env_dir
+        self._lock = lock
         self._clock = Clock()
         self._worker: Worker
         self._strays_gone = asyncio.Event()
@@ -194,6 +198,7 @@ class Agent:
             disk_reserve=settings.disk_reserve_bytes,
             interval=settings.probe_interval,
             runtime_name=settings.runtime,
+            folder_stands=self._lock.stands,
         )
         uvcache = await open_uvcache(settings, self._runtime, self._data_dir)
         open_parts.push_async_callback(_settle, uvcache)
@@ -234,6 +239,7 @@ class Agent:
             cluster=lambda: host.cluster_id,
             environment_ready=preheat.note,
             last_shutdown=await asyncio.to_thread(load_shutdown, self._data_dir),
+            confirmed_logs=await asyncio.to_thread(load_confirmed_logs, self._data_dir, self._identity.boot_id),
             until_strays_gone=self._strays_gone.wait,
         )
         self._worker = Worker(services, self._conditions, tasks, self._data_dir / "slots", self._sampled)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -97,12 +98,13 @@ class BundleStore:
         self._looks[name] = look
         return ""
 
-    def set_aside(self, name: str) -> Path:
+    def set_aside(self, name: str) -> None:
         """Takes a bundle out of use under another name, which containers that have it mounted do not notice."""
         aside = self._free_name(f"{_BROKEN_PREFIX}{name}-")
-        self.path(name).rename(aside)
+        # It may be damaged by having been removed.
+        with suppress(FileNotFoundError):
+            self.path(name).rename(aside)
         self._forget(name)
-        return aside
 
     def excess(self, limit: int, in_use: Callable[[str], bool]) -> list[Path]:
         """Takes away what is to go, and returns where it is now, to be deleted.

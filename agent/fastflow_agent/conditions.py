@@ -21,6 +21,7 @@ class ConditionType(StrEnum):
     DOCKER_UNAVAILABLE = "DockerUnavailable"
     IMAGE_MISSING = "ImageMissing"
     DISK_FULL = "DiskFull"
+    DATA_FOLDER_LOST = "DataFolderLost"
     UNCONFINED = "Unconfined"
     QUARANTINED = "Quarantined"
     ORPHANS = "OrphanedAttempts"
@@ -33,6 +34,7 @@ BLOCKING = frozenset(
         ConditionType.RUNTIME_UNAVAILABLE,
         ConditionType.DOCKER_UNAVAILABLE,
         ConditionType.DISK_FULL,
+        ConditionType.DATA_FOLDER_LOST,
         ConditionType.QUARANTINED,
     }
 )

@@ -34,7 +34,8 @@ class RunSpec:
     """What to run. Times in seconds (`timeout` from the release, 0 = none), sizes in bytes.
 
     `pause_on_backlog`: output that can neither be delivered nor kept freezes the program, instead of being dropped.
-    `packages`, "name==version", are those of the run that this one repeats; none = what the code's needs resolve to.
+    `packages`, as `uvcache.origins.told` tells them, are those of the run that this one repeats; none = what the code's
+    needs resolve to.
     """
 
     pipeline: str

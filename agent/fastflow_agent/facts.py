@@ -99,7 +99,7 @@ class ContainerGone:
 
 @dataclass(frozen=True)
 class ProvenanceKnown:
-    """What the attempt runs on. `packages` as "name==version"; secrets by version, never by value."""
+    """What the attempt runs on. `packages` as `uvcache.origins.told` tells them; secrets by version, never by value."""
 
     image: str = ""
     image_digest: str = ""

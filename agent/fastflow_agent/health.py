@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -47,12 +48,15 @@ class Health:
         disk_reserve: int,
         interval: float,
         runtime_name: str,
+        folder_stands: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`folder_stands` tells, and may block for it, whether `data_dir` is still the folder that the agent took."""
         self._runtime = runtime
         self._conditions = conditions
         self._clock = clock
         self._disk = disk
         self._data_dir = data_dir
+        self._folder_stands = folder_stands
         self._disk_reserve = disk_reserve
         self._interval = interval
         self._early = asyncio.Event()
@@ -71,6 +75,7 @@ class Health:
     async def look(self) -> None:
         """Look once at everything."""
         await self.probe()
+        await self._look_at_folder()
         await self._look_at_disk()
 
     async def probe(self) -> Facts | None:
@@ -118,6 +123,14 @@ class Health:
             self._conditions.hold(kind, message)
         else:
             self._conditions.clear(kind)
+
+    async def _look_at_folder(self) -> None:
+        stands = await asyncio.get_running_loop().run_in_executor(self._disk, self._folder_stands)
+        lost = (
+            f"{self._data_dir} was removed or replaced under this agent: start the agent anew. Until then what runs "
+            "here goes on; runs that have not ended by then end as STATE_LOST"
+        )
+        self._say(ConditionType.DATA_FOLDER_LOST, "" if stands else lost)
 
     async def _look_at_disk(self) -> None:
         loop = asyncio.get_running_loop()

@@ -21,7 +21,7 @@ from fastflow_agent.settings import AgentSettings
 from fastflow_agent.stream import wire
 from fastflow_agent.stream.outbox import Outbox
 from fastflow_agent.uvcache import UvCache
-from fastflow_agent.uvcache.preheat import Preheat, Result, Wanted
+from fastflow_agent.uvcache.preheat import Key, Preheat, PreheatReport, Wanted
 from fastflow_agent.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -151,7 +151,11 @@ class AgentHost:
         """See `SessionHost.preheat`."""
         self._preheat.take(wanted)
 
-    def preheat_report(self) -> tuple[list[Result], bool]:
+    def preheat_changed(self, wanted: list[Wanted], gone: list[Key]) -> None:
+        """See `SessionHost.preheat_changed`."""
+        self._preheat.change(wanted, gone)
+
+    def preheat_report(self) -> PreheatReport:
         """See `SessionHost.preheat_report`."""
         return self._preheat.report()
 

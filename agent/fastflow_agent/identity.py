@@ -40,8 +40,8 @@ class DataFolderLock:
         """Take the lock; raises DataFolderInUse."""
         # Runs own folders in it: nobody else of this host may reach what one of them leaves there with its user id.
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = data_dir / LOCK_FILE
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._path = data_dir / LOCK_FILE
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -55,6 +55,17 @@ class DataFolderLock:
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+
+    def stands(self) -> bool:
+        """Whether the folder is still the one that was taken, and not lost or replaced; blocks."""
+        try:
+            found = self._path.lstat()
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # a disk that fails is another trouble
+        held = os.fstat(self._descriptor)
+        return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
 
     def release(self) -> None:
         """Give the folder back."""
@@ -86,11 +97,16 @@ class Identity:
         return cls(
             agent_id=_agent_id(data_dir / AGENT_ID_FILE),
             instance_id=new_id(),
-            boot_id=_read(Path("/proc/sys/kernel/random/boot_id")),
+            boot_id=load_boot_id(),
             machine_id=_read(Path("/etc/machine-id")),
             host_name=socket.gethostname(),
             kernel=platform.release(),
         )
+
+
+def load_boot_id() -> str:
+    """Which boot of the host this is; "" where that can not be told."""
+    return _read(Path("/proc/sys/kernel/random/boot_id"))
 
 
 def save_agent_id(data_dir: Path, agent_id: str) -> None:
@@ -121,6 +137,8 @@ def _agent_id(path: Path) -> str:
         raise ValueError(f"{path} does not hold an agent id; restore it, or delete it to become a new agent")
     # Random from its first digit on, unlike run ids: the first digits of those are a clock.
     fresh = str(uuid.uuid4())
+    # What is left of another agent: no cluster has told the new one anything yet.
+    (path.parent / CLUSTER_FILE).unlink(missing_ok=True)
     save_agent_id(path.parent, fresh)
     return fresh
 

@@ -133,7 +133,10 @@ def _unknown_here(word: Desired) -> Begin | Refuse:
     if word.ended:
         return Refuse(word, ())
     if word.known_seq > 0:
-        message = "the agent's record of this attempt is lost; it is not started a second time"
+        message = (
+            "the agent's record of this attempt is lost, so it is not started a second time; what is left of it there "
+            "is stopped. Start the run again: `ffctl runs rerun`"
+        )
         return Refuse(word, (Ended(State.FAILED, Reason.STATE_LOST, message),))
     if word.action is Action.RUN:
         return Begin(word)

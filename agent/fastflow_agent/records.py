@@ -140,8 +140,8 @@ class Signalled:
 class Exited:
     """What the engine said of the container's end, in the same write as the verdict drawn from it.
 
-    `log_bytes` is how long the log was then, None = the host was restarted before that. A file system has the bytes of
-    a file on disk before its length, so a log that is as long after a power cut is whole.
+    `log_bytes` is how long the log was then, all of it on the disk: as long after a power cut, it is whole. None = the
+    host was restarted before that, and nobody knows.
     """
 
     state: str
@@ -245,7 +245,7 @@ class History:
     stopping: Stopping | None = None
     signalled: Signalled | None = None
     log_bytes: int | None = None
-    """Length of the log when the end was seen."""
+    """Length of the log when nobody wrote to it any more, all of it on the disk."""
     ended: Ended | None = None
     given_up: StateChanged | None = None
     """Set when the attempt could not start and is to be placed elsewhere: its slot is never released."""
@@ -254,6 +254,8 @@ class History:
     end_offset: int = 0
     forgotten: bool = False
     state: State = State.ASSIGNED
+    message: str = ""
+    """What it says of itself in that state."""
     last_event: int = 0
     acked: int = 0
     events: list[Event] = field(default_factory=list)
@@ -334,7 +336,7 @@ class History:
         self.events.append(event)
         match event.fact:
             case StateChanged(state=state) as change:
-                self.state = state
+                self.state, self.message = state, change.message
                 if state is State.QUEUED:
                     self.given_up = change
             case Ended(state=state) as ended:

@@ -14,7 +14,7 @@ from fastflow.pipelines.sizes import parse_size
 from fastflow.service.settings import SecretUrl, ServiceSettings
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from fastflow_agent.runtime.base import Egress
+from fastflow_agent.runtime.base import PREPARE_SECONDS, Egress
 from fastflow_agent.runtime.indexes import Index
 
 VERSION = version("fast-flow")
@@ -87,6 +87,12 @@ class AgentSettings(ServiceSettings):
         ge=0,
         description="Seconds after which an environment that was prepared ahead is prepared again in the background, "
         "with what the index has then; runs keep the old one until that has succeeded. 0 = never.",
+    )
+    prepare_timeout: float = Field(
+        PREPARE_SECONDS,
+        gt=0,
+        description="Seconds after which a preparation of packages is stopped, and what waits for it fails: longer "
+        "than the largest download or build takes. One that takes more than ten minutes holds up no other meanwhile.",
     )
     spool_quota: str = Field(
         "4g",

@@ -17,7 +17,7 @@ from fastflow_agent.runtime.base import RuntimeFault
 log = structlog.get_logger(__name__)
 
 STRAY_STOP_SECONDS = 10.0
-"""Between SIGTERM and the removal of a stray container: what an attempt gets by default."""
+"""Most that a stray container gets between SIGTERM and its removal: what an attempt gets by default."""
 
 
 class Strays:
@@ -35,8 +35,10 @@ class Strays:
     async def clear(self, orphan_grace: asyncio.Future[float]) -> None:
         """Remove all strays there are; the grace (seconds) is known once the control plane has named it."""
         await self._clear_up_preparations()
+        # One of these may be over by the time the engine has told what there was.
+        bound = set(self._bound())
         containers = await self._find()
-        strays = sorted(slot for slot in containers if slot not in self._bound())
+        strays = sorted(slot for slot in containers if slot not in bound.union(self._bound()))
         for slot in self._folders:
             if slot not in containers:
                 await self._delete_folder(slot)
@@ -73,13 +75,27 @@ class Strays:
         log.warning("stray container is stopped", slot=slot)
         try:
             if await self._services.patiently(lambda: runtime.signal(slot, signal.SIGTERM)):
-                await self._services.clock.sleep(STRAY_STOP_SECONDS)
+                await self._until_end(slot)
             await self._services.patiently(lambda: runtime.remove(slot))
         except RuntimeFault as error:
             log.warning("stray container can not be removed yet", slot=slot, error=str(error))
             return False
         await self._delete_folder(slot)
         return True
+
+    async def _until_end(self, slot: SlotId) -> None:
+        """Return once a stray has ended, or has had its time."""
+        end = asyncio.ensure_future(self._services.patiently(lambda: self._services.runtime.wait(slot)))
+        late = asyncio.ensure_future(self._services.clock.sleep(STRAY_STOP_SECONDS))
+        try:
+            await asyncio.wait({end, late}, return_when=asyncio.FIRST_COMPLETED)
+            if end.done() and end.exception():
+                # Nobody tells when it ends.
+                await late
+        finally:
+            end.cancel()
+            late.cancel()
+            await asyncio.wait({end, late})
 
     async def _delete_folder(self, slot: SlotId) -> None:
         paths = self._services.paths(slot)

@@ -137,18 +137,24 @@ class _Retry:
 
 _TRANSPORT = {
     grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.INTERNAL,
 }
 """Codes that gRPC itself uses for a connection that broke, or for a peer that is no gRPC server."""
 
+_SILENT = (
+    "The control plane there, its database or the network is slow or hangs: its log tells. "
+    "Or name another with --server or FASTFLOW_SERVER."
+)
+
 
 def explain(error: grpc.aio.AioRpcError, address: str) -> Failure:
     """Returns what a failed call means: Refused where a control plane answered, otherwise Unreachable."""
     code = error.code()
     status = rpc_status.from_call(cast(Any, error))  # typed for the synchronous API; takes both
+    if status is None and code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Unreachable(f"no answer from {address} within {CALL_TIMEOUT_S:g} s", hint=_SILENT)
     if status is None and code in _TRANSPORT:
         return Unreachable(
             f"no control plane answers at {address} ({_transport(error)})",
@@ -189,8 +195,6 @@ and what is written in its place."""
 
 
 def _transport(error: grpc.aio.AioRpcError) -> str:
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"nothing within {CALL_TIMEOUT_S:.0f} s"
     details = error.details() or error.code().name
     for pattern, cause in _CAUSES:
         details = pattern.sub(cause, details)

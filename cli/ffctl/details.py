@@ -1,5 +1,6 @@
 """Everything about one run, for `ffctl runs show`."""
 
+import shlex
 import time
 from collections.abc import Sequence
 
@@ -25,6 +26,9 @@ def run_details(run: runs_pb2.Run, now: float) -> list[RenderableType]:
     ]
     if run.message:
         rows.append(("", cell(run.message)))
+    elif run.state == runs_pb2.RUN_STATE_PREPARING:
+        where = f"ffctl pipelines show {shlex.quote(run.pipeline)}"
+        rows.append(("", cell(f"its agent fetches code and packages; how far packages are: {where}")))
     rows += _times(run, now)
     if newest is not None:
         rows.append(("Agent", cell(newest.agent + (f"  (attempt {run.attempt})" if run.attempt > 1 else ""))))

@@ -55,6 +55,8 @@ def left(drain: agents_pb2.Drain) -> str:
     """Returns what is left on a drained agent: "2 runs left, stopped at 12:30:00"."""
     if drain.complete:
         return "empty"
+    if not drain.attempts and not drain.logs:
+        return "nobody knows what runs there"
     if not drain.attempts:
         return f"the rest of {wording.count(drain.logs, 'log')} is on its way"
     text = f"{wording.count(drain.attempts, 'run')} left"

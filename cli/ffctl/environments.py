@@ -1,5 +1,6 @@
 """How far the packages of a pipeline are on the agents, as people read it."""
 
+import shlex
 from collections.abc import Iterable, Iterator
 
 from fastflow.v1 import pipelines_pb2
@@ -8,6 +9,37 @@ from rich.text import Text
 
 from ffctl import wording
 from ffctl.output import cell
+
+NONE_NEEDED = "none"
+
+
+def summary(pipeline: pipelines_pb2.Pipeline) -> Text:
+    """Returns in a word how far packages are: the worst state, as "FAILED 1/3" where not all agents are in it."""
+    if not pipeline.HasField("environment_counts"):
+        # An older server tells nothing, and none tells of a pipeline that it would not run.
+        return cell(wording.UNKNOWN if pipeline.has_requirements or pipeline.has_script_header else NONE_NEEDED)
+    counts = pipeline.environment_counts
+    numbers = {
+        "FAILED": counts.failed,
+        "WAITING": counts.waiting,
+        "PREPARING": counts.preparing,
+        "READY": counts.ready,
+    }
+    total = sum(numbers.values())
+    for state, number in numbers.items():
+        if number:
+            return cell(state if number == total else f"{state} {number}/{total}", wording.STYLES[state])
+    return cell(wording.UNKNOWN)
+
+
+def failure(pipeline: pipelines_pb2.Pipeline) -> str:
+    """Returns in a sentence that, and on how many agents, packages can not be prepared; "" = on none."""
+    counts = pipeline.environment_counts
+    if not counts.failed:
+        return ""
+    total = counts.failed + counts.waiting + counts.preparing + counts.ready
+    where = f" on {counts.failed} of {total} agents" if counts.failed < total else ""
+    return f"packages can not be prepared{where}: ffctl pipelines show {shlex.quote(pipeline.name)}"
 
 
 def environment_rows(pipeline: pipelines_pb2.Pipeline, now: float) -> list[tuple[str, RenderableType]]:

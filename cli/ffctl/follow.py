@@ -54,6 +54,7 @@ class Notes:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
+        self._attempt = 0
         self._trouble = ""
         self._said: set[tuple[object, ...]] = set()
 
@@ -64,13 +65,18 @@ class Notes:
                 self._warning(attempt.number, warning)
             for loss in attempt.log_losses:
                 self.loss(attempt.number, loss)
-        if run.state not in wording.LIVE:
+        if run.state not in wording.LIVE or not run.attempts:
             self._trouble = ""
-        elif run.message != self._trouble:
-            self._trouble = run.message
-            self._say(
-                f"warning: {run.message}" if run.message else f'agent "{run.attempts[-1].agent}" is back to normal'
-            )
+            return
+        newest = run.attempts[-1]
+        if newest.number != self._attempt:
+            # Its agent may be another, of which nothing was told.
+            self._attempt, self._trouble = newest.number, ""
+        # What the attempt says of itself is no trouble.
+        trouble = "" if run.message == newest.message else run.message
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._say(f"warning: {trouble}" if trouble else f'agent "{newest.agent}" is back to normal')
 
     def loss(self, attempt: int, loss: runs_pb2.LogLoss) -> None:
         """Says that output was lost."""
@@ -307,13 +313,17 @@ async def read_once(connection: Connection, run_id: str, position: Position, sin
 
 
 def doing(run: runs_pb2.Run) -> str:
-    """Returns what a run does now, for people: "queued: no agent has 64 GiB of memory"."""
+    """Returns what a run does now, for people: "queued: no agent has 64 GiB of memory".
+
+    Of one that is prepared: "preparing on worker-1: its environment is being prepared".
+    """
     where = f" on {run.attempts[-1].agent}" if run.attempts else ""
     if run.state == runs_pb2.RUN_STATE_QUEUED:
         return f"queued: {run.message}" if run.message else "queued"
     attempt = f" (attempt {run.attempt})" if run.attempt > 1 else ""
     state = "starting" if run.state == runs_pb2.RUN_STATE_ASSIGNED else wording.run_state(run.state).lower()
-    return f"{state}{where}{attempt}"
+    said = run.attempts[-1].message if run.attempts and run.state in wording.LIVE else ""
+    return f"{state}{where}{attempt}" + (f": {said}" if said else "")
 
 
 def verdict(run: runs_pb2.Run, now: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
+from fastflow.pipelines.code import CODE_LIMIT
 
 from ffctl.failures import Failure
 from ffctl.options import size
@@ -71,7 +72,8 @@ def run_local(path: str, arguments: Sequence[str]) -> NoReturn:
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    if value not in (None, (), False):
+    # 0 equals False, and was given.
+    if value is not None and value is not False and value != ():
         context.meta.setdefault(_META, {})[parameter.name] = value
 
 
@@ -115,7 +117,7 @@ _OPTIONS = (
         "--code-limit",
         type=size,
         metavar="SIZE",
-        help="With --local: the most code that it may have, as code_limit on a server.  [default: 256m]",
+        help=f"With --local: the most code that it may have, as code_limit on a server.  [default: {CODE_LIMIT}]",
     ),
     _option(
         "--cache",

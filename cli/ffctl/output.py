@@ -163,7 +163,7 @@ def fit(grid: Table, **least: int) -> Table:
 
 
 def _width(column: Column) -> int:
-    return max(cell_len(str(content)) for content in (column.header, *column.cells))
+    return max(cell_len(line) for content in (column.header, *column.cells) for line in str(content).split("\n"))
 
 
 def facts(rows: Sequence[tuple[str, RenderableType]]) -> Table:

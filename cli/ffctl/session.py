@@ -1,10 +1,12 @@
 """One command's conversation with the server."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+from fastflow.variables import without_effect
 
 from ffctl.address import token
 from ffctl.connection import Connection
@@ -19,7 +21,12 @@ Result = TypeVar("Result")
 
 
 def connected(context: click.Context, work: Callable[[Connection], Awaitable[Result]]) -> Result:
-    """Runs `work` with a connection to the server that the command line names, and returns its result."""
+    """Runs `work` with a connection to the server that the command line names, and returns its result.
+
+    Here, and in the programs that ffctl starts, a variable that has no effect may be what somebody wonders about.
+    """
+    for sentence in without_effect(os.environ):
+        say(f"warning: {sentence}")
 
     async def converse() -> Result:
         with signals_wake_the_loop():

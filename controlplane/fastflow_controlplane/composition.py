@@ -7,7 +7,6 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from fastflow_controlplane.agents.abandoned import Abandoned
 from fastflow_controlplane.agents.acceptance import Acceptance
 from fastflow_controlplane.agents.assignments import Assignments
 from fastflow_controlplane.agents.duplicates import Duplicates
@@ -15,6 +14,7 @@ from fastflow_controlplane.agents.operations import AgentOperations
 from fastflow_controlplane.agents.preheat import Preheat
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions, SessionParts
+from fastflow_controlplane.agents.unreported import Unreported
 from fastflow_controlplane.api.services import Parts
 from fastflow_controlplane.clock import Clock
 from fastflow_controlplane.conditions import Conditions, Part
@@ -68,9 +68,9 @@ async def compose(settings: ControlPlaneSettings, clock: Clock) -> AsyncIterator
             ),
             settings.data_dir.absolute(),
             scheduler.python_versions,
+            lambda digest: store.read(partial(runs.code_with_bundle, digest=digest)),
             clock,
         )
-        catalog.code_of_runs = lambda digest: store.read(lambda connection: runs.read_code(connection, digest))
         opened.push_async_callback(catalog.close)
         secrets = SecretService(
             store,
@@ -95,7 +95,7 @@ async def _compose(
 ) -> ControlPlane:
     leadership = await store.lead(clock.now())
     registry = AgentRegistry(store, clock, settings, scheduler)
-    abandoned = Abandoned(store, clock, logs, changes, scheduler, settings.orphan_grace)
+    unreported = Unreported(store, clock, logs, changes, scheduler, registry, settings.orphan_grace)
     assignments = Assignments(
         store,
         clock,
@@ -104,11 +104,11 @@ async def _compose(
         changes,
         scheduler,
         registry,
-        abandoned,
+        unreported,
         leadership.leader_epoch,
         settings.stop_grace,
     )
-    preheat = Preheat(settings.uv_pre_heat, catalog.list, registry)
+    preheat = Preheat(settings.uv_pre_heat, catalog.as_written, registry)
     catalog.on_change = preheat.pipelines_changed
     reaper = Reaper(store, clock, settings, changes, scheduler, registry, leadership.leader_epoch)
     run_service = RunService(store, clock, settings, changes, catalog, secrets, logs, scheduler, registry)
@@ -157,7 +157,7 @@ async def _compose(
             "preheat": preheat.watch,
             "reaper": reaper.run,
             "drains": operations.watch,
-            "abandoned": abandoned.watch,
+            "unreported": unreported.watch,
             "retention": retention.run,
             "code": CodeRetention(store, clock, catalog).run,
             "pipelines": partial(catalog.watch, settings.pipelines_interval),

@@ -5,14 +5,18 @@ anybody asks something of it.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import structlog
+
 from fastflow_controlplane.clock import Clock
 from fastflow_controlplane.disk import DISK_FULL
-from fastflow_controlplane.errors import FastFlowError
+from fastflow_controlplane.errors import FastFlowError, Unavailable
+
+log = structlog.get_logger(__name__)
 
 CHECK_SECONDS = 1.0
 """How often a part that fails is tried again; costs nothing while all parts work."""
@@ -24,6 +28,20 @@ DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
 def is_told(error: FastFlowError) -> bool:
     """Whether a condition tells of it: then whoever is refused for it, again and again, needs no entry in our log."""
     return error.reason in (DISK_FULL, DATABASE_UNAVAILABLE)
+
+
+async def repeat(clock: Clock, seconds: float, work: Callable[[], Awaitable[None]], complaint: str) -> None:
+    """Does `work` after each pause of `seconds` until cancelled, also after it raised Unavailable.
+
+    That goes into our log as `complaint`, unless a condition tells of it.
+    """
+    while True:
+        await clock.sleep(seconds)
+        try:
+            await work()
+        except Unavailable as error:
+            if not is_told(error):
+                log.warning(complaint, why=error.message)
 
 
 class Part(StrEnum):

@@ -2,15 +2,21 @@
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from fastflow.service.command import EXIT_CANNOT_START, SettingsCommand
 
 from fastflow_controlplane.settings import ControlPlaneSettings
 
+SETTINGS: Mapping[str, Any] = {
+    "settings": ControlPlaneSettings,
+    "needs": ("log_level", "data_dir", "database_url"),
+    "all_in": "fastflow-controlplane serve",
+}
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -19,7 +25,7 @@ def db() -> None:
     """Upgrade, check, back up and restore the database."""
 
 
-@db.command(cls=SettingsCommand, settings=ControlPlaneSettings)
+@db.command(cls=SettingsCommand, **SETTINGS)
 def upgrade(settings: ControlPlaneSettings) -> None:
     """Bring the database to this version's schema.
 
@@ -35,12 +41,12 @@ def upgrade(settings: ControlPlaneSettings) -> None:
         click.echo(f"the database has schema {HEAD}, as this version needs it")
 
 
-@db.command(cls=SettingsCommand, settings=ControlPlaneSettings)
+@db.command(cls=SettingsCommand, **SETTINGS)
 def check(settings: ControlPlaneSettings) -> None:
-    """Look whether the database is whole; also while a control plane uses it.
+    """Look whether the database is whole.
 
-    Checks the schema's version, the database's own structure, whether runs and attempts agree, and whether each
-    complete log is there. Ends with 1 where something is wrong, and says what to do.
+    Also while a control plane uses it. Checks the schema's version, the database's own structure, whether runs and
+    attempts agree, and whether each complete log is there. Ends with 1 where something is wrong, and says what to do.
     """
     with _told():
         from fastflow_controlplane.logs.files import log_file
@@ -60,12 +66,13 @@ def check(settings: ControlPlaneSettings) -> None:
             sys.exit(EXIT_CANNOT_START)
 
 
-@db.command(cls=SettingsCommand, settings=ControlPlaneSettings)
+@db.command(cls=SettingsCommand, **SETTINGS)
 @click.argument("file", type=FILE)
 def backup(settings: ControlPlaneSettings, file: Path) -> None:
-    """Write the database, as it is at one moment, to FILE; also while a control plane uses it.
+    """Write a copy of the database to FILE.
 
-    PostgreSQL needs its program pg_dump here. Logs, bundles and the key of the secrets are not in it: copy data_dir.
+    It is the database as it is at one moment, also while a control plane uses it. PostgreSQL needs its program pg_dump
+    here. Logs, bundles and the key of the secrets are not in it: copy data_dir.
     """
     with _told():
         from fastflow_controlplane.store.copies import back_up
@@ -74,14 +81,14 @@ def backup(settings: ControlPlaneSettings, file: Path) -> None:
         click.echo(f"{file}: {file.stat().st_size} bytes; secrets in it open with {settings.data_dir / 'secret.key'}")
 
 
-@db.command(cls=SettingsCommand, settings=ControlPlaneSettings)
+@db.command(cls=SettingsCommand, **SETTINGS)
 @click.argument("file", type=FILE)
 @click.option("--force", is_flag=True, help="Replace the database that is there; it is kept aside.")
 def restore(settings: ControlPlaneSettings, file: Path, force: bool) -> None:
-    """Put the copy FILE in the place of the database; no control plane may use it.
+    """Put the copy FILE in the place of the database.
 
-    What happened after the copy was made is unknown to it. Agents that have seen more keep what they run, start and
-    stop nothing, and are in quarantine at `ffctl agents list`.
+    No control plane may use it. What happened after the copy was made is unknown to it. Agents that have seen more keep
+    what they run, start and stop nothing, and are in quarantine at `ffctl agents list`.
     """
     with _told():
         from fastflow_controlplane.store.copies import restore as put_back

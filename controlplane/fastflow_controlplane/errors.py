@@ -121,8 +121,11 @@ class DataLoss(FastFlowError):
     default_reason = "DATA_LOSS"
 
 
-def not_found(kind: str, name: str, known: Sequence[str]) -> NotFound:
-    """The error for an unknown `kind` ("pipeline", "agent"), naming it and the nearest of the `known` names."""
+def not_found(kind: str, name: str, known: Sequence[str], hint: str = "") -> NotFound:
+    """The error for an unknown `kind` ("pipeline", "agent"), naming it and the nearest of the `known` names.
+
+    `hint` goes on after that, as "; …".
+    """
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     message = f'there is no {kind} "{name}"'
     if near:
@@ -130,7 +133,7 @@ def not_found(kind: str, name: str, known: Sequence[str]) -> NotFound:
     elif not known:
         message += f"; no {kind} is known yet"
     return NotFound(
-        message,
+        message + hint,
         reason=f"{kind.upper()}_NOT_FOUND",
         metadata={kind: name, **({"nearest": ",".join(near)} if near else {})},
     )

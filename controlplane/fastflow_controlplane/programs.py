@@ -7,8 +7,12 @@ for it. Anybody who has such a program in hand could read what it was given.
 import os
 from collections.abc import Sequence
 
-EVERYBODY = ("PATH", "HOME", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OPENSSL_CONF")
-"""Where programs are, and in which words and times they speak."""
+EVERYBODY = (
+    *("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR"),
+    *("LANG", "LANGUAGE", "LC_*", "TZ"),
+    *("OPENSSL_CONF", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+)
+"""Where programs, their libraries and files are, in which words and times they speak, and whom OpenSSL trusts."""
 
 
 def environment_of(*names: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Self
 
 from fastflow.addresses import is_loopback
+from fastflow.pipelines.code import CODE_LIMIT
 from fastflow.pipelines.metadata import MIN_CPU_MILLI_CORES, MIN_MEMORY_BYTES, Limits
 from fastflow.pipelines.sizes import parse_size
 from fastflow.service.settings import ServiceSettings
@@ -82,7 +83,7 @@ class ControlPlaneSettings(ServiceSettings):
         description="Memory for a pipeline whose metadata sets no mem_hard_limit, for example 512m or 1.5g.",
     )
     code_limit: str = Field(
-        default="256m",
+        default=CODE_LIMIT,
         description="A pipeline with more code is INVALID: each agent that runs it keeps a copy.",
     )
     heartbeat_interval: float = Field(

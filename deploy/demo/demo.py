@@ -28,7 +28,7 @@ ENGINE = [sys.executable, str(ROOT / "deploy" / "engine" / "engine")]
 IMAGE = [sys.executable, str(ROOT / "deploy" / "runner" / "build")]
 NO_ENGINE = 3
 """Exit code of `engine ensure` where Docker can not be had."""
-READY_SECONDS = 30.0
+READY_SECONDS = 120.0
 STOP_SECONDS = 20.0
 LAST_LINES = 3
 

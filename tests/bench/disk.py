@@ -31,7 +31,7 @@ def disk() -> Figure:
         for number in range(FILES):
             (code / f"part_{number}.bin").write_bytes(os.urandom(FILE_BYTES))
         cluster.controlplane.start()
-        cluster.until(lambda: cluster.ffctl("pipelines", "show", "wide").exit_code == 0, 60, "the control plane")
+        cluster.until(lambda: cluster.ffctl("pipelines", "show", "wide").exit_code == 0, "the control plane")
         bundle = pack(read_code(DiskFolder(code)), io.BytesIO())
         one, all_of_them = asyncio.run(_measure(cluster.server, Path(folder) / "code", bundle))
     return Figure(

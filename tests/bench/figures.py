@@ -56,7 +56,7 @@ def print_table(figures: Iterable[Figure]) -> None:
             f"{sign} {figure.goal:g}{unit}" if figure.goal is not None else "",
             _VERDICTS[figure.met],
         )
-    Console().print(table)
+    Console(width=150).print(table)
 
 
 def write_json(figures: Iterable[Figure], path: Path) -> None:

@@ -128,7 +128,8 @@ async def _until(condition: Any) -> None:
 
 def _outage() -> list[Figure]:
     """Stops an agent dead, as a power cut does its host: to LOST, and to the retry that runs on the other one."""
-    lost, retried = [], []
+    lost: list[float] = []
+    retried: list[float] = []
     settings = {
         "FASTFLOW_HEARTBEAT_INTERVAL": str(HEARTBEAT),
         "FASTFLOW_SILENT_AFTER": str(MISSED),

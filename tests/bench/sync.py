@@ -34,7 +34,7 @@ def sync() -> Figure:
         settings = {"FASTFLOW_SOURCES": sources, "FASTFLOW_SYNC_INTERVAL": "86400"}
         with Cluster(Path(folder) / "cluster", "process", **settings) as cluster:
             cluster.controlplane.start()
-            cluster.until(lambda: cluster.ffctl("sync", "--wait").exit_code == 0, 60, "the first sync")
+            cluster.until(lambda: cluster.ffctl("sync", "--wait").exit_code == 0, "the first sync")
             ours, theirs = [], []
             with grpc.insecure_channel(cluster.server) as channel:
                 stub = sources_pb2_grpc.SourceServiceStub(channel)

@@ -210,7 +210,7 @@ class Evidence:
 
     def wall(self, moment: float) -> float:
         """A monotonic moment by the wall clock."""
-        return moment + next(deed["wall"] - deed["monotonic"] for deed in self.deeds)
+        return moment + float(next(deed["wall"] - deed["monotonic"] for deed in self.deeds))
 
     def log(self, name: AttemptName) -> bytes:
         """The stored log of an attempt; nothing where it has no file."""

@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from fastflow.v1 import agents_pb2, agents_pb2_grpc, logs_pb2, logs_pb2_grpc, runs_pb2, runs_pb2_grpc
 
-CALL_SECONDS = 30.0
+CALL_SECONDS = 60.0
 """How long a control plane that was started may take until it has answered, on a crowded machine."""
 PATIENCE: dict[str, Any] = {"timeout": CALL_SECONDS, "wait_for_ready": True}
 TRIES = 3
@@ -35,6 +35,10 @@ class Api:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection."""
         self._channel.close()
 
     def create_run(self, pipeline: str, request_id: str, environment: dict[str, str]) -> str:

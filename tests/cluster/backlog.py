@@ -11,26 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.identity import living, programs
+from tests.cluster.identity import living, programs, wait_until_gone
+from tests.cluster.programs import let_end, slot_folders
 
 MIB = 1024 * 1024
 DISK_BYTES = 24 * MIB
 QUOTA = MIB
 AGENT = {"FASTFLOW_SPOOL_QUOTA": str(QUOTA), "FASTFLOW_RECONNECT_MAXIMUM": "1"}
 LINES = 40
-PATIENCE = 60.0
 
 LOUD = """
-    import sys, time
+    import os, sys, tempfile, time
     print("begun", flush=True)
-    time.sleep(3)
+    while not os.path.exists(os.path.join(tempfile.gettempdir(), "go")): time.sleep(0.05)
     for number in range(40):
         sys.stdout.write(f"{number:7} " + "x" * 100_000 + "\\n")
         sys.stdout.flush()
         time.sleep(0.1)
     print("the end")
 """
-"""4 MB in 4 s, after 3 s of rest."""
+"""4 MB in 4 s, once it is let end."""
 
 
 def loud_log() -> bytes:
@@ -83,6 +83,12 @@ def frozen(cluster: Cluster) -> bool:
     return Path(f"/proc/{program}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
+def sealed_log(cluster: Cluster, run: str) -> dict[str, Any] | None:
+    """The last attempt of the run, once its log is complete."""
+    attempt: dict[str, Any] = cluster.show(run)["attempts"][-1]
+    return attempt if attempt.get("log_sealed") else None
+
+
 class Backlogs:
     """The control plane takes no logs for so long that the spool reaches its quota."""
 
@@ -92,16 +98,17 @@ class Backlogs:
         run = cluster.run("loud")
         cluster.wait_for_log(run, b"begun")
         cluster.controlplane.kill()
-        cluster.until(lambda: not living(cluster), PATIENCE, "the program to end")
+        let_end(slot_folders(cluster))
+        wait_until_gone(cluster)
         cluster.controlplane.start()
-        shown = cluster.until(lambda: finished(cluster, run), PATIENCE, "the end of the run")
+        shown = cluster.finish(run)
         assert shown["state"] == "RUN_STATE_SUCCEEDED"
-        (loss,) = shown["attempts"][-1]["log_losses"]
+        (loss,) = cluster.until(lambda: sealed_log(cluster, run), "the whole log")["log_losses"]
         assert loss["kind"] == "LOG_LOSS_KIND_DROPPED"
         start, count = int(loss["offset"]), int(loss["bytes"])
         assert count > len(loud_log()) - 2 * QUOTA
         assert cluster.log(run) == loud_log()[:start] + loud_log()[start + count :]
-        assert pauses(shown) == []
+        assert pauses(cluster.show(run)) == []
 
     def test_a_run_that_asks_for_it_is_paused_until_its_output_has_drained_and_loses_nothing(
         self, cluster: Cluster
@@ -111,14 +118,15 @@ class Backlogs:
         run = cluster.run("loud")
         cluster.wait_for_log(run, b"begun")
         cluster.controlplane.kill()
-        cluster.agent.wait_for_log("program is paused", PATIENCE)
-        cluster.until(lambda: frozen(cluster), PATIENCE, "the program to stand still")
+        let_end(slot_folders(cluster))
+        cluster.agent.wait_for_log("program is paused")
+        cluster.until(lambda: frozen(cluster), "the program to stand still")
         cluster.agent.kill()
         cluster.agent.start()
-        cluster.agent.wait_for_log('"next": "attach"', PATIENCE)
+        cluster.agent.wait_for_log('"next": "attach"')
         assert frozen(cluster)
         cluster.controlplane.start()
-        shown = cluster.until(lambda: finished(cluster, run), PATIENCE, "the end of the run")
+        shown = cluster.finish(run)
         assert shown["state"] == "RUN_STATE_SUCCEEDED"
         assert cluster.log(run) == loud_log()
         assert shown["attempts"][-1].get("log_losses", []) == []
@@ -132,8 +140,9 @@ class Backlogs:
         run = cluster.run("loud")
         cluster.wait_for_log(run, b"begun")
         fill(cluster)
-        cluster.until(lambda: pauses(cluster.show(run)), PATIENCE, "the pause to be told")
-        cluster.until(lambda: frozen(cluster), PATIENCE, "the program to stand still")
+        let_end(slot_folders(cluster))
+        cluster.until(lambda: pauses(cluster.show(run)), "the pause to be told")
+        cluster.until(lambda: frozen(cluster), "the program to stand still")
         assert "is paused" in cluster.ffctl("runs", "show", run).text
         assert cluster.ffctl("runs", "cancel", run).exit_code == 0
         cluster.wait_for_state(run, "CANCELLED")
@@ -141,11 +150,3 @@ class Backlogs:
         shown = cluster.finish(run)
         assert loud_log().startswith(cluster.log(run))
         assert shown["attempts"][-1].get("log_losses", []) == []
-
-
-def finished(cluster: Cluster, run: str) -> dict[str, Any] | None:
-    """The run once it has ended and its log is whole; None also while the control plane does not answer."""
-    if cluster.ffctl("runs", "show", run).exit_code == 3:
-        return None
-    shown = cluster.show(run)
-    return shown if shown.get("end_time") and shown["attempts"][-1].get("log_sealed") else None

@@ -5,17 +5,20 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from tests.cluster.program import BIN, Program
+import grpc
+from ffctl.output import as_mapping
+
+from tests.cluster.api import Api
+from tests.cluster.program import BIN, PATIENCE_SECONDS, Program
+from tests.ports import HeldPort
 
 T = TypeVar("T")
 
@@ -26,7 +29,7 @@ TERMINAL = {
     "RUN_STATE_TIMED_OUT",
     "RUN_STATE_LOST",
 }
-READY_SECONDS = 30.0
+POLL_SECONDS = 0.05
 OTHER_VERSION = """
 import importlib.metadata, sys
 true, other = importlib.metadata.version, sys.argv.pop()
@@ -36,7 +39,6 @@ from fastflow_agent.__main__ import main
 main()
 """
 """Runs the agent under another version, named as the last argument: what a journal was written by is no matter."""
-COMMAND_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,10 @@ class Cluster:
         self.runtime = runtime
         self.pipelines = folder / "pipelines"
         self.pipelines.mkdir(parents=True)
-        self.server = f"{host}:{_free_port()}"
+        self._port = HeldPort()
+        self.server = f"{host}:{self._port.number}"
         self._entrance = entrance
+        self._api = Api(self.server)
         self._engine = engine
         self.agents: dict[str, Program] = {}
         self.controlplane = Program(
@@ -95,12 +99,14 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._port.close()
         for program in [*self.agents.values(), self.controlplane]:
             if program.alive:
                 program.thaw()
                 program.stop()
         for name in self.agents:
             self._remove_containers(name)
+        self._api.close()
 
     def start(self, **agent_settings: str) -> Self:
         """Starts the control plane and one agent, "worker-1", and waits until the agent takes runs."""
@@ -146,7 +152,7 @@ class Cluster:
                 (folder / f"{stem}.txt").write_text(content)
         return folder
 
-    def ffctl(self, *arguments: str, value: str | None = None, timeout: float = COMMAND_SECONDS) -> Completed:
+    def ffctl(self, *arguments: str, value: str | None = None, timeout: float = PATIENCE_SECONDS) -> Completed:
         """Runs one ffctl command to its end; `value` is its standard input."""
         done = subprocess.run(
             [*self._entrance, str(BIN / "ffctl"), *arguments],
@@ -170,6 +176,17 @@ class Cluster:
             bufsize=0,
         )
 
+    @staticmethod
+    def read_until(command: subprocess.Popen[bytes], text: str) -> str:
+        """What an ffctl of `spawn_ffctl` says on standard error from here up to a line with `text`."""
+        assert command.stderr is not None
+        told = ""
+        for line in command.stderr:
+            told += line.decode()
+            if text in told:
+                return told
+        raise AssertionError(f"it ended before it said {text!r}: {told}")
+
     def ffctl_environment(self) -> dict[str, str]:
         """The environment in which ffctl speaks to this cluster."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTFLOW_")}
@@ -182,70 +199,64 @@ class Cluster:
         return done.text
 
     def show(self, run: str) -> dict[str, Any]:
-        """The run as `ffctl runs show` gives it, by proto field name."""
-        done = self.ffctl("runs", "show", run, "-o", "json")
-        assert done.exit_code == 0, done.stderr
-        return dict(json.loads(done.stdout))
+        """The run as `ffctl runs show -o json` gives it, by proto field name; waits for a control plane that starts."""
+        return as_mapping(self._api.run(run))
 
     def show_agent(self, name: str) -> dict[str, Any]:
-        """The agent as `ffctl agents show` gives it, by proto field name."""
-        done = self.ffctl("agents", "show", name, "-o", "json")
-        assert done.exit_code == 0, done.stderr
-        return dict(json.loads(done.stdout))
+        """The agent as `ffctl agents show -o json` gives it, by proto field name; waits as `show` does."""
+        agent = self.known_agent(name)
+        assert agent is not None, f"there is no agent {name}"
+        return agent
+
+    def known_agent(self, name: str) -> dict[str, Any] | None:
+        """The agent as `show_agent` gives it; nothing before it was ever there, and while nobody can tell."""
+        try:
+            return as_mapping(self._api.agent(name))
+        except grpc.RpcError:
+            return None
 
     def log(self, run: str) -> bytes:
         """The run's whole log so far."""
-        done = self.ffctl("logs", run)
-        assert done.exit_code == 0, done.stderr
-        return done.stdout
+        return self._api.log(run)
 
-    def finish(self, run: str, timeout: float = 60.0) -> dict[str, Any]:
+    def finish(self, run: str, timeout: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """Waits until the run is terminal with its log sealed, and returns it."""
-        # One follower that waits costs less than asking again and again, on a machine of two cores.
-        self.ffctl("logs", run, "--follow", timeout=timeout)
-        return self.until(lambda: self._finished(run), timeout, f"the end of run {run}")
+        return self.until(lambda: self._finished(run), f"the end of run {run}", timeout)
 
-    def wait_for_state(self, run: str, state: str, timeout: float = 60.0) -> dict[str, Any]:
+    def wait_for_state(self, run: str, state: str, timeout: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """Waits until the run is in `state` ("RUNNING")."""
 
         def seen() -> dict[str, Any] | None:
             shown = self.show(run)
             return shown if shown["state"] == f"RUN_STATE_{state}" else None
 
-        return self.until(seen, timeout, f"run {run} to be {state}")
+        return self.until(seen, f"run {run} to be {state}", timeout)
 
-    def wait_for_log(self, run: str, text: bytes, timeout: float = 60.0) -> None:
+    def wait_for_log(self, run: str, text: bytes, timeout: float = PATIENCE_SECONDS) -> None:
         """Waits until `text` stands in the run's stored log."""
-        follower = self.spawn_ffctl("logs", run, "--follow")
-        assert follower.stdout is not None
-        deadline = threading.Timer(timeout, follower.kill)
-        deadline.start()
-        seen = b""
-        while text not in seen and (more := os.read(follower.stdout.fileno(), 65536)):
-            seen += more
-        deadline.cancel()
-        follower.kill()
-        follower.communicate()
-        assert text in seen, f"{text!r} is not in the log of run {run}: {seen[-2000:]!r}"
+        deadline = time.monotonic() + timeout
+        while text not in (seen := self.log(run)):
+            assert time.monotonic() < deadline, f"{text!r} is not in the log of run {run}: {seen[-2000:]!r}"
+            time.sleep(POLL_SECONDS)
 
-    def wait_for_agent(self, name: str, state: str = "ACTIVE", timeout: float = READY_SECONDS) -> None:
+    def wait_for_agent(self, name: str, state: str = "ACTIVE", timeout: float = PATIENCE_SECONDS) -> None:
         """Waits until the agent is in `state`."""
 
         def seen() -> bool:
             if state == "ACTIVE" and name in self.agents:
                 self.agents[name].check()
-            done = self.ffctl("agents", "show", name, "-o", "json")
-            return done.exit_code == 0 and json.loads(done.stdout)["state"] == f"AGENT_STATE_{state}"
+            agent = self.known_agent(name)
+            return agent is not None and agent["state"] == f"AGENT_STATE_{state}"
 
-        self.until(seen, timeout, f"agent {name} to be {state}")
+        self.until(seen, f"agent {name} to be {state}", timeout)
 
-    def until(self, condition: Callable[[], T | None], timeout: float, what: str) -> T:
+    def until(self, condition: Callable[[], T | None], what: str, timeout: float = PATIENCE_SECONDS) -> T:
         """Polls until `condition` gives something true and returns it; fails with the programs' logs."""
         deadline = time.monotonic() + timeout
         while not (found := condition()):
             if time.monotonic() > deadline:
                 raise AssertionError(f"waited {timeout} s in vain for {what}")
-            time.sleep(0.05)
+            time.sleep(POLL_SECONDS)
         return found
 
     def _finished(self, run: str) -> dict[str, Any] | None:
@@ -280,8 +291,3 @@ class Cluster:
         listed = subprocess.run([*docker, "ps", "-aq", "--filter", label], capture_output=True, text=True, check=True)
         if listed.stdout.split():
             subprocess.run([*docker, "rm", "-fv", *listed.stdout.split()], capture_output=True, check=True)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

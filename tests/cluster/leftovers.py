@@ -23,8 +23,8 @@ def left_behind(agent: Program, slots: Collection[str]) -> Iterator[str]:
             yield from (f"path {path}" for path in folder.iterdir())
     yield from (f"path {path}" for path in (data / "bundles").glob(".*"))
     yield from _generations_without_a_name(cache)
-    for folder, names, _ in os.walk(CONTROL_GROUPS):
-        yield from (f"control group {folder}/{name}" for name in names if any(slot in name for slot in slots))
+    for parent, names, _ in os.walk(CONTROL_GROUPS):
+        yield from (f"control group {parent}/{name}" for name in names if any(slot in name for slot in slots))
     yield from (f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines() if str(data) in line)
     yield from _processes(agent, data)
     if agent.settings["FASTFLOW_RUNTIME"] == "docker":

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.cluster.cluster import Completed
-from tests.cluster.program import BIN
-
-RUN_SECONDS = 90.0
+from tests.cluster.program import BIN, PATIENCE_SECONDS
 
 
 class LocalRuns:
@@ -55,15 +53,16 @@ class LocalRuns:
             return self.end_of(process)
 
     @contextmanager
-    def started(self, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A run of a folder; killed in the end if it still lives."""
+    def started(self, folder: Path, *arguments: str, terminal: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+        """A run of a folder, on a `terminal` of its own if one is given; killed in the end if it still lives."""
         command = [str(BIN / "ffctl"), "run", "--local", str(folder), "--runtime", self._runtime]
+        on_terminal = [] if terminal is None else ["setsid", "--ctty"]
         with subprocess.Popen(
-            [*command, "--cache", str(self.cache), *arguments],
+            [*on_terminal, *command, "--cache", str(self.cache), *arguments],
             env=self.settings,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL if terminal is None else terminal,
+            stdout=subprocess.PIPE if terminal is None else terminal,
+            stderr=subprocess.PIPE if terminal is None else terminal,
             # Else what a readline() has buffered is lost to communicate().
             bufsize=0,
         ) as process:
@@ -79,7 +78,7 @@ class LocalRuns:
         return process.stdout.readline()
 
     @staticmethod
-    def end_of(process: subprocess.Popen[bytes], seconds: float = RUN_SECONDS) -> Completed:
+    def end_of(process: subprocess.Popen[bytes], seconds: float = PATIENCE_SECONDS) -> Completed:
         """How it ended, with the rest of its output."""
         output, errors = process.communicate(timeout=seconds)
         return Completed(process.returncode, output, errors.decode())

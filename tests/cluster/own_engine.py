@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-UP_SECONDS = 60.0
+from tests.cluster.program import PATIENCE_SECONDS, thread_states
+
+GIVEN_UP = b"cleaning up dead shim"
+TASKS_LOADED = b"io.containerd.service.v1.tasks-service"
+"""What containerd writes of a shim that is gone, and once it has looked at all shims of before its start."""
 
 
 @contextmanager
@@ -37,6 +41,8 @@ class OwnEngine:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._log = folder / "dockerd.log"
+        self._started_at = 0
         namespaces = ["unshare", "--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]
         # Under an init that reaps: to a daemon, its containerd of before is alive as long as it is a zombie.
         self._home = subprocess.Popen([*namespaces, "docker-init", "--", "sleep", "infinity"])
@@ -53,28 +59,31 @@ class OwnEngine:
         options += [f"--host={self.host}", "--iptables=false", "--bridge=none"]
         options += ["--live-restore"] if live_restore else []
         inside = ["nsenter", f"--target={_child(self._home.pid)}", "--net", "--mount", "--pid"]
-        with (self._folder / "dockerd.log").open("ab") as log:
+        self._started_at = self._log.stat().st_size if self._log.exists() else 0
+        with self._log.open("ab") as log:
             # Its containerd gives up on a shim that does not answer within 5 s, and on an exit code with it: on a
             # crowded machine all of them go first, where that may be asked for.
             command = ["nice", "-n", "-10", *inside, "dockerd", *options]
             self._entrance = subprocess.Popen(command, stdout=log, stderr=log)
         self._daemon = _child(self._entrance.pid)
-        deadline = time.monotonic() + UP_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not self.answers():
-            assert time.monotonic() < deadline, (self._folder / "dockerd.log").read_text()[-4000:]
+            assert time.monotonic() < deadline, self._log.read_text()[-4000:]
             time.sleep(0.1)
 
     def load(self, image: str) -> None:
         """Give it an image of the machine's engine."""
         with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saved:
-            subprocess.run(["docker", "-H", self.host, "load", "-q"], stdin=saved.stdout, check=True, timeout=120)
+            subprocess.run(
+                ["docker", "-H", self.host, "load", "-q"], stdin=saved.stdout, check=True, timeout=PATIENCE_SECONDS
+            )
         assert saved.returncode == 0
 
     def hang(self) -> None:
         """Have the daemon take calls and answer none."""
         os.kill(self._daemon, signal.SIGSTOP)
-        deadline = time.monotonic() + 10
-        while set(self._thread_states()) != {"T"}:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while thread_states(self._daemon) != {"T"}:
             assert time.monotonic() < deadline
             time.sleep(0.001)
 
@@ -86,49 +95,60 @@ class OwnEngine:
 
     @contextmanager
     def hung_shim(self) -> Iterator[None]:
-        """Meanwhile nothing tells a daemon that starts of its one container: containerd gives up on that after 5 s."""
-        (shim,) = (
+        """Meanwhile nothing tells a daemon that starts of its container: containerd gives up on that after 5 s."""
+        shims = [
             int(entry.name)
             for entry in Path("/proc").glob("[0-9]*")
             if str(self._folder).encode() in (words := _command(entry)) and b"containerd-shim" in words
-        )
-        os.kill(shim, signal.SIGSTOP)
+        ]
+        assert shims
+        for shim in shims:
+            os.kill(shim, signal.SIGSTOP)
         try:
             yield
         finally:
-            # It was killed meanwhile, as a rule.
-            with suppress(ProcessLookupError):
-                os.kill(shim, signal.SIGCONT)
+            for shim in shims:
+                # It was killed meanwhile, as a rule.
+                with suppress(ProcessLookupError):
+                    os.kill(shim, signal.SIGCONT)
+
+    def lost_an_end(self) -> bool:
+        """Whether its containerd has given up on a shim at the last start, and with it on how its container ended.
+
+        That is no fault of ours, and happens on a crowded machine: a shim has 5 s to answer. False where containerd has
+        other words for it.
+        """
+        with self._log.open("rb") as log:
+            log.seek(self._started_at)
+            return GIVEN_UP in log.read().partition(TASKS_LOADED)[0]
 
     def stop(self) -> None:
         """End the daemon; containers go on where it was started so, else it ends them first."""
         os.kill(self._daemon, signal.SIGTERM)
-        self._entrance.wait(timeout=60)
+        self._entrance.wait(timeout=PATIENCE_SECONDS)
 
     def kill(self) -> None:
         """End the daemon as a crash would."""
         os.kill(self._daemon, signal.SIGKILL)
-        self._entrance.wait(timeout=60)
+        self._entrance.wait(timeout=PATIENCE_SECONDS)
 
     def docker(self, *arguments: str) -> str:
         """Does by hand what an operator does with the docker command; returns what it says."""
         command = ["docker", "-H", self.host, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+        ).stdout.strip()
 
     def close(self) -> None:
         """End all of it."""
         self._home.kill()
         self._home.wait()
-        self._entrance.wait(timeout=60)
-
-    def _thread_states(self) -> Iterator[str]:
-        for task in Path(f"/proc/{self._daemon}/task").iterdir():
-            yield (task / "stat").read_text().rpartition(")")[2].split()[0]
+        self._entrance.wait(timeout=PATIENCE_SECONDS)
 
     def answers(self) -> bool:
         """Whether the daemon is there."""
         command = ["docker", "-H", self.host, "version"]
-        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+        return subprocess.run(command, capture_output=True, timeout=PATIENCE_SECONDS).returncode == 0
 
 
 def _command(process: Path) -> bytes:
@@ -140,7 +160,7 @@ def _command(process: Path) -> bytes:
 def _child(pid: int) -> int:
     """The one child of a process, once there is one."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not (found := children.read_text().split()):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -33,9 +33,17 @@ class Preheating:
         text = cluster.ffctl("pipelines", "show", "broken").text
         assert "FAILED" in text
         assert "Mend requirements.txt" in text
+        assert listed(cluster, "broken")["environment_counts"]["failed"] == 1
+        assert "packages can not be prepared: ffctl pipelines show broken" in cluster.ffctl("pipelines", "list").text
         assert json.loads(cluster.ffctl("runs", "list", "-o", "json").stdout)["runs"] == []
         (folder / wheel_name("alpha")).write_bytes(tiny_wheel("alpha", "NAME = 'alpha'\n")[1])
         wait_for_environment(cluster, "broken", "READY")
+        assert listed(cluster, "broken")["environment_counts"] == {
+            "waiting": 0,
+            "preparing": 0,
+            "ready": 1,
+            "failed": 0,
+        }
 
     def test_a_script_header_is_prepared_too_and_changed_code_is_not_prepared_again(self, cluster: Cluster) -> None:
         header = "# /// script\n# dependencies = []\n# ///\n"
@@ -96,6 +104,16 @@ def environment_of(cluster: Cluster, pipeline: str) -> dict[str, Any]:
     return dict(environments[0]) if environments else {}
 
 
+def listed(cluster: Cluster, pipeline: str) -> dict[str, Any]:
+    """A pipeline as the list of all has it."""
+    (found,) = (
+        each
+        for each in json.loads(cluster.ffctl("pipelines", "list", "-o", "json").stdout)["pipelines"]
+        if each["name"] == pipeline
+    )
+    return dict(found)
+
+
 def wait_for_environment(cluster: Cluster, pipeline: str, state: str) -> dict[str, Any]:
     """Waits until a pipeline's packages are in `state` ("READY") on the one agent."""
 
@@ -103,7 +121,7 @@ def wait_for_environment(cluster: Cluster, pipeline: str, state: str) -> dict[st
         found = environment_of(cluster, pipeline)
         return found if found.get("state") == f"ENVIRONMENT_STATE_{state}" else None
 
-    return cluster.until(seen, PREPARE_SECONDS, f"the packages of {pipeline} to be {state}")
+    return cluster.until(seen, f"the packages of {pipeline} to be {state}")
 
 
 def preparations(cluster: Cluster) -> int:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 PIECE_BYTES = 16 * 1024
 """Bytes that pass at once: small beside what a slow network carries in a second."""
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 60.0
 ABORT = struct.pack("ii", 1, 0)
 """SO_LINGER that makes close() send RST. Source: socket(7)."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fastflow_controlplane.store.engine import Store
 
-from tests.contract.databases import DATABASES, database, empty_database
+from tests.contract.databases import DATABASES, database, empty_database, opened
 
 
 @pytest.fixture(params=DATABASES)
@@ -26,8 +26,5 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[Store]:
     """An open store with the newest schema."""
-    store = Store(database_url)
-    store.open()
-    await store.start()
-    yield store
-    await store.close()
+    async with opened(database_url) as store:
+        yield store

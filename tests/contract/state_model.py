@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from tests.contract.state_agents import Host, Local, Number
 from tests.contract.state_checks import LIVE, TERMINAL, Rows, check, read_rows
 from tests.contract.state_loop import settled
-from tests.contract.state_plane import HOP_SECONDS, ControlPlane, Secrets, Turn, fresh
+from tests.contract.state_plane import HOP_SECONDS, ControlPlane, Secrets, Turn
 
 ROUNDS = 60
 """Of a world in which all goes well, until everything has ended."""
@@ -140,7 +140,7 @@ class World:
         while True:
             await settled()
             self.plane.raise_failures()
-            turns = fresh(store.waiting, self._held)
+            turns = [turn for turn in store.waiting if turn not in self._held]
             if turns and left != 0:
                 left = None if left is None else left - 1
                 await self.commit(turns[0], seen=not (fate.dies and left == 0))

@@ -1,20 +1,20 @@
 """One life of a control plane around a database, whose commits come one by one, when the model says so."""
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from fastflow.pipelines.metadata import Limits, Metadata
-from fastflow_controlplane.agents.abandoned import Abandoned
 from fastflow_controlplane.agents.assignments import Assignments
 from fastflow_controlplane.agents.duplicates import Duplicates
 from fastflow_controlplane.agents.operations import AgentOperations
 from fastflow_controlplane.agents.preheat import Preheat
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions, SessionParts
+from fastflow_controlplane.agents.unreported import Unreported
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.errors import DataLoss, FailedPrecondition, NotFound
 from fastflow_controlplane.logs.files import FileLogStore
@@ -57,7 +57,7 @@ EXPECTED = (FailedPrecondition, NotFound, DataLoss)
 """Refusals that a caller may meet."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
     """A write that waits for its turn; as in the real queue, it stays there though its caller was cancelled."""
 
@@ -189,9 +189,10 @@ class ControlPlane:
         await store.start()
         leadership = await store.lead(clock.now())
         epoch, grace = leadership.leader_epoch, settings.stop_grace
-        self.abandoned = Abandoned(store, clock, self.logs, changes, self.scheduler, settings.orphan_grace)
+        scheduler, registry = self.scheduler, self.registry
+        self.unreported = Unreported(store, clock, self.logs, changes, scheduler, registry, settings.orphan_grace)
         assignments = Assignments(
-            store, clock, self._secrets, self.logs, changes, self.scheduler, self.registry, self.abandoned, epoch, grace
+            store, clock, self._secrets, self.logs, changes, scheduler, registry, self.unreported, epoch, grace
         )
         self.runs = RunService(
             store, clock, settings, changes, Code(), self._secrets, self.logs, self.scheduler, self.registry
@@ -208,7 +209,7 @@ class ControlPlane:
                 registry=self.registry,
                 duplicates=Duplicates(self.registry, clock, settings),
                 assignments=assignments,
-                preheat=Preheat(False, list, self.registry),
+                preheat=Preheat(False, lambda name: None, self.registry),
                 scheduler=self.scheduler,
                 changes=changes,
                 version="test",
@@ -241,7 +242,7 @@ class ControlPlane:
         """Does what is done each second; a part that has not come to its end since the last time goes on with that."""
         self.registry.check()
         if all(task.done() for task in self._ticks):
-            looks = self.reaper.tick(), self.operations.check(), self.abandoned.check()
+            looks = self.reaper.tick(), self.operations.check(), self.unreported.check()
             self._ticks = {self.start_task(look) for look in looks}
 
     def wait_for_ever(self) -> None:
@@ -269,8 +270,3 @@ class ControlPlane:
         return Reaper(
             self.store, self._clock, settings, self._changes, self.scheduler, self.registry, self.leader_epoch
         )
-
-
-def fresh(waiting: Collection[Turn], known: Collection[Turn]) -> list[Turn]:
-    """Those of `waiting` that are not among `known`."""
-    return [turn for turn in waiting if all(turn is not other for other in known)]

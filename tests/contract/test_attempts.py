@@ -19,7 +19,7 @@ from fastflow_controlplane.runs.model import AttemptKey, LateResult, LogLoss, Pr
 from fastflow_controlplane.runs.states import LIVE, TERMINAL, Reason, RunState
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.models import attempt_events
-from fastflow_controlplane.store.queries import attempts, events
+from fastflow_controlplane.store.queries import attempts, desired, events
 from fastflow_controlplane.store.queries.agents import AgentRow
 from fastflow_controlplane.store.queries.lost_attempts import LostAttempt
 from sqlalchemy import select
@@ -67,6 +67,26 @@ async def test_a_run_mirrors_its_attempt_from_placement_to_the_end(rows: Rows) -
         seen.append(run.state)
     assert seen == [RunState.ASSIGNED, PREPARING, RUNNING, FAILED]
     assert (run.exit_code, run.reason, run.start_time, run.end_time) == (7, Reason.EXIT_CODE, NOW, NOW)
+
+
+async def test_a_run_that_is_prepared_says_what_it_waits_for_until_it_runs(rows: Rows) -> None:
+    agent, key = await rows.assigned()
+    journal = Journal(key)
+    said = []
+    for event in (
+        journal.moved(PREPARING),
+        journal.moved(PREPARING, message="it waits for a place"),
+        journal.moved(PREPARING, message="its environment is being prepared"),
+        journal.moved(RUNNING),
+        journal.moved(PREPARING, message="too late"),
+    ):
+        effects = await rows.apply(agent, [event])
+        assert effects.changed_runs == {key.run_id}, "who watches it is told"
+        run = await rows.view(key.run_id)
+        assert run.attempts[-1].message == run.message
+        said.append(run.message)
+    assert said == ["", "it waits for a place", "its environment is being prepared", "", ""]
+    assert run.state is RUNNING
 
 
 async def test_a_run_is_placed_once_however_often_placement_is_tried(rows: Rows) -> None:
@@ -411,3 +431,19 @@ async def test_a_cancel_of_what_a_drain_stops_stays_a_cancel(rows: Rows) -> None
     await rows.apply(agent, [journal.moved(PREPARING), journal.ended(CANCELLED, Reason.CANCEL_REQUESTED, None)])
     run = await rows.view(key.run_id)
     assert (run.state, run.reason) == (CANCELLED, Reason.CANCEL_REQUESTED)
+
+
+async def test_what_an_agent_shall_do_comes_in_the_order_in_which_that_changed(rows: Rows) -> None:
+    agent = await rows.agent()
+    first, second, third = sorted([await rows.run() for _ in range(3)])
+    for run_id in (third, first, second):
+        assert await rows.assign(run_id, agent)
+    assert await told_at_once(rows, agent) == [third, first, second]
+    await rows.cancel(third)
+    assert await told_at_once(rows, agent) == [first, second, third]
+
+
+async def told_at_once(rows: Rows, agent: AgentRow) -> list[str]:
+    """The runs in the full set for a new session of the agent."""
+    state = await rows.store.read(lambda connection: desired.read_all(connection, agent.facts.agent_id, ()))
+    return [row.key.run_id for row in state.rows]

@@ -10,14 +10,11 @@ import pytest
 from fastflow_controlplane.errors import AlreadyExists, FailedPrecondition
 from fastflow_controlplane.runs.states import RunState
 from fastflow_controlplane.store.checks import check
-from fastflow_controlplane.store.connections import make_engine, parse_url
 from fastflow_controlplane.store.copies import back_up, restore
 from fastflow_controlplane.store.migrations import HEAD
-from sqlalchemy import text
 
-from tests.contract.rows import NOW, Journal, Rows
-from tests.contract.test_ownership import end_sessions, opened
-from tests.contract.test_server_away import until
+from tests.contract.databases import end_sessions, execute, opened, until
+from tests.contract.rows import NOW, Rows
 from tests.postgres import PostgresServer
 
 
@@ -25,32 +22,12 @@ def no_log(run_id: str, attempt: int) -> int:
     return 0
 
 
-def execute(url: str, *statements: str) -> list[object]:
-    """Writes to a database behind the back of everybody, and returns what the last statement gives."""
-    engine = make_engine(parse_url(url), "test", writing=True, size=1)
-    with engine.begin() as connection:
-        for statement in statements:
-            result = connection.execute(text(statement))
-        found = [row[0] for row in result] if result.returns_rows else []
-    engine.dispose()
-    return found
-
-
-async def finished_run(rows: Rows) -> str:
-    agent, key = await rows.assigned()
-    journal = Journal(key)
-    await rows.apply(agent, [journal.moved(RunState.PREPARING), journal.moved(RunState.RUNNING)])
-    await rows.apply(agent, [journal.ended(RunState.SUCCEEDED), journal.gone()])
-    await rows.seal(key)
-    return key.run_id
-
-
 async def test_a_copy_made_under_writes_is_put_back_and_the_former_database_kept(
     empty_url: str, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
     async with opened(empty_url) as store:
-        kept = await finished_run(Rows(store))
+        kept = await Rows(store).finished()
         back_up(empty_url, copy)
         later = await Rows(store).run()
         with pytest.raises(FailedPrecondition, match="another control plane"):
@@ -87,7 +64,7 @@ async def test_a_restore_that_dies_leaves_the_former_database_or_the_copy(
 ) -> None:
     database, copy = tmp_path / "fastflow.db", tmp_path / "copy"
     async with opened(f"sqlite:///{database}") as store:
-        run = await finished_run(Rows(store))
+        run = await Rows(store).finished()
     back_up(f"sqlite:///{database}", copy)
     rename = Path.rename
 
@@ -108,7 +85,7 @@ async def test_a_restore_on_a_server_that_is_killed_half_way_leaves_the_former_d
     copy = tmp_path / "copy"
     with postgres.empty_database() as url:
         async with opened(url) as store:
-            run = await finished_run(Rows(store))
+            run = await Rows(store).finished()
         back_up(url, copy)
         waits = "BEGIN PERFORM pg_sleep(60); END"
         postgres.execute(f"CREATE FUNCTION wait() RETURNS event_trigger LANGUAGE plpgsql AS '{waits}'", url)
@@ -132,7 +109,7 @@ async def test_a_restore_on_a_server_that_is_killed_half_way_leaves_the_former_d
 async def test_a_copy_that_is_cut_off_replaces_nothing(empty_url: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     async with opened(empty_url) as store:
-        run = await finished_run(Rows(store))
+        run = await Rows(store).finished()
     back_up(empty_url, copy)
     os.truncate(copy, copy.stat().st_size - 100)
     with pytest.raises(FailedPrecondition):
@@ -151,7 +128,7 @@ async def test_a_copy_of_tables_that_would_not_be_found_replaces_nothing(
         postgres.execute("CREATE SCHEMA elsewhere", other)
         postgres.execute(f"ALTER DATABASE {other.rpartition('/')[2]} SET search_path = elsewhere", other)
         async with opened(other) as store:
-            run = await finished_run(Rows(store))
+            run = await Rows(store).finished()
         with pytest.raises(
             FailedPrecondition, match=r"holds tables of the schema public, .* are looked for in elsewhere"
         ):
@@ -166,6 +143,12 @@ def test_what_is_no_copy_of_ours_replaces_nothing(database_url: str, tmp_path: P
         restore(database_url, tmp_path / "text", replace=True)
     with pytest.raises(FailedPrecondition, match="is no file"):
         restore(database_url, tmp_path / "nothing", replace=True)
+
+
+def test_what_is_no_sqlite_database_is_called_no_copy_of_one(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("not a database at all")
+    with pytest.raises(FailedPrecondition, match=r"text is no copy of a database of Fast-Flow$"):
+        restore(f"sqlite:///{tmp_path}/fastflow.db", tmp_path / "text", replace=True)
 
 
 async def test_a_copy_of_a_newer_version_replaces_nothing(empty_url: str, tmp_path: Path) -> None:
@@ -185,7 +168,7 @@ async def test_a_backup_overwrites_nothing_and_leaves_no_half_copy(empty_url: st
     async with opened(empty_url):
         with pytest.raises(AlreadyExists):
             back_up(empty_url, tmp_path / "copy")
-        with pytest.raises(FailedPrecondition, match="No such file"):
+        with pytest.raises(FailedPrecondition, match=r"there is no folder .*no folder: make it, or name another file"):
             back_up(empty_url, tmp_path / "no folder" / "copy")
     assert (tmp_path / "copy").read_text() == "precious"
     assert not list(tmp_path.glob("**/*.partial"))
@@ -193,7 +176,7 @@ async def test_a_backup_overwrites_nothing_and_leaves_no_half_copy(empty_url: st
 
 async def test_a_whole_database_has_no_fault_also_while_it_is_used(empty_url: str) -> None:
     async with opened(empty_url) as store:
-        await finished_run(Rows(store))
+        await Rows(store).finished()
         await Rows(store).assigned()
         what, faults = check(empty_url, lambda run_id, attempt: 7)
     assert faults == []
@@ -202,7 +185,7 @@ async def test_a_whole_database_has_no_fault_also_while_it_is_used(empty_url: st
 
 async def test_a_log_that_is_missing_is_named(empty_url: str) -> None:
     async with opened(empty_url) as store:
-        run = await finished_run(Rows(store))
+        run = await Rows(store).finished()
         _, faults = check(empty_url, no_log)
     assert faults == [f"the log files of run {run} are not as long as they were: put back the folder logs of data_dir"]
 
@@ -213,7 +196,7 @@ async def test_a_log_that_retention_removes_meanwhile_is_no_fault(empty_url: str
         return 0
 
     async with opened(empty_url) as store:
-        await finished_run(Rows(store))
+        await Rows(store).finished()
     assert check(empty_url, removed_now)[1] == []
 
 
@@ -228,7 +211,7 @@ async def test_a_log_that_retention_removes_meanwhile_is_no_fault(empty_url: str
 )
 async def test_what_contradicts_itself_is_named(empty_url: str, damage: str, named: str) -> None:
     async with opened(empty_url) as store:
-        run = await finished_run(Rows(store))
+        run = await Rows(store).finished()
     execute(empty_url, damage)
     _, faults = check(empty_url, lambda run_id, attempt: 7)
     assert any(named in fault and run in fault and "db restore" in fault for fault in faults)

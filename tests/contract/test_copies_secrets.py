@@ -7,9 +7,8 @@ from fastflow_controlplane.errors import FailedPrecondition
 from fastflow_controlplane.store import server_copies
 from fastflow_controlplane.store.copies import back_up, restore
 
+from tests.contract.databases import execute, opened
 from tests.contract.rows import Rows
-from tests.contract.test_copies import execute, finished_run
-from tests.contract.test_ownership import opened
 from tests.postgres import PostgresServer
 from tests.postgres.server import PASSWORD
 
@@ -49,11 +48,12 @@ async def test_passwords_in_the_query_of_a_url_are_in_no_argument_and_known_to_w
     postgres: PostgresServer, tmp_path: Path, seen: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTFLOW_TOKEN", "t0ken-of-the-api")
+    monkeypatch.setenv("SSL_CERT_FILE", "/etc/own-authorities.pem")
     copy = tmp_path / "copy"
     with postgres.empty_database() as url:
         url = with_secrets_in_the_query(url)
         async with opened(url) as store:
-            kept = await finished_run(Rows(store))
+            kept = await Rows(store).finished()
             back_up(url, copy)
             await Rows(store).run()
         restore(url, copy, replace=True)
@@ -64,6 +64,7 @@ async def test_passwords_in_the_query_of_a_url_are_in_no_argument_and_known_to_w
         for secret in (PASSWORD, KEY_PASSWORD):
             assert secret not in arguments
         assert "t0ken-of-the-api" not in environment
+        assert "SSL_CERT_FILE=/etc/own-authorities.pem" in environment, "sslrootcert=system asks OpenSSL"
         needs_it = program != "pg_restore"
         assert (PASSWORD in environment) is needs_it
         assert (seen / f"{program}.service").exists() is needs_it
@@ -75,7 +76,10 @@ async def test_passwords_in_the_query_of_a_url_are_in_no_argument_and_known_to_w
 @pytest.mark.parametrize(
     ("query", "why"),
     [
-        (f"sslpassword={KEY_PASSWORD}&service=mine", "put sslpassword into the service's file"),
+        (
+            f"sslpassword={KEY_PASSWORD}&service=mine",
+            "and its service= names a service: put sslpassword into the service's file",
+        ),
         (f"sslpassword={KEY_PASSWORD}%20", "sslpassword in database_url begins or ends with a blank"),
     ],
 )
@@ -89,3 +93,17 @@ async def test_a_password_that_programs_can_not_be_told_is_refused_and_not_repea
             back_up(f"{url}?{query}", tmp_path / "copy")
     assert KEY_PASSWORD not in str(caught.value)
     assert not (tmp_path / "copy").exists()
+
+
+async def test_a_service_of_the_environment_is_named_where_it_leaves_no_way_to_tell_a_password(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = tmp_path / "services"
+    services.write_text("[mine]\napplication_name=mine\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    with postgres.empty_database() as url:
+        async with opened(url):
+            pass
+        monkeypatch.setenv("PGSERVICE", "mine")
+        with pytest.raises(FailedPrecondition, match="and PGSERVICE in the environment names a service: put"):
+            back_up(f"{url}?sslpassword={KEY_PASSWORD}", tmp_path / "copy")

@@ -34,8 +34,8 @@ from sqlalchemy import (
     text,
 )
 
+from tests.contract.databases import opened
 from tests.contract.rows import Journal, Rows
-from tests.contract.test_ownership import opened
 
 SCRIPTS = ScriptDirectory(str(migrations.SCRIPTS))
 REVISIONS = [script.revision for script in SCRIPTS.walk_revisions()][::-1]

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.models import metadata
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import Engine, text
 
@@ -49,10 +49,8 @@ def test_whatever_happens_in_whatever_order_each_run_ends_once(database_url: str
             settings=settings(
                 max_examples=EXAMPLES,
                 stateful_step_count=STEPS,
-                deadline=None,
                 print_blob=True,
                 report_multiple_bugs=False,
-                suppress_health_check=[HealthCheck.too_slow],
             ),
         )
     finally:

@@ -1,45 +1,20 @@
 """One control plane owns a database, and one that lost it writes nothing more."""
 
 import asyncio
-import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
 import pytest
 from fastflow_controlplane.errors import Deposed, FailedPrecondition, Unavailable
 from fastflow_controlplane.store.copies import back_up
-from fastflow_controlplane.store.engine import Store
+from fastflow_controlplane.store.engine import READERS
 from fastflow_controlplane.store.ownership import ADVISORY_LOCK, SessionOwnership
-from fastflow_controlplane.store.queries import requests
-from sqlalchemy import Connection
-from sqlalchemy.exc import OperationalError
 
+from tests.contract.databases import end_sessions, note, noted, opened
 from tests.contract.rows import NOW
 from tests.postgres import PostgresServer
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Store]:
-    store = Store(url)
-    try:
-        store.open()
-        await store.start()
-        yield store
-    finally:
-        await store.close()
-
-
-def note(name: str) -> Callable[[Connection], None]:
-    """An operation whose effect `noted` finds."""
-    return partial(requests.remember, kind="test", request_id=name, fingerprint="", answer_id=name, now=NOW)
-
-
-async def noted(store: Store, name: str) -> bool:
-    found = partial(requests.answered, kind="test", request_id=name, fingerprint="")
-    return await store.read(found) is not None
 
 
 async def test_a_second_control_plane_is_refused_until_the_first_has_gone(database_url: str) -> None:
@@ -60,12 +35,6 @@ def url(postgres: PostgresServer) -> Iterator[str]:
         yield url
 
 
-def end_sessions(postgres: PostgresServer, url: str) -> None:
-    """Ends the sessions of whoever uses the database, as a restart of the server would."""
-    name = url.rpartition("/")[2]
-    postgres.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'")
-
-
 def take_lock(url: str, name: str) -> psycopg.Connection:
     connection = psycopg.connect(url, application_name=name, autocommit=True)
     assert connection.execute("SELECT pg_try_advisory_lock(%s)", [ADVISORY_LOCK]).fetchone() == (True,)
@@ -81,7 +50,7 @@ async def test_one_whose_lock_another_took_writes_nothing_and_says_why(postgres:
                 await store.write(note("after"))
             assert "never-to-be-shown" not in refused.value.message
         with pytest.raises(Deposed):
-            await asyncio.wait_for(store.until_deposed(), 5)
+            await asyncio.wait_for(store.until_deposed(), 60)
         with pytest.raises(Unavailable):
             await store.write(note("later"))
     async with opened(url) as next_one:
@@ -97,7 +66,7 @@ async def test_one_that_was_away_while_another_led_writes_nothing(postgres: Post
         with pytest.raises(Unavailable, match="what this one knows is out of date"):
             await store.write(note("stale"))
         with pytest.raises(Deposed):
-            await asyncio.wait_for(store.until_deposed(), 5)
+            await asyncio.wait_for(store.until_deposed(), 60)
 
 
 async def test_one_whose_database_went_back_in_time_writes_nothing(postgres: PostgresServer, url: str) -> None:
@@ -112,15 +81,11 @@ async def test_one_whose_database_went_back_in_time_writes_nothing(postgres: Pos
         with pytest.raises(Unavailable, match="another copy of it was put in place"):
             await store.write(note("stale"))
         with pytest.raises(Deposed):
-            await asyncio.wait_for(store.until_deposed(), 5)
+            await asyncio.wait_for(store.until_deposed(), 60)
 
 
 async def test_one_whose_file_went_back_in_time_writes_nothing(tmp_path: Path) -> None:
     file, old = tmp_path / "fastflow.db", tmp_path / "old"
-
-    def fail(connection: Connection) -> None:
-        raise OperationalError("", None, sqlite3.OperationalError("disk I/O error"))
-
     async with opened(f"sqlite:///{file}") as store:
         await store.lead(NOW)
         back_up(f"sqlite:///{file}", old)
@@ -128,12 +93,37 @@ async def test_one_whose_file_went_back_in_time_writes_nothing(tmp_path: Path) -
         for suffix in ("", "-wal", "-shm"):
             file.with_name(file.name + suffix).unlink()
         old.rename(file)
-        with pytest.raises(Unavailable):
-            await store.write(fail)
         with pytest.raises(Unavailable, match="another copy of it was put in place"):
             await store.write(note("stale"))
         with pytest.raises(Deposed):
-            await asyncio.wait_for(store.until_deposed(), 5)
+            await asyncio.wait_for(store.until_deposed(), 60)
+
+
+async def test_one_whose_file_is_taken_away_stores_nothing_until_it_is_back_and_makes_no_new_one(
+    tmp_path: Path,
+) -> None:
+    folder, aside = tmp_path / "data", tmp_path / "aside"
+    file = folder / "fastflow.db"
+    async with opened(f"sqlite:///{file}") as store:
+        await store.lead(NOW)
+        await store.write(note("before"))
+        folder.rename(aside)
+        folder.mkdir()
+        with pytest.raises(Unavailable, match=r"is not there any more: put the file back") as refused:
+            await store.write(note("meanwhile"))
+        assert refused.value.reason == "DATABASE_UNAVAILABLE"
+        assert str(file) in refused.value.message
+        with suppress(Unavailable):
+            await asyncio.gather(*(store.read(lambda connection: None) for _ in range(2 * READERS)))
+        await store.recheck()
+        assert store.problem is not None
+        assert list(folder.iterdir()) == []
+        folder.rmdir()
+        aside.rename(folder)
+        await store.recheck()
+        assert store.problem is None
+        await store.write(note("after"))
+        assert [await noted(store, name) for name in ("before", "meanwhile", "after")] == [True, False, True]
 
 
 async def test_a_session_of_its_own_that_the_server_takes_for_alive_is_ended(

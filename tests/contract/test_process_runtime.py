@@ -1,14 +1,19 @@
 """The process runtime keeps the contract of runtimes, and says what it does not do."""
 
 import asyncio
+import itertools
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
+import time
+import venv
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +23,7 @@ from fastflow_agent.health import is_disk_full
 from fastflow_agent.runtime import shim
 from fastflow_agent.runtime.base import PreparerSpec, RuntimeFault, RuntimeUnavailable, SlotState
 from fastflow_agent.runtime.process import ProcessOptions, ProcessRuntime
+from fastflow_agent.runtime.process_box import Box
 from fastflow_agent.runtime.release import environments_folder
 
 from tests.slots import RuntimeContract, Slot, Workshop
@@ -75,8 +81,13 @@ def _parents_at(root: Path) -> dict[int, int]:
     return found
 
 
+def _open_pidfds() -> int:
+    links = [entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    return sum("pidfd" in link.name for link in links)
+
+
 async def _until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - processes tell nobody that they come and go
             await asyncio.sleep(0.01)
 
@@ -113,6 +124,19 @@ class TestProcessRuntime(RuntimeContract):
         monkeypatch.setenv("FASTFLOW_TOKEN", "the token of the cluster")
         slot = workshop.slot("import os; print('FASTFLOW_TOKEN' in os.environ, os.environ['HOME'])")
         assert (await slot.run()).text == f"False {slot.spec.paths.tmp}"
+
+    async def test_a_program_does_not_see_packages_beside_the_agent(
+        self, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        environment = tmp_path / "environment"
+        venv.create(environment)
+        (packages,) = (environment / "lib").glob("python*/site-packages")
+        (packages / "beside.py").write_text("print('seen')\n")
+        monkeypatch.setenv("PATH", f"{environment / 'bin'}:{os.environ['PATH']}")
+        monkeypatch.setenv("VIRTUAL_ENV", str(environment))
+        ended = await workshop.slot("import beside").run()
+        assert ended.exit_code == 1
+        assert "No module named 'beside'" in ended.text
 
     async def test_a_slot_outlives_the_agent_that_started_it(self, workshop: Workshop, options: ProcessOptions) -> None:
         slot = workshop.slot("import time; print('up', flush=True); time.sleep(1.5); raise SystemExit(5)")
@@ -154,6 +178,104 @@ class TestProcessRuntime(RuntimeContract):
             identity.write_text(genuine)
             bystander.kill()
             await bystander.wait()
+
+    async def test_a_killed_program_was_signalled_however_soon_it_is_gone(
+        self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slot = workshop.slot("import time; print('up', flush=True); time.sleep(60)")
+        await slot.begin()
+        await slot.said("up")
+        send = os.killpg
+
+        def send_and_see_it_gone(group: int, number: int) -> None:
+            send(group, number)
+            while Path(f"/proc/{group}").exists():
+                time.sleep(0.001)
+
+        monkeypatch.setattr(os, "killpg", send_and_see_it_gone)
+        assert await slot.runtime.signal(slot.id, signal.SIGKILL)
+        assert (await slot.end()).exit_code == 137
+
+    async def test_a_preparer_that_ends_by_itself_as_its_time_is_over_was_not_stopped(
+        self, workshop: Workshop, owner: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spec, go = workshop.late_preparer(owner)
+        signal_box = Box.signal
+
+        def signal_one_that_has_ended(box: Box, number: int) -> bool:
+            go.touch()
+            while box.observe().state is SlotState.RUNNING:
+                time.sleep(0.001)
+            return signal_box(box, number)
+
+        monkeypatch.setattr(Box, "signal", signal_one_that_has_ended)
+        result = await workshop.runtime.run_preparer(spec)
+        assert (result.exit_code, result.output) == (3, b"")
+
+    async def test_a_program_is_frozen_though_it_leads_no_group_yet(
+        self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slot = workshop.slot("import time; print('up', flush=True); time.sleep(60)")
+        await slot.begin()
+        await slot.said("up")
+        identity = (slot.spec.paths.root / "process" / "identity").read_text()
+        program = Path("/proc", identity.split()[1].partition(":")[0], "stat")
+
+        def no_group_yet(group: int, number: int) -> None:
+            raise ProcessLookupError
+
+        monkeypatch.setattr(os, "killpg", no_group_yet)
+        assert await slot.runtime.freeze(slot.id)
+        await _until(lambda: program.read_text().rpartition(")")[2].split()[0] == "T")
+        assert await slot.runtime.signal(slot.id, signal.SIGTERM)
+        assert (await slot.end()).exit_code == 143
+
+    async def test_a_program_that_ends_while_its_lost_folder_is_laid_out_again_is_no_slot(
+        self, workshop: Workshop, successor: ProcessRuntime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slot = workshop.slot("import time; print('up', flush=True); time.sleep(60)")
+        await slot.begin()
+        await slot.said("up")
+        shutil.rmtree(slot.spec.paths.root)
+        recover = Box.recover
+
+        def recover_what_ends(box: Box, shim: int, program: int) -> None:
+            os.kill(program, signal.SIGKILL)
+            while Path(f"/proc/{program}").exists():
+                time.sleep(0.001)
+            recover(box, shim, program)
+
+        monkeypatch.setattr(Box, "recover", recover_what_ends)
+        assert await successor.slots() == {}
+        assert not slot.spec.paths.root.exists()
+
+    async def test_who_gives_up_waiting_leaves_no_descriptor_open(
+        self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slot = workshop.slot("import time; print('up', flush=True); time.sleep(60)")
+        await slot.begin()
+        await slot.said("up")
+        before = _open_pidfds()
+        open_shim, opened, go_on = Box.open_shim, threading.Event(), threading.Event()
+        calls = itertools.count(1)
+
+        def open_slowly(box: Box) -> int | None:
+            found = open_shim(box)
+            # The first is for the slot's state, the second to be told of its end.
+            if next(calls) == 2:
+                opened.set()
+                go_on.wait(60)
+            return found
+
+        monkeypatch.setattr(Box, "open_shim", open_slowly)
+        waiting = asyncio.create_task(slot.runtime.wait(slot.id))
+        await asyncio.to_thread(opened.wait, 60)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert _open_pidfds() == before
 
     async def test_what_a_program_leaves_running_ends_with_it(self, workshop: Workshop) -> None:
         slot = workshop.slot("""
@@ -214,15 +336,17 @@ class TestProcessRuntime(RuntimeContract):
             """)
             given = pickle.dumps((spec, replace(options, preparers_outlive_agent_seconds=1.0), released))
             lives = await asyncio.create_subprocess_exec(sys.executable, "-c", agent, stdin=subprocess.PIPE)
-            assert lives.stdin
-            lives.stdin.write(given)
-            lives.stdin.close()
-            root = options.data_dir / "preparers" / "stuck"
-            await _until(lambda: len(_parents_at(root)) == 2 and bool(workshop.released()) is released)
-            await asyncio.sleep(1.5)
-            assert len(_parents_at(root)) >= 2, "it stays while its agent does"
-            lives.kill()
-            await lives.wait()
+            try:
+                assert lives.stdin
+                lives.stdin.write(given)
+                lives.stdin.close()
+                root = options.data_dir / "preparers" / "stuck"
+                await _until(lambda: len(_parents_at(root)) == 2 and bool(workshop.released()) is released)
+                await asyncio.sleep(1.5)
+                assert len(_parents_at(root)) >= 2, "it stays while its agent does"
+            finally:
+                lives.kill()
+                await lives.wait()
             await _until(lambda: not _parents_at(root))
 
 

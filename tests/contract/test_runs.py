@@ -129,5 +129,5 @@ async def test_the_code_that_runs_were_made_of_is_found_by_its_bundle(store: Sto
     for number, tree in enumerate(("a" * 40, "")):
         run = replace(new_run(ID.format(number)), bundle_digest=digests[number], bundle_size=7, tree=tree)
         await store.write(lambda connection, run=run: runs.insert_run(connection, run, NOW))
-    found = [await store.read(partial(runs.read_code, digest=digest)) for digest in digests]
+    found = [await store.read(partial(runs.code_with_bundle, digest=digest)) for digest in digests]
     assert found == [RunCode(Bundle(digests[0], 7), "a" * 40), None, None]

@@ -258,7 +258,7 @@ class Scene:
 
     def until(self, condition: Callable[[], object], what: str, seconds: float) -> None:
         """Waits until the condition is true."""
-        self.cluster.until(lambda: bool(condition()), seconds, what)
+        self.cluster.until(lambda: bool(condition()), what, seconds)
 
     def _left_behind(self) -> Iterator[str]:
         return (trace for trace in left_behind(self.agent, self._slots()) if trace not in self._left_before)

@@ -1,11 +1,8 @@
 """The runner image, and a Docker runtime with slots of its own."""
 
 import asyncio
-import ipaddress
-import json
 import secrets
 import shutil
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +13,7 @@ from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.runtime.release import environments_folder
 
 from tests.cluster.reruns import Index
-from tests.slots import Workshop
+from tests.slots import Workshop, bridge_address
 
 UID = 1000
 
@@ -92,9 +89,6 @@ async def workshop(runtime: DockerRuntime, options: DockerOptions, empty_cache: 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[Index]:
     """On the host's end of Docker's bridge, where containers reach it."""
-    command = ["docker", "network", "inspect", "bridge", "--format", "{{json .IPAM.Config}}"]
-    config = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)[0]
-    host = config.get("Gateway") or next(ipaddress.ip_network(config["Subnet"]).hosts())
-    index = Index(tmp_path / "index", str(host))
+    index = Index(tmp_path / "index", bridge_address())
     yield index
     index.close()

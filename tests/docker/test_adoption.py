@@ -1,10 +1,8 @@
 """A new agent process finds the slots of the one before it, whatever they were doing."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from fastflow_agent.runtime.base import SlotState
 from fastflow_agent.runtime.docker import DockerRuntime
 from fastflow_agent.runtime.docker_options import DockerOptions
 
@@ -19,21 +17,6 @@ async def successor(options: DockerOptions) -> AsyncIterator[DockerRuntime]:
     await runtime.aclose()
 
 
-async def test_it_lists_all_slots_with_their_states(workshop: Workshop, successor: DockerRuntime) -> None:
-    created, waiting, ended = (workshop.slot("raise SystemExit(3)") for _ in range(3))
-    await created.runtime.prepare_folders(created.spec)
-    await created.runtime.create(created.spec)
-    await waiting.wait_for_release()
-    await ended.run()
-    found = await successor.slots()
-    assert {slot: (seen.state, seen.exit_code) for slot, seen in found.items()} == {
-        created.id: (SlotState.CREATED, None),
-        waiting.id: (SlotState.RUNNING, None),
-        ended.id: (SlotState.EXITED, 3),
-    }
-    assert [await successor.was_released(slot.id) for slot in (created, waiting, ended)] == [False, False, True]
-
-
 async def test_it_sees_no_slot_of_another_agent(
     workshop: Workshop, docker_options: Callable[..., DockerOptions]
 ) -> None:
@@ -44,25 +27,6 @@ async def test_it_sees_no_slot_of_another_agent(
         assert await other.slots() == {}
     finally:
         await other.aclose()
-
-
-async def test_it_waits_for_a_slot_it_did_not_start(workshop: Workshop, successor: DockerRuntime) -> None:
-    slot = workshop.slot("import time; print('up', flush=True); time.sleep(1.5); raise SystemExit(7)")
-    await slot.begin()
-    await slot.said("up")
-    async with asyncio.timeout(30):
-        assert (await successor.wait(slot.id)).exit_code == 7
-
-
-async def test_it_starts_and_releases_what_was_only_created(workshop: Workshop, successor: DockerRuntime) -> None:
-    slot = workshop.slot("import os; print(os.environ['A'])")
-    await slot.runtime.prepare_folders(slot.spec)
-    await slot.runtime.create(slot.spec)
-    adopted = Slot(successor, slot.spec)
-    # Every step may be repeated: the agent may have died after it, before it wrote so down.
-    await adopted.begin({"A": "from the successor"})
-    await successor.start(slot.id)
-    assert (await adopted.end()).text == "from the successor"
 
 
 async def test_it_can_neither_start_nor_release_a_second_time(workshop: Workshop, successor: DockerRuntime) -> None:

@@ -108,22 +108,26 @@ async def test_sigterm_reaches_python_at_once(workshop: Workshop) -> None:
     assert await slot.runtime.signal(slot.id, signal.SIGTERM)
     ended = await slot.end()
     assert ended.exit_code == 3
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 20
 
 
 async def test_orphans_are_reaped(workshop: Workshop) -> None:
     ended = await workshop.slot("""
         import os, time
+        reading, writing = os.pipe()
         if os.fork() == 0:
-            if os.fork() == 0:
-                time.sleep(0.2)
+            if (orphan := os.fork()) != 0:
+                os.write(writing, str(orphan).encode())
             os._exit(0)
         os.wait()
-        time.sleep(0.6)
-        states = [open(f"/proc/{pid}/stat").read().split()[2] for pid in os.listdir("/proc") if pid.isdigit()]
-        print(states.count("Z"))
+        orphan = os.read(reading, 100).decode()
+        # A zombie whom nobody reaps stays for good.
+        end = time.monotonic() + 30
+        while os.path.exists(f"/proc/{orphan}") and time.monotonic() < end:
+            time.sleep(0.01)
+        print(os.path.exists(f"/proc/{orphan}"))
     """).run()
-    assert ended.text == "0"
+    assert ended.text == "False"
 
 
 async def test_it_can_not_start_processes_without_end(docker_options: Any, empty_cache: Path) -> None:

@@ -64,6 +64,12 @@ class Watch:
             evidence = replace(evidence, observation=replace(ended.observation, oom_flag=flag))
         return judge(evidence)
 
+    async def until_crossed(self, count: int) -> None:
+        """Wait until so many crossings, of either way, were told."""
+        async with asyncio.timeout(60):
+            while len(self.crossings) < count:  # noqa: ASYNC110 - a list tells nobody that it grew
+                await asyncio.sleep(0.05)
+
     def _on_oom(self, slot: SlotId, kills: int) -> None:
         self.kills.append(kills)
         self._stops.append(asyncio.ensure_future(self.slots[slot].runtime.signal(slot, 9)))
@@ -169,10 +175,12 @@ async def test_there_is_no_swap_to_escape_to(workshop: Workshop) -> None:
 async def test_cpu_over_the_limit_is_throttled_and_both_are_measured(workshop: Workshop, watch: Watch) -> None:
     slot = workshop.slot(
         """
-        import time
-        end = time.monotonic() + 3
-        while time.monotonic() < end: pass
-        print(time.process_time(), flush=True)
+        import os, time
+        begin, child = time.monotonic(), os.fork()
+        while time.process_time() < 0.5: pass
+        if not child: os._exit(0)
+        os.wait()
+        print(time.monotonic() - begin, flush=True)
         time.sleep(1.5)
         """,
         limits=limited(cpu=250),
@@ -185,11 +193,12 @@ async def test_cpu_over_the_limit_is_throttled_and_both_are_measured(workshop: W
     kernel = group.read().usage.throttled_usec
     verdict = await watch.verdict(slot)
     assert verdict.state is State.SUCCEEDED
-    assert 0.4 < float(slot.log()) < 1.2
-    # How much of its waiting is the limit's depends on who else wants the processors.
+    # A second of CPU time takes four at a quarter of a core, or longer where others want the processors too.
+    assert float(slot.log()) > 3.2
+    # How much of that is the limit's depends on those.
     assert kernel
     assert (watch.usages[-1].throttled_usec or 0) >= kernel
-    assert any(150 < (usage.cpu_milli_cores or 0) < 400 for usage in watch.usages)
+    assert any(0 < (usage.cpu_milli_cores or 0) < 400 for usage in watch.usages)
 
 
 async def test_throttling_is_told_up_to_the_end_also_of_a_run_too_short_for_a_sample(workshop: Workshop) -> None:
@@ -222,24 +231,32 @@ async def test_throttling_is_told_up_to_the_end_also_of_a_run_too_short_for_a_sa
 async def test_soft_limits_warn_of_memory_and_harm_nothing(workshop: Workshop, watch: Watch) -> None:
     slot = workshop.slot(
         """
-        import time
+        import os, time
+        def wait_for(name):
+            while not os.path.exists("/tmp/" + name): time.sleep(0.05)
         block = bytearray(80 << 20)
-        time.sleep(2.5)
+        wait_for("free")
         del block
-        time.sleep(2.5)
+        wait_for("go")
         print("unharmed")
         """,
         limits=limited(memory_soft_bytes=64 * MIB),
     )
     await slot.begin()
+    begin = time.monotonic()
     watch.add(slot)
+    # Not for so many seconds: on a crowded machine they may bring too few samples.
+    for count, name in ((1, "free"), (2, "go")):
+        await watch.until_crossed(count)
+        await asyncio.sleep(1.5)
+        (slot.spec.paths.tmp / name).touch()
     verdict = await watch.verdict(slot)
     assert (verdict.state, slot.log()) == (State.SUCCEEDED, b"unharmed\n")
     raised, cleared = watch.crossings
     assert (raised.crossing, raised.kind, raised.limit, raised.clear_time) == (1, "MEMORY", 64 * MIB, None)
     assert (cleared.crossing, cleared.kind) == (1, "MEMORY")
     assert cleared.peak > 80 * MIB
-    assert 1 < cleared.seconds_above < 4
+    assert 1 < cleared.seconds_above < time.monotonic() - begin
     assert abs((datetime.now(UTC) - cleared.raise_time).total_seconds()) < 30
 
 

@@ -1,12 +1,10 @@
 """`ffctl run --local` with containers of a real engine: what an agent would do, with no server."""
 
 import hashlib
-import io
+import os
 import signal
-import subprocess
-import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import docker
@@ -14,7 +12,8 @@ import pytest
 from fastflow_agent.runtime.container_spec import LABEL_AGENT, LABEL_SLOT
 
 from tests.cluster.local import LocalRuns
-from tests.slots.workshop import tiny_wheel
+from tests.cluster.program import PATIENCE_SECONDS
+from tests.slots import built_source, source_archive, tiny_wheel
 
 ENDLESS = "import time\nprint('up', flush=True)\ntime.sleep(600)"
 
@@ -82,7 +81,8 @@ def test_memory_over_the_hard_limit_is_an_oom_kill_that_is_explained(local: Loca
 
 
 def test_crossing_a_soft_limit_warns_on_stderr_and_harms_nothing(local: LocalRuns) -> None:
-    main = "import time\nblock = bytearray(80 << 20)\ntime.sleep(3)\nprint('done')"
+    # Longer than a busy host needs to look once.
+    main = "import time\nblock = bytearray(80 << 20)\ntime.sleep(6)\nprint('done')"
     folder = local.pipeline("wide", main, pipeline={"mem_hard_limit": "256m", "mem_soft_limit": "64m"})
     ended = local.run(folder)
     assert (ended.exit_code, ended.stdout) == (0, b"done\n")
@@ -154,9 +154,7 @@ def test_ctrl_c_stops_the_program_and_leaves_nothing(local: LocalRuns) -> None:
 def test_ctrl_c_while_packages_are_installed_leaves_nothing(local: LocalRuns) -> None:
     folder = local.pipeline("building", "print('ran')", requirements="./slow-1.0.tar.gz\n")
     build = "import time\ndef build_wheel(*_, **__): time.sleep(600)\n"
-    project = '[build-system]\nrequires = []\nbuild-backend = "build"\nbackend-path = ["."]\n'
-    project += '[project]\nname = "slow"\nversion = "1.0"\n'
-    (folder / "slow-1.0.tar.gz").write_bytes(archive({"slow-1.0/pyproject.toml": project, "slow-1.0/build.py": build}))
+    (folder / "slow-1.0.tar.gz").write_bytes(source_archive("slow", built_source(build)))
     with local.started(folder) as process:
         while not (local.data_dir / "agent-id").exists() or not _containers(local):
             assert process.poll() is None
@@ -170,6 +168,12 @@ def test_ctrl_c_while_packages_are_installed_leaves_nothing(local: LocalRuns) ->
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_program(local: LocalRuns) -> None:
+    # The program would go on for the ten seconds of grace. On a busy machine to end it may take as long.
+    assert any(_seconds_to_end_at_once(local, f"deaf{number}") < 8 for number in range(3))
+
+
+def _seconds_to_end_at_once(local: LocalRuns, name: str) -> float:
+    """How long a run that heeds no SIGTERM takes to its end from the second Ctrl-C on."""
     main = """
         import signal, time
         def deaf(*_): print("no", flush=True)
@@ -177,16 +181,18 @@ def test_a_second_ctrl_c_does_not_wait_for_the_program(local: LocalRuns) -> None
         print("up", flush=True)
         while True: time.sleep(1)
     """
-    with local.started(local.pipeline("deaf", main)) as process:
+    with local.started(local.pipeline(name, main)) as process:
         assert local.line_of(process) == b"up\n"
         (slot,) = _slots(local)
         process.send_signal(signal.SIGINT)
         assert local.line_of(process) == b"no\n"
         process.send_signal(signal.SIGINT)
-        # The program would go on for the ten seconds of grace.
-        ended = local.end_of(process, 8)
+        begin = time.monotonic()
+        ended = local.end_of(process)
+        seconds = time.monotonic() - begin
     assert (ended.exit_code, "CANCELLED" in ended.stderr) == (1, True)
     _assert_gone(local, slot)
+    return seconds
 
 
 def test_a_reader_that_leaves_stops_the_program(local: LocalRuns) -> None:
@@ -195,7 +201,7 @@ def test_a_reader_that_leaves_stops_the_program(local: LocalRuns) -> None:
         assert local.line_of(process) == b"line\n"
         assert process.stdout is not None
         process.stdout.close()
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=PATIENCE_SECONDS) == 1
     assert local.left_behind == []
 
 
@@ -243,17 +249,6 @@ def test_a_python_the_image_lacks_is_refused_naming_those_there_are(local: Local
     assert "python_version 3.2 is not in the runner image; there are: 3." in ended.stderr
 
 
-def archive(members: Mapping[str, str]) -> bytes:
-    """A gzipped tar of these files."""
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w:gz") as made:
-        for path, text in members.items():
-            member = tarfile.TarInfo(path)
-            member.size = len(text)
-            made.addfile(member, io.BytesIO(text.encode()))
-    return sink.getvalue()
-
-
 def _containers(local: LocalRuns) -> list[dict[str, str]]:
     """Labels of all containers of the local runs."""
     client = docker.from_env()
@@ -276,8 +271,9 @@ def _assert_gone(local: LocalRuns, slot: str) -> None:
         assert client.volumes.list(filters={"label": f"{LABEL_SLOT}={slot}"}) == []
     finally:
         client.close()
-    found = subprocess.run(["find", "/sys/fs/cgroup", "-name", f"*{slot}*"], capture_output=True, text=True, check=True)
-    assert found.stdout == ""
+    # Groups of others come and go meanwhile, which os.walk passes over.
+    groups = (name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names)
+    assert [name for name in groups if slot in name] == []
 
 
 def _holding(folder: Path, secret: bytes) -> list[Path]:

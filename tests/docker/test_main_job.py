@@ -1,30 +1,29 @@
 """The main job end to end, pipelines in containers of a real engine."""
 
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
 
 from tests.cluster import Cluster
-from tests.cluster.scenarios import TICKER, Crashes, Leftovers, MainJob, ticker_log
+from tests.cluster.programs import TICKER, let_end, slot_folders, ticker_log
+from tests.cluster.scenarios import TRIES, Leftovers, MainJob
 
 MIB = 1024 * 1024
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, runner_image: str) -> Iterator[Cluster]:
-    """A control plane and one agent with the Docker runtime."""
-    with Cluster(tmp_path / "cluster", "docker") as made:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, runner_image: str) -> Iterator[Cluster]:
+    """A control plane and one agent with the Docker runtime, which no test here harms."""
+    with Cluster(tmp_path_factory.mktemp("main-job") / "cluster", "docker") as made:
         yield made.start(FASTFLOW_IMAGE=runner_image)
 
 
 class TestMainJob(MainJob):
-    """With the Docker runtime."""
-
-
-class TestCrashes(Crashes):
     """With the Docker runtime."""
 
 
@@ -77,9 +76,12 @@ class TestLimits:
 
     def test_cpu_over_the_hard_limit_is_throttled_and_counted(self, cluster: Cluster) -> None:
         main = """
-            import time
+            import os, time
+            child = os.fork()
             end = time.monotonic() + 6
             while time.monotonic() < end: pass
+            if not child: os._exit(0)
+            os.wait()
         """
         cluster.add_pipeline("busy", main, pipeline={"cpu_hard_limit": 0.25})
         shown = cluster.finish(cluster.run("busy"))
@@ -92,32 +94,48 @@ class TestLimits:
 
     def test_crossing_a_soft_memory_limit_warns_once_and_harms_nothing(self, cluster: Cluster) -> None:
         main = """
-            import time
+            import os, time
+            def wait_for(name):
+                while not os.path.exists("/tmp/" + name): time.sleep(0.05)
             block = bytearray(80 * 1024 * 1024)
-            time.sleep(3)
+            wait_for("free")
             del block
-            time.sleep(3)
+            wait_for("go")
         """
         limits = {"mem_hard_limit": "256m", "mem_soft_limit": "64m"}
         cluster.add_pipeline("wide", main, pipeline=limits)
-        shown = cluster.finish(cluster.run("wide"))
+        run = cluster.run("wide")
+
+        def warnings() -> list[dict[str, Any]]:
+            return [warning for each in cluster.show(run)["attempts"] for warning in each["warnings"]]
+
+        # Not for so many seconds: on a crowded machine they may bring too few samples.
+        cluster.until(warnings, "the warning")
+        time.sleep(2)
+        let_end(slot_folders(cluster), "free")
+        cluster.until(lambda: "clear_time" in warnings()[0], "the end of the warning")
+        let_end(slot_folders(cluster))
+        shown = cluster.finish(run)
         assert shown["state"] == "RUN_STATE_SUCCEEDED"
         (warning,) = shown["attempts"][0]["warnings"]
         assert warning["kind"] == "SOFT_LIMIT_KIND_MEMORY"
         assert int(warning["limit"]) == 64 * MIB
         assert int(warning["peak"]) > 80 * MIB
-        assert 2 <= warning["seconds_above"] <= 5
+        assert 2 <= warning["seconds_above"] <= _seconds(shown["end_time"]) - _seconds(shown["start_time"])
         assert "raise_time" in warning
         assert "clear_time" in warning
 
     def test_crossing_a_soft_cpu_limit_warns(self, cluster: Cluster) -> None:
         main = """
-            import time
-            end = time.monotonic() + 8
-            while time.monotonic() < end: pass
+            import os, tempfile
+            while not os.path.exists(os.path.join(tempfile.gettempdir(), "go")): pass
         """
-        cluster.add_pipeline("warm", main, pipeline={"cpu_hard_limit": 1.0, "cpu_soft_limit": 0.3})
-        shown = cluster.finish(cluster.run("warm"))
+        cluster.add_pipeline("warm", main, pipeline={"cpu_hard_limit": 1.0, "cpu_soft_limit": 0.05})
+        run = cluster.run("warm")
+        # Not for so many seconds: on a crowded machine they may bring too little of a core, or too few samples.
+        cluster.until(lambda: any(each["warnings"] for each in cluster.show(run)["attempts"]), "the warning")
+        let_end(slot_folders(cluster))
+        shown = cluster.finish(run)
         assert shown["state"] == "RUN_STATE_SUCCEEDED"
         assert [warning["kind"] for warning in shown["attempts"][0]["warnings"]] == ["SOFT_LIMIT_KIND_CPU"]
 
@@ -130,11 +148,13 @@ class TestDependencies:
         cluster.add_pipeline("tables", main, requirements="tabulate==0.9.0\n")
         cold = cluster.finish(cluster.run("tables"))
         assert cold["state"] == "RUN_STATE_SUCCEEDED", cluster.log(cold["id"])
-        # The best of three, since this is about the cache and not about what else the machine does.
-        assert min(self._start_seconds(cluster) for _ in range(3)) < 1.0
+        # Where others want the processors too it takes as much longer as the start of what needs no packages.
+        cluster.add_pipeline("plain", "import time; print(time.time(), flush=True); print('0.9.0')")
+        starts = ((self._start_seconds(cluster, "plain"), self._start_seconds(cluster, "tables")) for _ in range(TRIES))
+        assert any(tables < max(1.0, 2 * plain) for plain, tables in starts)
 
-    def _start_seconds(self, cluster: Cluster) -> float:
-        shown = cluster.finish(cluster.run("tables"))
+    def _start_seconds(self, cluster: Cluster, pipeline: str) -> float:
+        shown = cluster.finish(cluster.run(pipeline))
         first_byte, version = cluster.log(shown["id"]).decode().split()
         assert version == "0.9.0"
         return float(first_byte) - _seconds(shown["create_time"])
@@ -181,7 +201,7 @@ class TestEngine:
         cluster.wait_for_log(run, b"tick 3 ")
         agent = (Path(cluster.agent.settings["FASTFLOW_DATA_DIR"]) / "agent-id").read_text().strip()
         engine = docker.from_env()
-        (container,) = engine.containers.list(filters={"label": f"org.fastflow.agent={agent}"})
+        (container,) = engine.containers.list(filters={"label": [f"org.fastflow.agent={agent}", "org.fastflow.slot"]})
         container.remove(force=True)
         engine.close()
         shown = cluster.finish(run)
@@ -196,15 +216,22 @@ class TestTampering:
     def test_a_truncated_log_is_a_recorded_fact(self, cluster: Cluster) -> None:
         main = """
             import os, time
+            def wait_for(name):
+                while not os.path.exists("/tmp/" + name): time.sleep(0.05)
             print("x" * 1000, flush=True)
-            time.sleep(1)
+            wait_for("stored")
+            time.sleep(1)  # that the agent too knows it
             os.truncate("/fastflow/log", 10)
-            time.sleep(1)
+            wait_for("noticed")
             print("after", flush=True)
-            time.sleep(1)
         """
         cluster.add_pipeline("eraser", main)
-        shown = cluster.finish(cluster.run("eraser"))
+        run = cluster.run("eraser")
+        cluster.wait_for_log(run, b"x" * 1000)
+        let_end(slot_folders(cluster), "stored")
+        cluster.until(lambda: cluster.show(run)["attempts"][0].get("log_losses"), "the loss to be told")
+        let_end(slot_folders(cluster), "noticed")
+        shown = cluster.finish(run)
         assert shown["state"] == "RUN_STATE_SUCCEEDED"
         assert [loss["kind"] for loss in shown["attempts"][0]["log_losses"]] == ["LOG_LOSS_KIND_TAMPERED"]
         assert cluster.log(shown["id"]).startswith(b"x" * 1000)
@@ -245,7 +272,7 @@ class TestTampering:
         shown = cluster.finish(cluster.run("trap"))
         assert shown["state"] == "RUN_STATE_SUCCEEDED", cluster.log(shown["id"])
         slots = Path(cluster.agent.settings["FASTFLOW_DATA_DIR"]) / "slots"
-        cluster.until(lambda: not list(slots.iterdir()), 20, "the slot folder to be removed")
+        cluster.until(lambda: not list(slots.iterdir()), "the slot folder to be removed")
         assert (treasure / "gold").read_text() == "coins"
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 from fastflow_agent.runtime.base import Egress
 from fastflow_agent.runtime.docker import DockerRuntime
@@ -20,26 +20,24 @@ from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.runtime.indexes import Indexes
 from fastflow_agent.uvcache import EnvironmentFault, UvCache
 
-from tests.slots import PackageIndex, Workshop, bridge_address, gitty, source_archive, tiny_wheel
+from tests.slots import PackageIndex, Workshop, bridge_address, built_source, gitty, source_archive, tiny_wheel
 
 UID = 1000
 IMAGE = "sha256:as the tests call it"
 PASSWORD = "s3cret-word"
 
-TELLTALE = b"""
+TELLTALE = """
 import os
 def build_wheel(*arguments, **options):
     raise RuntimeError(dict(os.environ))
 """
-PROJECT = b'[build-system]\nrequires = []\nbuild-backend = "build"\nbackend-path = ["."]\n'
 
 
 @pytest.fixture
 def public() -> Iterator[PackageIndex]:
     index = PackageIndex(bridge_address())
     index.add("alpha", *tiny_wheel("alpha", "NAME = 'public'\n"))
-    archive = source_archive("broken", {"pyproject.toml": PROJECT, "build.py": TELLTALE})
-    index.add("broken", "broken-1.0.tar.gz", archive)
+    index.add("broken", "broken-1.0.tar.gz", source_archive("broken", built_source(TELLTALE)))
     yield index
     index.close()
 
@@ -57,6 +55,7 @@ def private() -> Iterator[PackageIndex]:
 class Host:
     """A uv cache on a host with these indexes; its runs can reach nothing."""
 
+    agent_id: str
     folder: Path
     cache: UvCache
     workshop: Workshop
@@ -72,6 +71,13 @@ class Host:
         assert ended.exit_code == 0, ended.text
         return ended.text
 
+    def preparers(self) -> list[dict[str, Any]]:
+        """Its living preparers as `docker inspect` shows them."""
+        labels = ("org.fastflow.preparer", f"org.fastflow.agent={self.agent_id}")
+        with docker.APIClient() as engine:
+            living = engine.containers(filters={"label": list(labels)})
+            return [engine.inspect_container(container["Id"]) for container in living]
+
     def generations(self) -> list[str]:
         return sorted(path.name for path in (self.folder / "generations").iterdir())
 
@@ -81,12 +87,13 @@ async def host_of(docker_options: Callable[..., DockerOptions]) -> AsyncIterator
     async with AsyncExitStack() as opened:
 
         async def connect(egress: Egress) -> Host:
-            connected = DockerRuntime(docker_options(egress=egress))
+            preparing = docker_options(egress=egress)
+            connected = DockerRuntime(preparing)
             options = docker_options(egress=replace(egress, network="none"))
             alone = DockerRuntime(options)
             folder = options.data_dir / f"uv-{os.urandom(4).hex()}"
             cache = await UvCache.open(folder, connected, owner=UID, index_url=Indexes.of(egress).names)
-            host = Host(folder, cache, Workshop(alone, options.data_dir, options.env_dir, folder))
+            host = Host(preparing.agent_id, folder, cache, Workshop(alone, options.data_dir, options.env_dir, folder))
             opened.callback(shutil.rmtree, folder)
             opened.push_async_callback(alone.aclose)
             opened.push_async_callback(connected.aclose)
@@ -164,17 +171,12 @@ async def test_a_login_from_a_file_serves_as_well(
 
 
 async def test_the_engine_shows_no_login_of_a_living_preparer(host_of: HostOf, private: PackageIndex) -> None:
-    shown: list[bytes] = []
-
-    def look() -> None:
-        command = "docker inspect $(docker ps -q --filter label=org.fastflow.preparer)"
-        shown.append(subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout)
-
-    private.on_request = look
+    shown: list[dict[str, Any]] = []
     host = await host_of(Egress(index_url=with_login(private.url)))
+    private.on_request = lambda: shown.extend(host.preparers())
     await host.prepare("inhouse\n")
-    assert b"org.fastflow.preparer" in shown[0]
-    assert not any(PASSWORD.encode() in each for each in shown)
+    assert shown
+    assert PASSWORD not in json.dumps(shown)
 
 
 async def test_a_living_preparer_gives_way_to_runs_as_the_engine_and_the_kernel_see_it(
@@ -182,18 +184,15 @@ async def test_a_living_preparer_gives_way_to_runs_as_the_engine_and_the_kernel_
 ) -> None:
     seen: list[tuple[dict[str, Any], Path, float, int]] = []
 
+    host = await host_of(Egress(index_url=public.url))
+
     def look() -> None:
-        command = "docker inspect $(docker ps -q --filter label=org.fastflow.preparer)"
-        found = subprocess.run(["/bin/sh", "-c", command], capture_output=True).stdout or b"[]"
-        for container in json.loads(found):
-            # Those of other tests may end meanwhile.
-            with suppress(OSError):
-                process = Path("/proc") / str(container["State"]["Pid"])
-                adjustment = int((process / "oom_score_adj").read_text())
-                seen.append((container["HostConfig"], *_cpu_weight(process), adjustment))
+        for container in host.preparers():
+            process = Path("/proc") / str(container["State"]["Pid"])
+            adjustment = int((process / "oom_score_adj").read_text())
+            seen.append((container["HostConfig"], *_cpu_weight(process), adjustment))
 
     public.on_request = look
-    host = await host_of(Egress(index_url=public.url))
     await host.prepare("alpha\n")
     options = DockerOptions("", Path(), Path(), "")
     assert seen

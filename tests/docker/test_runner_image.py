@@ -1,12 +1,9 @@
 """The runner image, as a run meets it: read-only, uid 1000, no capabilities, no network."""
 
-import base64
-import hashlib
 import json
 import subprocess
 import sys
 import tomllib
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,8 @@ from typing import Any
 import docker
 import docker.errors
 import pytest
+
+from tests.slots import tiny_wheel
 
 PROJECT = Path(__file__).resolve().parents[2]
 BUILD = [str(PROJECT / "deploy" / "runner" / "build"), "--python", sys.executable]
@@ -116,8 +115,10 @@ def test_uv_runs_a_pipeline_offline_under_dockers_init(inside: In, code: Path) -
 
 
 def test_uv_installs_a_wheel_for_the_images_python(inside: In, code: Path) -> None:
-    wheel = write_wheel(code)
-    (code / "requirements.txt").write_text(f"tiny @ file:///code/{wheel}\n")
+    name, wheel = tiny_wheel("tiny", "GREETING = 'from a wheel'\n")
+    (code / name).write_bytes(wheel)
+    (code / name).chmod(0o644)
+    (code / "requirements.txt").write_text(f"tiny @ file:///code/{name}\n")
     (code / "main.py").write_text("import tiny\nprint(tiny.GREETING)")
     told = inside("uv", "run", "--offline", "--with-requirements", "requirements.txt", "main.py", **mounted(code))
     assert told == "from a wheel"
@@ -177,24 +178,3 @@ def test_a_second_build_finds_the_first(engine: docker.DockerClient, image: Any)
     # Other tests give the same image names of their own.
     (tag,) = [tag for tag in image.tags if f"{tag} is there" in line]
     assert engine.images.get(tag).id == image.id
-
-
-def write_wheel(target: Path) -> str:
-    """Writes the smallest wheel there can be, and returns its file name."""
-    files = {
-        "tiny.py": "GREETING = 'from a wheel'\n",
-        "tiny-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n",
-        "tiny-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    rows = [f"{name},sha256={digest(text)},{len(text)}" for name, text in files.items()]
-    files["tiny-1.0.dist-info/RECORD"] = "\n".join([*rows, "tiny-1.0.dist-info/RECORD,,", ""])
-    name = "tiny-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(target / name, "w") as wheel:
-        for path, text in files.items():
-            wheel.writestr(path, text)
-    (target / name).chmod(0o644)
-    return name
-
-
-def digest(text: str) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()

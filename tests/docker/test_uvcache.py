@@ -14,7 +14,7 @@ from fastflow_agent.runtime.docker import DockerRuntime
 from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.uvcache import EnvironmentFault, Generation, UvCache
 
-from tests.slots import PackageIndex, Slot, Workshop, bridge_address, source_archive, tiny_wheel
+from tests.slots import PackageIndex, Slot, Workshop, bridge_address, built_source, source_archive, tiny_wheel
 
 UID = 1000
 IMAGE = "sha256:as the tests call it"
@@ -168,9 +168,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     return name
 """
     name, wheel = tiny_wheel("gamma", "NAME = 'gamma'\n")
-    project = '[build-system]\nrequires = []\nbuild-backend = "build"\nbackend-path = ["."]\n'
-    members = {"pyproject.toml": project.encode(), "build.py": build.encode(), name: wheel}
-    index.add("gamma", "gamma-1.0.tar.gz", source_archive("gamma", members))
+    index.add("gamma", "gamma-1.0.tar.gz", source_archive("gamma", built_source(build, {name: wheel})))
 
     await attacked_by_gamma(world)
 

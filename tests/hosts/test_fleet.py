@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.scenarios import TICKER, terminal_facts, ticker_log
+from tests.cluster.programs import TICKER, ticker_log
+from tests.cluster.scenarios import terminal_facts
 from tests.hosts.lab.cluster import AGENT_READY_TIMEOUT, HostAgent, HostCluster
 from tests.hosts.lab.init import PLAIN, SYSTEMD
 from tests.hosts.lab.lab import Lab
@@ -159,7 +160,7 @@ def test_a_run_whose_host_lost_its_power_is_lost_in_time_and_runs_on_the_other_h
     assert (shown["exit_code"], shown["attempt"]) == (7, 2)
     assert cluster.log(run) == ticker_log(TICKS)
     victim.boot()
-    shown = cluster.until(lambda: late(cluster, run), SECONDS, "what became of the first attempt")
+    shown = cluster.until(lambda: late(cluster, run), "what became of the first attempt", SECONDS)
     assert shown["attempts"][0]["state"] == "RUN_STATE_LOST"
     assert shown["attempts"][0]["late_result"]["reason"] == "REASON_HOST_REBOOT"
     assert ticker_log(TICKS).startswith(first)
@@ -180,7 +181,7 @@ def test_a_run_on_a_host_cut_off_for_too_long_moves_and_what_still_ran_there_is_
     shown = cluster.finish(run, SECONDS)
     assert (shown["state"], shown["exit_code"], shown["attempt"]) == ("RUN_STATE_FAILED", 7, 2)
     assert cluster.log(run) == ticker_log(TICKS)
-    lost = cluster.until(lambda: late(cluster, run), SECONDS, "what became of the first attempt")["attempts"][0]
+    lost = cluster.until(lambda: late(cluster, run), "what became of the first attempt", SECONDS)["attempts"][0]
     assert (lost["agent"], lost["state"]) == (victim.name, "RUN_STATE_LOST")
     assert lost["late_result"]["state"] in ("RUN_STATE_CANCELLED", "RUN_STATE_FAILED")
     stored = cluster.ffctl("logs", run, "--attempt", "1").stdout
@@ -204,7 +205,7 @@ def assert_nothing_left(cluster: HostCluster, host: HostAgent) -> None:
     """The host keeps no container, and no group of one, in either layout of control groups."""
     left = "docker ps --all --quiet; ls -d /sys/fs/cgroup/fastflow/?* /sys/fs/cgroup/fastflow.slice/fastflow-* 2>&-"
     what = f"containers and groups on {host.name} to be removed"
-    cluster.until(lambda: not host.run(left, check=False).stdout, 30, what)
+    cluster.until(lambda: not host.run(left, check=False).stdout, what)
 
 
 def seconds_between(earlier: str, later: str) -> float:
@@ -220,7 +221,7 @@ def attempt_state(cluster: HostCluster, run: str, number: int, state: str) -> di
         states = [attempt["state"] for attempt in shown["attempts"]]
         return shown if states[number - 1 : number] == [f"RUN_STATE_{state}"] else None
 
-    return cluster.until(seen, UNTIL_LOST + SECONDS, f"attempt {number} to be {state}")
+    return cluster.until(seen, f"attempt {number} to be {state}", UNTIL_LOST + SECONDS)
 
 
 def late(cluster: HostCluster, run: str) -> dict[str, Any] | None:

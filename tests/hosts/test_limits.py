@@ -82,12 +82,12 @@ def test_a_soft_memory_limit_warns_while_it_is_exceeded_and_harms_nothing(
     """
     cluster.add_pipeline("wide", main, pipeline={"mem_hard_limit": "256m", "mem_soft_limit": "64m"})
     run = cluster.run("wide")
-    raised = cluster.until(lambda: _warnings(cluster, run), SECONDS, "the warning")
+    raised = cluster.until(lambda: _warnings(cluster, run), "the warning", SECONDS)
     assert [warning.get("clear_time") for warning in raised] == [None]
     since = time.monotonic()
-    cluster.until(lambda: time.monotonic() - since > 3, 10, "three seconds above the limit")
+    cluster.until(lambda: time.monotonic() - since > 3, "three seconds above the limit")
     _let(host_agent, "free")
-    cluster.until(lambda: "clear_time" in _warnings(cluster, run)[0], 30, "the end of the warning")
+    cluster.until(lambda: "clear_time" in _warnings(cluster, run)[0], "the end of the warning")
     assert cluster.show(run)["state"] == "RUN_STATE_RUNNING", "it was cleared by use, not by the run's end"
     _let(host_agent, "end")
     shown = cluster.finish(run, SECONDS)
@@ -116,14 +116,14 @@ def test_telemetry_agrees_with_the_kernels_files(cluster: HostCluster, host_agen
     cluster.wait_for_log(run, b"worked", SECONDS)
     assert host_agent.run(f"cat {SLOT}/*/cpu.max").stdout.split() == ["30000", "100000"]
     assert host_agent.run(f"ls {SLOT}/*/memory.pressure", check=False).exit_code != 0, "a guest has no pressure files"
-    cluster.until(lambda: int(_usage(cluster, run).get("pids", 0)) >= 7, 20, "a sample of the five threads")
+    cluster.until(lambda: int(_usage(cluster, run).get("pids", 0)) >= 7, "a sample of the five threads")
 
     def agreeing() -> tuple[dict[str, int], dict[str, str]] | None:
         # Sample and look are moments apart, in which uv may begin or end a thread of its own.
         kernel, sample = _kernel_figures(host_agent), _usage(cluster, run)
         return (kernel, sample) if int(sample["pids"]) == kernel["pids"] else None
 
-    kernel, alive = cluster.until(agreeing, 30, "a sample with as many processes as the kernel counts")
+    kernel, alive = cluster.until(agreeing, "a sample with as many processes as the kernel counts")
     assert abs(int(alive["working_set_bytes"]) - kernel["working_set"]) < 4 * MIB
     assert 48 * MIB < int(alive["working_set_bytes"]) < 96 * MIB
     _let(host_agent, "end")
@@ -156,9 +156,9 @@ def test_a_preparer_lies_beside_the_slots_and_gives_way_to_them(cluster: HostClu
 
 
 def test_after_a_run_its_host_has_nothing_of_it(cluster: HostCluster, host_agent: HostAgent) -> None:
-    cluster.until(lambda: not cluster.show_agent(host_agent.name)["attempts"], 30, "the last run to be forgotten")
+    cluster.until(lambda: not cluster.show_agent(host_agent.name)["attempts"], "the last run to be forgotten")
     left = "ls -d /sys/fs/cgroup/fastflow/*/ /var/lib/fastflow/agent/slots/* /run/fastflow/env/* 2>/dev/null"
-    cluster.until(lambda: not host_agent.run(left, check=False).stdout, 30, "slots and control groups to be removed")
+    cluster.until(lambda: not host_agent.run(left, check=False).stdout, "slots and control groups to be removed")
     assert host_agent.run("docker ps --all --quiet && docker volume ls --quiet").stdout == ""
     assert cluster.show_agent(host_agent.name)["reserved"]["memory_bytes"] == "0"
 

@@ -2,7 +2,8 @@
 
 from fastflow.service.failpoints import AgentPoint, mark
 
-from tests.cluster.scenarios import TICKER, terminal_facts, ticker_log
+from tests.cluster.programs import TICKER, ticker_log
+from tests.cluster.scenarios import terminal_facts
 from tests.hosts.lab.cluster import HostAgent, HostCluster
 
 SECONDS = 120.0
@@ -101,7 +102,7 @@ def test_a_partition_stops_no_run_and_costs_no_byte(cluster: HostCluster, host_a
     host_agent.partition()
     cluster.wait_for_agent(host_agent.name, "OFFLINE")
     before, stored = _spooled(host_agent), len(cluster.log(run))
-    cluster.until(lambda: _spooled(host_agent) > before, 20, "the run to go on")
+    cluster.until(lambda: _spooled(host_agent) > before, "the run to go on")
     assert cluster.show(run)["state"] == "RUN_STATE_RUNNING"
     assert len(cluster.log(run)) == stored < before
     host_agent.heal()
@@ -144,7 +145,7 @@ def test_a_host_that_lost_its_power_before_a_release_starts_the_run(
     host_agent.arm(AgentPoint.CONTAINER_STARTED)
     run = cluster.run("late")
     stopped = mark(AgentPoint.CONTAINER_STARTED)
-    cluster.until(lambda: stopped in host_agent.log(), SECONDS, "a container that waits for its release")
+    cluster.until(lambda: stopped in host_agent.log(), "a container that waits for its release", SECONDS)
     # What the engine has not on its disk it forgets; then there is no container to be taken for one that ran.
     host_agent.run("sync")
     host_agent.disarm()

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.scenarios import TICKER, terminal_facts, ticker_log
+from tests.cluster.programs import TICKER, TIDY, TIDY_LOG, ticker_log
+from tests.cluster.scenarios import terminal_facts
 from tests.hosts.lab.cluster import HostAgent, HostCluster
 from tests.hosts.lab.init import SYSTEMD
 from tests.hosts.lab.lab import Lab
@@ -27,15 +28,6 @@ FILLER = """
     except OSError:
         pass
     print(written)
-"""
-TIDY = """
-    import signal, sys, time
-    def stopped(*_):
-        print("tidied up", flush=True)
-        sys.exit(0)
-    signal.signal(signal.SIGTERM, stopped)
-    print("begun", flush=True)
-    while True: time.sleep(60)
 """
 SHARED = {"cpu_hard_limit": 0.4, "mem_hard_limit": "128m"}
 """So that two runs fit on the host."""
@@ -94,7 +86,7 @@ def test_a_restart_of_the_unit_harms_no_run_and_nothing_of_it_stays(
     assert (shown["state"], shown["exit_code"], shown["attempt"]) == ("RUN_STATE_FAILED", 7, 1)
     assert cluster.log(run) == ticker_log(300)
     left = "systemctl list-units --no-legend --plain 'fastflow-*.slice'; docker ps --all --quiet"
-    cluster.until(lambda: not host_agent.run(left).stdout, 30, "slices and containers to be removed")
+    cluster.until(lambda: not host_agent.run(left).stdout, "slices and containers to be removed")
 
 
 def test_a_run_that_fills_the_folder_of_its_environment_takes_nothing_of_the_hosts_run(
@@ -135,13 +127,34 @@ def test_an_orderly_reboot_stops_the_agent_before_its_containers_and_ends_the_ru
     shown = cluster.finish(run, SECONDS)
     assert (shown["state"], shown["reason"], shown["attempt"]) == ("RUN_STATE_FAILED", "REASON_HOST_REBOOT", 1)
     assert ticker_log(20000).startswith(cluster.log(run))
+    assert shown["attempts"][0]["log_losses"] == []
     assert terminal_facts(cluster, shown["id"]) == 1
     # It exits 0 as if its work were done.
     shown = cluster.finish(tidy, SECONDS)
     assert (shown["state"], shown["reason"], shown["attempt"]) == ("RUN_STATE_FAILED", "REASON_HOST_REBOOT", 1)
-    assert (shown["exit_code"], cluster.log(tidy)) == (0, b"begun\ntidied up\n")
+    assert (shown["exit_code"], cluster.log(tidy)) == (0, TIDY_LOG)
+    assert shown["attempts"][0]["log_losses"] == []
     left = "docker ps --all --quiet; ls -d /sys/fs/cgroup/fastflow.slice/fastflow-* 2>&-"
-    cluster.until(lambda: not host_agent.run(left, check=False).stdout, 30, "slices and containers to be removed")
+    cluster.until(lambda: not host_agent.run(left, check=False).stdout, "slices and containers to be removed")
+
+
+def test_what_is_confirmed_by_hand_while_a_run_goes_on_tells_nothing_of_its_log_after_a_power_cut(
+    cluster: HostCluster, host_agent: HostAgent
+) -> None:
+    cluster.add_pipeline("ticker", TICKER)
+    run = cluster.run("ticker", "--env", "TICKS=20000")
+    cluster.wait_for_log(run, b"tick 5 ", SECONDS)
+    host_agent.run("systemctl stop fastflow-agent fastflow-confirm-logs")
+    folder = "/var/lib/fastflow-agent/agent"
+    assert '"lengths": {}' in host_agent.run(f"cat {folder}/confirmed-logs.json").stdout
+    host_agent.power_cut()
+    host_agent.boot()
+    shown = cluster.finish(run, SECONDS)
+    assert (shown["state"], shown["reason"]) == ("RUN_STATE_FAILED", "REASON_HOST_REBOOT")
+    log = cluster.log(run)
+    assert ticker_log(20000).startswith(log)
+    (loss,) = shown["attempts"][0]["log_losses"]
+    assert (loss["kind"], int(loss["offset"]), "bytes" in loss) == ("LOG_LOSS_KIND_DISK", len(log), False)
 
 
 def test_the_limit_and_the_verdict_hold_with_crun_which_lays_a_group_of_its_own_below_dockers(

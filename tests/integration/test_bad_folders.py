@@ -23,7 +23,7 @@ def shown(cluster: Cluster, name: str) -> dict[str, Any]:
         done = cluster.ffctl("pipelines", "show", name, "-o", "json")
         return dict(json.loads(done.stdout)) if done.exit_code == 0 else None
 
-    return cluster.until(find, 30, f"pipeline {name} to be found")
+    return cluster.until(find, f"pipeline {name} to be found")
 
 
 def refused(cluster: Cluster, name: str) -> str:
@@ -50,7 +50,7 @@ def test_a_bad_line_of_the_requirements_is_refused_with_its_number_and_runs_once
     said = refused(cluster, "requiring")
     assert 'requirements.txt: line 2: "requests=2.0" is no requirement (did you mean "requests==2.0"?)' in said
     (folder / "requirements.txt").write_text("# none\n")
-    cluster.until(lambda: cluster.ffctl("run", "requiring", "--wait").exit_code == 0, 30, "the mended pipeline to run")
+    cluster.until(lambda: cluster.ffctl("run", "requiring", "--wait").exit_code == 0, "the mended pipeline to run")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_of_two_metadata_files_the_standard_name_counts_and_the_other_is_told(cl
     limits = {"pipeline": {"mem_hard_limit": "512m"}, "twice": {"mem_hard_limit": "64m"}}
     cluster.add_pipeline("twice", "print('here')", **limits)
     found = cluster.until(
-        lambda: pipeline if len((pipeline := shown(cluster, "twice"))["problems"]) == 1 else None, 30, "both files"
+        lambda: pipeline if len((pipeline := shown(cluster, "twice"))["problems"]) == 1 else None, "both files"
     )
     assert int(found["limits"]["memory_hard_bytes"]) == 512 * 1024**2
     assert found["metadata_file"] == "pipeline.json"
@@ -87,6 +87,6 @@ def test_of_several_files_that_may_be_metadata_none_is_guessed(cluster: Cluster)
     limits = {"first": {"mem_hard_limit": "512m"}, "second": {"mem_hard_limit": "64m"}}
     cluster.add_pipeline("unclear", "print('here')", **limits)
     found = cluster.until(
-        lambda: pipeline if len((pipeline := shown(cluster, "unclear"))["problems"]) == 2 else None, 30, "both files"
+        lambda: pipeline if len((pipeline := shown(cluster, "unclear"))["problems"]) == 2 else None, "both files"
     )
     assert all("name the right one pipeline.json" in problem["message"] for problem in found["problems"])

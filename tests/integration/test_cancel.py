@@ -1,20 +1,23 @@
 """A cancel at every state of a run, and one that comes as late as the end."""
 
 import base64
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.cluster import Cluster
+import pytest
 
-SLEEPER = "import time; print('begun', flush=True); time.sleep(300)"
-STUBBORN = """
-    import signal, time
-    signal.signal(signal.SIGTERM, lambda *_: print('no', flush=True))
-    print('begun', flush=True)
-    while True:
-        time.sleep(1)
-"""
+from tests.cluster import Cluster
+from tests.cluster.identity import wait_until_gone
+from tests.cluster.programs import SLEEPER, STUBBORN, wait_for_output
+
 ANOTHER_KEY = base64.b64encode(bytes(range(32))).decode() + "\n"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One cluster for tests that leave it as they found it."""
+    with Cluster(tmp_path_factory.mktemp("cancel") / "cluster", "process") as made:
+        yield made.start()
 
 
 def begun(cluster: Cluster, main: str, *arguments: str) -> str:
@@ -31,11 +34,11 @@ def cancel(cluster: Cluster, run: str, *arguments: str) -> str:
     return done.stderr
 
 
-def test_a_run_that_waits_ends_at_once(cluster: Cluster) -> None:
-    cluster.add_pipeline("large", "print(1)", pipeline={"mem_hard_limit": "4000g"})
-    run = cluster.run("large")
-    assert "CANCELLED" in cancel(cluster, run)
-    assert cluster.show(run).get("attempts", []) == []
+def test_a_run_that_waits_ends_at_once(shared: Cluster) -> None:
+    shared.add_pipeline("large", "print(1)", pipeline={"mem_hard_limit": "4000g"})
+    run = shared.run("large")
+    assert "CANCELLED" in cancel(shared, run)
+    assert shared.show(run).get("attempts", []) == []
 
 
 def test_a_run_that_its_agent_was_just_given_never_begins(cluster: Cluster) -> None:
@@ -50,34 +53,34 @@ def test_a_run_that_its_agent_was_just_given_never_begins(cluster: Cluster) -> N
     assert cluster.log(run) == b""
 
 
-def test_a_run_whose_packages_are_prepared_is_cancelled_before_it_begins(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_run_whose_packages_are_prepared_is_cancelled_before_it_begins(shared: Cluster, tmp_path: Path) -> None:
     package = tmp_path / "slow"
     package.mkdir()
     (package / "setup.py").write_text("import time; time.sleep(300)")
-    cluster.add_pipeline("slow", "print('prepared')", requirements=f"slow @ file://{package}\n")
-    run = cluster.run("slow")
-    cluster.wait_for_state(run, "PREPARING")
-    cancel(cluster, run)
-    shown = cluster.finish(run, timeout=30)
+    shared.add_pipeline("slow", "print('prepared')", requirements=f"slow @ file://{package}\n")
+    run = shared.run("slow")
+    shared.wait_for_state(run, "PREPARING")
+    cancel(shared, run)
+    shown = shared.finish(run)
     assert shown["state"] == "RUN_STATE_CANCELLED"
     assert "start_time" not in shown
 
 
-def test_a_program_that_ignores_sigterm_is_killed_after_the_grace_that_was_asked_for(cluster: Cluster) -> None:
-    run = begun(cluster, STUBBORN)
-    cancel(cluster, run, "--grace", "1s")
-    shown = cluster.finish(run)
+def test_a_program_that_ignores_sigterm_is_killed_after_the_grace_that_was_asked_for(shared: Cluster) -> None:
+    run = begun(shared, STUBBORN)
+    cancel(shared, run, "--grace", "1s")
+    shown = shared.finish(run)
     assert shown["state"] == "RUN_STATE_CANCELLED"
-    assert cluster.log(run) == b"begun\nno\n"
+    assert shared.log(run) == b"begun\nno\n"
 
 
-def test_a_stop_that_takes_too_long_is_hurried_by_a_second_cancel(cluster: Cluster) -> None:
-    run = begun(cluster, STUBBORN)
-    assert "asked to stop" in cancel(cluster, run, "--grace", "10m")
-    cluster.wait_for_state(run, "STOPPING")
-    cancel(cluster, run, "--grace", "20m")  # changes nothing
-    cancel(cluster, run, "--grace", "0")
-    assert cluster.finish(run, timeout=30)["state"] == "RUN_STATE_CANCELLED"
+def test_a_stop_that_takes_too_long_is_hurried_by_a_second_cancel(shared: Cluster) -> None:
+    run = begun(shared, STUBBORN)
+    assert "asked to stop" in cancel(shared, run, "--grace", "10m")
+    shared.wait_for_state(run, "STOPPING")
+    cancel(shared, run, "--grace", "20m")  # changes nothing
+    cancel(shared, run, "--grace", "0")
+    assert shared.finish(run)["state"] == "RUN_STATE_CANCELLED"
 
 
 def test_a_run_that_had_ended_before_the_cancel_keeps_its_real_result(cluster: Cluster) -> None:
@@ -92,19 +95,19 @@ def test_a_run_that_had_ended_before_the_cancel_keeps_its_real_result(cluster: C
     run = begun(cluster, main)
     cluster.agent.freeze()
     gate.touch()
-    time.sleep(1.0)  # the program ends, and nobody who could tell sees it
+    wait_until_gone(cluster)  # and nobody who could tell has seen its end
     cancel(cluster, run)
     cluster.agent.thaw()
     shown = cluster.finish(run)
     assert (shown["state"], shown["exit_code"]) == ("RUN_STATE_FAILED", 3)
 
 
-def test_a_cancel_of_a_run_that_has_ended_changes_nothing(cluster: Cluster) -> None:
-    cluster.add_pipeline("hello", "print('hello')")
-    run = cluster.run("hello")
-    before = cluster.finish(run)
-    assert "SUCCEEDED" in cancel(cluster, run)
-    assert cluster.show(run)["state"] == before["state"]
+def test_a_cancel_of_a_run_that_has_ended_changes_nothing(shared: Cluster) -> None:
+    shared.add_pipeline("hello", "print('hello')")
+    run = shared.run("hello")
+    before = shared.finish(run)
+    assert "SUCCEEDED" in cancel(shared, run)
+    assert shared.show(run)["state"] == before["state"]
 
 
 def test_a_cancel_reaches_its_agent_though_nobody_can_tell_what_to_mask_and_the_log_waits_for_the_key(
@@ -115,21 +118,24 @@ def test_a_cancel_reaches_its_agent_though_nobody_can_tell_what_to_mask_and_the_
     old_key = (cluster.folder / "controlplane" / "secret.key").read_text()
     restart_with_key(cluster, ANOTHER_KEY + old_key)
     assert cluster.ffctl("secrets", "set", "NEW", "--all-pipelines", value="a newer secret").exit_code == 0
-    main = """
-        import os, time
+    gate = cluster.folder / "gate"
+    main = f"""
+        import os, pathlib, time
         print('begun', flush=True)
-        time.sleep(3)
+        while not pathlib.Path({str(gate)!r}).exists():
+            time.sleep(0.01)
         print(os.environ['OLD'], flush=True)
         time.sleep(300)
     """
     run = begun(cluster, main)
     cluster.agent.kill()
+    gate.touch()
     restart_with_key(cluster, ANOTHER_KEY)
     cancel(cluster, run)
-    time.sleep(3.0)  # the program prints the secret, and nobody is there to mask it
+    wait_for_output(cluster, secret.encode())  # and nobody is there to mask it
     cluster.agent.start()
     shown = cluster.wait_for_state(run, "CANCELLED")
-    cluster.until(lambda: cluster.show(run)["attempts"][0].get("released"), 20, "the program to be gone")
+    cluster.until(lambda: cluster.show(run)["attempts"][0].get("released"), "the program to be gone")
     assert not shown["attempts"][0].get("log_sealed")
     assert cluster.log(run) == b"begun\n"
     restart_with_key(cluster, ANOTHER_KEY + old_key)
@@ -142,4 +148,4 @@ def restart_with_key(cluster: Cluster, key: str) -> None:
     cluster.controlplane.stop()
     (cluster.folder / "controlplane" / "secret.key").write_text(key)
     cluster.controlplane.start()
-    cluster.until(lambda: cluster.ffctl("runs", "list").exit_code == 0, 30, "the control plane to answer")
+    cluster.until(lambda: cluster.ffctl("runs", "list").exit_code == 0, "the control plane to answer")

@@ -11,9 +11,8 @@ import pytest
 from fastflow.ids import short
 
 from tests.cluster import Cluster, Program
-from tests.cluster.identity import LEDGER, SETTINGS, attempt_of
-
-pytestmark = pytest.mark.timeout(300)
+from tests.cluster.identity import SETTINGS, attempt_of
+from tests.cluster.programs import LEDGER, let_end, slot_folders
 
 SKEWED = Path(__file__).parents[1] / "cluster" / "skewed.py"
 PAUSE_SECONDS = 4.0
@@ -59,19 +58,21 @@ def test_no_run_is_lost_or_ended_early_and_times_keep_their_order(cluster: Clust
         cluster.agent.start()
         cluster.wait_for_agent("worker-1")
     cluster.add_pipeline("ledger", LEDGER, pipeline={"timeout": 120})
+    cluster.add_pipeline("short", "import time; time.sleep(1)")
     cluster.add_pipeline("waits", "print('never')", pipeline={"mem_hard_limit": "100000g"})
     waits = cluster.run("waits")
-    lives = cluster.run("ledger", "--env", "SECONDS=20")
+    lives = cluster.run("ledger")
     cluster.wait_for_log(lives, b"begun")
     clocks[0].set(hours * 3600)
     time.sleep(PAUSE_SECONDS)
-    since = cluster.run("ledger", "--env", "SECONDS=1")
+    since = cluster.run("short")
     time.sleep(PAUSE_SECONDS)
+    let_end(slot_folders(cluster))
     assert attempt_of(cluster.finish(lives)) == ("SUCCEEDED", "", 1)
     assert attempt_of(cluster.finish(since)) == ("SUCCEEDED", "", 1)
     assert cluster.show(waits)["state"] == "RUN_STATE_QUEUED"
     clocks[0].set(0)
-    last = cluster.run("ledger", "--env", "SECONDS=1")
+    last = cluster.run("short")
     assert attempt_of(cluster.finish(last)) == ("SUCCEEDED", "", 1)
     assert cluster.show_agent("worker-1")["state"] == "AGENT_STATE_ACTIVE"
     listed = json.loads(cluster.ffctl("runs", "list", "-o", "json").stdout)["runs"]

@@ -15,7 +15,7 @@ from fastflow.v1 import runs_pb2, runs_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 PROGRAM = str(Path(sys.executable).parent / "fastflow-controlplane")
-SECONDS = 30.0
+SECONDS = 60.0
 """Longer than anything here takes on a busy machine."""
 
 Start = Callable[[Mapping[str, str]], "Process"]
@@ -146,6 +146,22 @@ def test_its_help_explains_every_setting_and_the_settings_in_force_are_printed(e
     assert "FASTFLOW_LOST_AFTER" in described
     assert f'data_dir = "{environment["FASTFLOW_DATA_DIR"]}"' in printed
     assert "correct horse" not in printed
+
+
+def test_a_mistyped_variable_is_told_where_it_may_be_missed(start: Start, environment: dict[str, str]) -> None:
+    told = "FASTFLOW_TOKN is no setting of Fast-Flow and has no effect: did you mean FASTFLOW_TOKEN?"
+    mistyped = {**environment, "FASTFLOW_TOKN": "correct horse"}
+    process = start(mistyped)
+    process.wait_until_ready()
+    assert [line["level"] for line in process.log if told in line["event"]] == ["warning"]
+    printed = command(mistyped, "serve", "--print-config")
+    assert told in printed.stderr
+    assert "TOKN" not in printed.stdout
+    remote = {"FASTFLOW_LISTEN": "0.0.0.0:0", "FASTFLOW_ALLOW_REMOTE": "true"}
+    refused = command({**mistyped, **remote}, "serve")
+    assert refused.returncode == 2
+    assert told in refused.stderr
+    assert "correct horse" not in f"{process.log}{printed.stderr}{refused.stderr}"
 
 
 def test_a_token_is_asked_of_every_caller_but_a_probe(start: Start, environment: dict[str, str]) -> None:

@@ -56,5 +56,5 @@ def test_a_database_is_checked_and_copied_under_a_control_plane_and_restored_wit
         assert (code, "--force" in told) == (1, True), told
         assert db("restore", copy, "--force")[0] == 0
         cluster.controlplane.start()
-        cluster.until(lambda: cluster.ffctl("runs", "show", before).exit_code == 0, 30, "the restored run")
+        cluster.until(lambda: cluster.ffctl("runs", "show", before).exit_code == 0, "the restored run")
         assert cluster.ffctl("runs", "show", after).exit_code == 4

@@ -8,27 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster
+from tests.cluster.program import PATIENCE_SECONDS
+from tests.cluster.programs import SLEEPER
 
-SLEEPER = "import time; print('begun', flush=True); time.sleep(300)"
 UNTIL_FILE = """
     import os, pathlib, time
     print('begun', flush=True)
     while not pathlib.Path(os.environ['GATE']).exists():
         time.sleep(0.05)
     print('done')
-"""
-STUBBORN = """
-    import signal, time
-    signal.signal(signal.SIGTERM, lambda *_: print('no', flush=True))
-    print('begun', flush=True)
-    while True:
-        time.sleep(1)
-"""
-SLOW_TO_PREPARE = """
-    # /// script
-    # dependencies = ["{package} @ file://{folder}"]
-    # ///
-    print('prepared')
 """
 
 
@@ -37,6 +25,9 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A control plane that loses runs soon, and one agent."""
     settings = {
         "FASTFLOW_HEARTBEAT_INTERVAL": "0.5",
+        # Silence of a busy machine's agent is no reason to break its stream.
+        "FASTFLOW_SUSPECT_AFTER": "20",
+        "FASTFLOW_SILENT_AFTER": "20",
         "FASTFLOW_OFFLINE_AFTER": "1",
         "FASTFLOW_LOST_AFTER": "600",
         "FASTFLOW_RECOVERY_WINDOW": "0",
@@ -54,9 +45,9 @@ def gated(cluster: Cluster) -> tuple[str, Path]:
     return run, gate
 
 
-def sleeper(cluster: Cluster, main: str = SLEEPER) -> str:
+def sleeper(cluster: Cluster) -> str:
     """A run that does not end by itself."""
-    cluster.add_pipeline("sleeper", main)
+    cluster.add_pipeline("sleeper", SLEEPER)
     run = cluster.run("sleeper")
     cluster.wait_for_log(run, b"begun")
     return run
@@ -82,7 +73,7 @@ def test_runs_under_way_end_by_themselves_and_new_ones_wait_or_go_elsewhere(clus
     assert cluster.finish(waiting)["attempts"][0]["agent"] == "worker-2"
     assert draining.poll() is None
     gate.touch()
-    _, errors = draining.communicate(timeout=30)
+    _, errors = draining.communicate(timeout=PATIENCE_SECONDS)
     assert draining.returncode == 0, errors
     assert b"worker-1 is empty" in errors
     assert cluster.finish(run)["state"] == "RUN_STATE_SUCCEEDED"
@@ -95,7 +86,6 @@ def test_an_agent_stays_drained_over_restarts_of_both_sides_until_it_is_resumed(
     cluster.controlplane.kill()
     cluster.controlplane.start()
     cluster.agent.start()
-    cluster.until(lambda: cluster.ffctl("agents", "show", "worker-1").exit_code == 0, 20, "the control plane to answer")
     cluster.wait_for_agent("worker-1", "DRAINING")
     cluster.add_pipeline("hello", "print('hello')")
     run = cluster.run("hello")
@@ -116,7 +106,7 @@ def test_what_is_left_at_the_deadline_is_stopped_and_says_why(cluster: Cluster) 
 
 def test_runs_are_stopped_at_once_where_that_is_asked_for(cluster: Cluster) -> None:
     run = sleeper(cluster)
-    assert cluster.ffctl("agents", "drain", "worker-1", "--stop", timeout=20).exit_code == 0
+    assert cluster.ffctl("agents", "drain", "worker-1", "--stop").exit_code == 0
     assert cluster.show(run)["reason"] == "REASON_AGENT_DRAINED"
 
 
@@ -135,11 +125,11 @@ def test_ctrl_c_ends_the_waiting_and_not_the_drain(cluster: Cluster) -> None:
     assert draining.stderr is not None
     assert b"1 run left" in draining.stderr.readline()
     draining.send_signal(signal.SIGINT)
-    _, errors = draining.communicate(timeout=20)
+    _, errors = draining.communicate(timeout=PATIENCE_SECONDS)
     assert draining.returncode == 130
     assert b"ffctl agents resume worker-1" in errors
     gate.touch()
-    cluster.until(lambda: drain_of(cluster).get("complete"), 20, "worker-1 to be empty")
+    cluster.until(lambda: drain_of(cluster).get("complete"), "worker-1 to be empty")
 
 
 def test_what_has_not_begun_is_given_back_and_counts_as_no_failure(cluster: Cluster, tmp_path: Path) -> None:
@@ -155,7 +145,7 @@ def test_what_has_not_begun_is_given_back_and_counts_as_no_failure(cluster: Clus
     cluster.add_pipeline("slow", "print('prepared')", requirements=f"slow @ file://{package}\n")
     run = cluster.run("slow")
     cluster.wait_for_state(run, "PREPARING")
-    assert cluster.ffctl("agents", "drain", "worker-1", timeout=30).exit_code == 0
+    assert cluster.ffctl("agents", "drain", "worker-1").exit_code == 0
     shown = cluster.show(run)
     (attempt,) = shown["attempts"]
     assert (shown["state"], attempt["state"]) == ("RUN_STATE_QUEUED", "RUN_STATE_CANCELLED")
@@ -171,7 +161,7 @@ def test_an_agent_is_removed_only_once_it_is_stopped_and_nothing_is_left_of_it(c
     assert "is connected" in refused.stderr
     run = sleeper(cluster)
     cluster.agent.stop()
-    cluster.until(lambda: "connect" not in cluster.show_agent("worker-1").get("state", ""), 10, "it to be away")
+    cluster.until(lambda: cluster.show_agent("worker-1")["state"] != "AGENT_STATE_ACTIVE", "it to be away")
     refused = cluster.ffctl("agents", "remove", "worker-1")
     assert refused.exit_code == 4
     assert run[-8:] in refused.stderr
@@ -187,7 +177,7 @@ def test_an_agent_is_removed_only_once_it_is_stopped_and_nothing_is_left_of_it(c
     # Should it come back, it is stopped there, and what it brings is kept.
     cluster.agent.start()
     cluster.wait_for_agent("worker-1")
-    cluster.until(lambda: cluster.show(run)["attempts"][0].get("log_sealed"), 30, "the rest of the log")
+    cluster.until(lambda: cluster.show(run)["attempts"][0].get("log_sealed"), "the rest of the log")
     assert cluster.show(run)["state"] == "RUN_STATE_LOST"
     assert cluster.log(run) == b"begun\n"
 
@@ -195,11 +185,10 @@ def test_an_agent_is_removed_only_once_it_is_stopped_and_nothing_is_left_of_it(c
 def test_an_agent_of_which_nothing_is_left_is_removed_without_force(cluster: Cluster) -> None:
     cluster.add_pipeline("hello", "print('hello')")
     cluster.finish(cluster.run("hello"))
-    cluster.until(lambda: not cluster.show_agent("worker-1").get("attempts"), 20, "the container to be gone")
+    cluster.until(lambda: not cluster.show_agent("worker-1").get("attempts"), "the container to be gone")
     cluster.agent.stop()
     removed = cluster.until(
         lambda: done if (done := cluster.ffctl("agents", "remove", "worker-1")).exit_code == 0 else None,
-        20,
         "worker-1 to be removed",
     )
     assert "worker-1 is removed" in removed.stderr
@@ -218,8 +207,8 @@ def test_a_run_is_given_up_on_an_operators_word_and_stopped_when_its_agent_retur
     assert again.exit_code == 4
     assert "has ended already" in again.stderr
     cluster.agent.start()
-    cluster.until(lambda: cluster.show(run)["attempts"][0].get("released"), 30, "the program to be stopped")
-    cluster.until(lambda: cluster.show(run)["attempts"][0].get("log_sealed"), 30, "the rest of the log")
+    cluster.until(lambda: cluster.show(run)["attempts"][0].get("released"), "the program to be stopped")
+    cluster.until(lambda: cluster.show(run)["attempts"][0].get("log_sealed"), "the rest of the log")
     assert cluster.show(run)["state"] == "RUN_STATE_LOST"
 
 
@@ -237,7 +226,6 @@ def test_a_control_plane_that_is_stopped_stops_no_run(cluster: Cluster) -> None:
     assert cluster.controlplane.stop() == 0
     gate.touch()
     cluster.controlplane.start()
-    cluster.until(lambda: cluster.ffctl("runs", "list").exit_code == 0, 20, "the control plane to answer")
     shown = cluster.finish(run)
     assert (shown["state"], shown["attempt"]) == ("RUN_STATE_SUCCEEDED", 1)
     assert cluster.log(run) == b"begun\ndone\n"

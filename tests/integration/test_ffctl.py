@@ -97,7 +97,7 @@ def test_an_agent_is_shown_with_capacity_and_what_the_runtime_does_not_do(shared
 def test_a_control_plane_with_a_token_refuses_who_has_none(tmp_path: Path) -> None:
     with Cluster(tmp_path / "cluster", "process", FASTFLOW_TOKEN="correct-horse") as cluster:
         cluster.controlplane.start()
-        cluster.until(lambda: cluster.ffctl("runs", "list").exit_code == 4, 30, "a refusal")
+        cluster.until(lambda: cluster.ffctl("runs", "list").exit_code == 4, "a refusal")
         done = cluster.ffctl("runs", "list")
         assert "wants a token" in done.stderr
         assert "FASTFLOW_TOKEN" in done.stderr

@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.ports import HeldPort
+
 FFCTL = Path(sys.executable).parent / "ffctl"
-SECONDS = 60.0
+SECONDS = 120.0
 NO_DOCKER = "unix:///nowhere/docker.sock"
 
 
@@ -23,7 +26,8 @@ class Up:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self._held = HeldPort()
+        self.port = self._held.number
         self.started: list[subprocess.Popen[str]] = []
         self.settings: dict[str, str] = {}
         pipeline = folder / "pipelines" / "hello"
@@ -44,6 +48,18 @@ class Up:
         self.started.append(process)
         return process
 
+    def beside(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Starts one more in the same folder, which is to end by itself."""
+        return subprocess.run(
+            [str(FFCTL), "up", *arguments],
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+
     def until_ready(self) -> str:
         """Returns what was printed on stdout up to the hint how to stop."""
         stdout = self.started[-1].stdout
@@ -61,6 +77,7 @@ class Up:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
             process.communicate(timeout=SECONDS)
+        self._held.close()
 
     @property
     def stderr(self) -> str:
@@ -89,11 +106,6 @@ class Up:
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTFLOW_")}
         return {**kept, "DOCKER_HOST": NO_DOCKER, **self.settings}
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture
@@ -183,15 +195,7 @@ def test_a_port_that_is_taken_is_told_by_name(up: Up) -> None:
 def test_where_another_control_plane_answers_it_does_not_pass_for_ours(up: Up, tmp_path: Path) -> None:
     up.start()
     up.until_ready()
-    second = subprocess.run(
-        [str(FFCTL), "up", "--listen", f"127.0.0.1:{up.port}", "--data", str(tmp_path / "other")],
-        cwd=up.folder,
-        env=up.environment(),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    second = up.beside("--listen", f"127.0.0.1:{up.port}", "--data", str(tmp_path / "other"))
     assert (second.returncode, second.stdout) == (1, "")
     assert "--listen HOST:PORT" in second.stderr
 
@@ -199,15 +203,8 @@ def test_where_another_control_plane_answers_it_does_not_pass_for_ours(up: Up, t
 def test_a_second_one_with_the_same_data_is_refused_by_pid(up: Up) -> None:
     first = up.start()
     up.until_ready()
-    second = subprocess.run(
-        [str(FFCTL), "up", "--listen", f"127.0.0.1:{_free_port()}"],
-        cwd=up.folder,
-        env=up.environment(),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    with closing(HeldPort()) as other:
+        second = up.beside("--listen", f"127.0.0.1:{other.number}")
     assert second.returncode == 1
     assert f"pid {first.pid}" in second.stderr
 

@@ -199,7 +199,8 @@ async def test_another_host_key_than_the_pinned_one_is_refused(
 ) -> None:
     for known in ((new_host_key(server.port),), ()):
         async with fetching(tmp_path, ssh_url(server, origin), known_hosts=known) as process:
-            with pytest.raises(FetchFailed, match="is none of the pinned ones: set `known_hosts`"):
+            command = f"`ssh-keyscan -p {server.port} 127.0.0.1`"
+            with pytest.raises(FetchFailed, match=f"is none of the pinned ones: set `known_hosts` .* {command} prints"):
                 await process.fetch(Credentials(ssh_key=server.key))
 
 
@@ -249,4 +250,4 @@ async def test_a_remote_that_never_answers_is_given_up(tmp_path: Path, silent: i
         started = time.monotonic()
         with pytest.raises(FetchFailed, match="took longer than 1 s and was ended"):
             await process.fetch(Credentials())
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import Cluster
+from tests.cluster import Cluster, Completed
 from tests.origins import Origin
 from tests.origins.servers import http_server
 
 TOKEN = "t0ken-that-nobody-may-see"
-ANSWER_SECONDS = 10.0
-"""What any command may take while a network hangs, on a machine with other work; it takes a tenth of that."""
+ANSWER_SECONDS = 60.0
+"""What some commands may take together while a network hangs, which it does for longer: they take some seconds."""
 
 
 @contextmanager
@@ -26,12 +26,19 @@ def cluster_of(tmp_path: Path, *sources: dict[str, Any], agent: bool = True, **s
             cluster.start()
         else:
             cluster.controlplane.start()
-            cluster.until(lambda: cluster.ffctl("sources", "list").exit_code == 0, 30, "the control plane")
+            cluster.until(lambda: cluster.ffctl("sources", "list").exit_code == 0, "the control plane")
         yield cluster
 
 
+def outcome(done: Completed) -> str:
+    """What `ffctl sync --wait` said at last: before it may be that it takes long."""
+    return done.stderr.splitlines()[-1]
+
+
 def syncs(cluster: Cluster, source: str) -> list[dict[str, Any]]:
-    shown: list[dict[str, Any]] = json.loads(cluster.ffctl("sources", "show", source, "-o", "json").text)["syncs"]
+    """The newest syncs of a source; none while the control plane does not answer yet."""
+    done = cluster.ffctl("sources", "show", source, "-o", "json")
+    shown: list[dict[str, Any]] = json.loads(done.text)["syncs"] if done.exit_code == 0 else []
     return shown
 
 
@@ -39,11 +46,11 @@ def test_new_code_runs_after_a_sync_and_old_code_by_its_commit(tmp_path: Path) -
     origin = Origin(tmp_path / "flows.git")
     first = origin.push({"pipelines/hello/main.py": "print('one')\n"}, "Begin")
     with cluster_of(tmp_path, {"name": "flows", "url": origin.url, "path": "pipelines"}) as cluster:
-        cluster.until(lambda: cluster.ffctl("pipelines", "show", "hello").exit_code == 0, 30, "the first sync")
+        cluster.until(lambda: cluster.ffctl("pipelines", "show", "hello").exit_code == 0, "the first sync")
         assert cluster.ffctl("run", "hello", "--follow").stdout == b"one\n"
         second = origin.push({"pipelines/hello/main.py": "print('two')\n"}, "Say two")
         done = cluster.ffctl("sync", "--wait")
-        assert (done.exit_code, done.stderr) == (0, "flows: changed hello\n")
+        assert (done.exit_code, outcome(done)) == (0, "flows: changed hello")
         assert cluster.ffctl("run", "hello", "--follow").stdout == b"two\n"
         assert cluster.ffctl("run", "hello", "--ref", first, "--follow").stdout == b"one\n"
         run = cluster.show(cluster.run("hello"))
@@ -57,7 +64,7 @@ def test_new_code_runs_after_a_sync_and_old_code_by_its_commit(tmp_path: Path) -
         )
         cluster.controlplane.stop()
         cluster.controlplane.start()
-        cluster.until(lambda: len(syncs(cluster, "flows")) == 3, 30, "the sync at start")
+        cluster.until(lambda: len(syncs(cluster, "flows")) == 3, "the sync at start")
         assert syncs(cluster, "flows")[0]["added"] == [], "what was known before is no news after a restart"
 
 
@@ -75,16 +82,16 @@ def test_no_push_changes_a_run_that_waits_or_runs(tmp_path: Path) -> None:
     origin, go = Origin(tmp_path / "flows.git"), tmp_path / "go"
     origin.push({"slow/main.py": SLOW.format(go=str(go)), "slow/answer.py": "VALUE = 'old'\n"})
     with cluster_of(tmp_path, {"name": "flows", "url": origin.url}, agent=False) as cluster:
-        cluster.until(lambda: cluster.ffctl("pipelines", "show", "slow").exit_code == 0, 30, "the first sync")
+        cluster.until(lambda: cluster.ffctl("pipelines", "show", "slow").exit_code == 0, "the first sync")
         cluster.add_agent("worker-1", FASTFLOW_SLOTS="1")
         running = cluster.run("slow")
         cluster.wait_for_log(running, b"began")
         waiting = cluster.run("slow")
         origin.push({"slow/answer.py": "VALUE = 'new'\n"})
-        assert cluster.ffctl("sync", "--wait").stderr == "flows: changed slow\n"
+        assert outcome(cluster.ffctl("sync", "--wait")) == "flows: changed slow"
         newer = cluster.run("slow")
         origin.push({"other/main.py": "print('other')\n"}, force=True)
-        assert cluster.ffctl("sync", "--wait").stderr == "flows: added other; removed slow\n"
+        assert outcome(cluster.ffctl("sync", "--wait")) == "flows: added other; removed slow"
         assert cluster.ffctl("run", "slow").exit_code == 4
         go.touch()
         for run, said in ((running, b"old"), (waiting, b"old"), (newer, b"new")):
@@ -104,7 +111,7 @@ def test_a_token_is_set_as_a_secret_and_seen_nowhere(tmp_path: Path) -> None:
         assert "store it with `ffctl secrets set TOKEN --source flows`" in refused.stderr
         assert cluster.ffctl("secrets", "set", "TOKEN", "--source", "flows", value=f"{TOKEN}\n").exit_code == 0
         done = cluster.ffctl("sync", "--wait")
-        assert (done.exit_code, done.stderr) == (0, "flows: added hello\n")
+        assert (done.exit_code, outcome(done)) == (0, "flows: added hello")
         run = cluster.ffctl("run", "hello", "--follow")
         assert run.exit_code == 0
         assert "TOKEN" not in run.text, "a source's secret reaches no pipeline"
@@ -158,7 +165,7 @@ def test_a_clash_of_two_sources_is_told_at_the_later_one(tmp_path: Path) -> None
         assert "CLASH" in cluster.ffctl("sources", "list").text
         (folder.parent / "more").mkdir()
         (folder.parent / "more" / "main.py").write_text("")
-        assert cluster.ffctl("sync", "local", "--wait").stderr == "local: added more\n"
+        assert outcome(cluster.ffctl("sync", "local", "--wait")) == "local: added more"
         assert syncs(cluster, "local")[0]["added"] == ["more"]
         assert cluster.ffctl("sync", "nope").exit_code == 4
 
@@ -167,10 +174,10 @@ def test_a_bundle_that_the_disk_damaged_is_written_anew_and_the_run_succeeds(tmp
     origin = Origin(tmp_path / "flows.git")
     origin.push({"hello/main.py": "print('one')\n"})
     with cluster_of(tmp_path, {"name": "flows", "url": origin.url}, agent=False) as cluster:
-        cluster.until(lambda: cluster.ffctl("pipelines", "show", "hello").exit_code == 0, 30, "the first sync")
+        cluster.until(lambda: cluster.ffctl("pipelines", "show", "hello").exit_code == 0, "the first sync")
         old = cluster.run("hello")
         origin.push({"hello/main.py": "print('two')\n"}, force=True)
-        assert cluster.ffctl("sync", "--wait").stderr == "flows: changed hello\n"
+        assert outcome(cluster.ffctl("sync", "--wait")) == "flows: changed hello"
         new = cluster.run("hello")
         bundles = list((tmp_path / "cluster" / "controlplane" / "bundles" / "sha256").iterdir())
         assert len(bundles) == 2
@@ -187,13 +194,15 @@ def test_nothing_of_a_former_url_is_served_as_the_new_one_s_and_a_pinned_run_get
     former, now = Origin(tmp_path / "former.git"), tmp_path / "now.git"
     former.push({"hello/main.py": "print('former')\n"})
     with cluster_of(tmp_path, {"name": "flows", "url": former.url}, agent=False) as cluster:
-        cluster.until(lambda: cluster.ffctl("pipelines", "show", "hello").exit_code == 0, 30, "the first sync")
+        cluster.until(lambda: cluster.ffctl("pipelines", "show", "hello").exit_code == 0, "the first sync")
         pinned = cluster.run("hello")
         cluster.controlplane.stop()
         cluster.controlplane.settings["FASTFLOW_SOURCES"] = json.dumps([{"name": "flows", "url": str(now)}])
         cluster.controlplane.start()
-        cluster.until(lambda: len(syncs(cluster, "flows")) == 2, 30, "the sync at start")
-        assert cluster.ffctl("run", "hello").exit_code != 0
+        cluster.until(lambda: len(syncs(cluster, "flows")) == 2, "the sync at start")
+        refused = cluster.ffctl("run", "hello")
+        assert refused.exit_code == 4
+        assert f"its url was changed from {former.url} to {now}" in refused.stderr
         source = json.loads(cluster.ffctl("sources", "show", "flows", "-o", "json").text)["source"]
         assert (source["place"], source.get("commit"), source.get("pipeline_count", 0)) == (str(now), None, 0)
         assert f"its url was changed from {former.url} to {now}, and it was not synced since" in source["error"]
@@ -201,5 +210,5 @@ def test_nothing_of_a_former_url_is_served_as_the_new_one_s_and_a_pinned_run_get
         assert cluster.finish(pinned)["state"] == "RUN_STATE_SUCCEEDED"
         assert cluster.log(pinned) == b"former\n"
         Origin(now).push({"hello/main.py": "print('now')\n"})
-        assert cluster.ffctl("sync", "--wait").stderr == "flows: added hello\n"
+        assert outcome(cluster.ffctl("sync", "--wait")) == "flows: added hello"
         assert cluster.ffctl("run", "hello", "--follow").stdout == b"now\n"

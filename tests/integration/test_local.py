@@ -1,11 +1,13 @@
 """`ffctl run --local --runtime process`: everything of a local run that needs no container."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.local import LocalRuns
+from tests.cluster.program import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -88,3 +90,16 @@ def test_a_setting_that_is_wrong_is_told(local: LocalRuns) -> None:
     ended = local.run(local.pipeline("etl", "print('ran')"))
     assert ended.exit_code == 2
     assert "FASTFLOW_SPOOL_QUOTA" in ended.stderr
+
+
+def test_a_terminal_that_is_closed_ends_the_run(local: LocalRuns) -> None:
+    main = "import time\nwhile True: print('up', flush=True); time.sleep(0.01)"
+    side, terminal = os.openpty()
+    with local.started(local.pipeline("endless", main), terminal=terminal) as process:
+        os.close(terminal)
+        seen = b""
+        while b"up" not in seen:
+            seen += os.read(side, 4096)
+        os.close(side)
+        assert process.wait(PATIENCE_SECONDS) == 1
+    assert local.left_behind == []

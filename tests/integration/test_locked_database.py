@@ -4,7 +4,8 @@ import sqlite3
 from contextlib import closing
 
 from tests.cluster import Cluster
-from tests.cluster.scenarios import TICKER, terminal_facts, ticker_log
+from tests.cluster.programs import TICKER, ticker_log
+from tests.cluster.scenarios import terminal_facts
 
 
 def test_a_locked_database_is_told_as_a_condition_and_nothing_is_lost(cluster: Cluster) -> None:
@@ -21,7 +22,7 @@ def test_a_locked_database_is_told_as_a_condition_and_nothing_is_lost(cluster: C
         assert "worker-1" in agents.text
         assert f"control plane, DatabaseUnavailable: the database at {file} is locked" in agents.stderr
         other.execute("ROLLBACK")
-    cluster.controlplane.wait_for_log("writing works again", 30)
+    cluster.controlplane.wait_for_log("writing works again")
     ended = cluster.finish(run)
     assert (ended["state"], ended["exit_code"], ended["attempt"]) == ("RUN_STATE_FAILED", 7, 1)
     assert cluster.log(run) == ticker_log()

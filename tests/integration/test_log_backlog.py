@@ -8,8 +8,6 @@ import pytest
 from tests.cluster import Cluster
 from tests.cluster.backlog import Backlogs, small_disk
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:

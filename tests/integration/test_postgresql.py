@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster, Program
-from tests.cluster.scenarios import TICKER, ticker_log
+from tests.cluster.programs import TICKER, ticker_log
 from tests.postgres import PostgresServer
 from tests.postgres.server import PASSWORD
 
 LOST_SECONDS = 1.0
-RECOVERY_SECONDS = 10.0
+RECOVERY_SECONDS = 20.0
 """The agent is away for longer than both while the database is, and returns in less once that is back."""
 
 
@@ -77,7 +77,7 @@ def test_while_the_database_is_away_nothing_is_decided_and_nothing_is_lost(
     impatient: Cluster, postgres: PostgresServer, url: str
 ) -> None:
     cluster = impatient
-    in_the_middle = cluster.run("ticker", "--env", "TICKS=250")
+    in_the_middle = cluster.run("ticker", "--env", "TICKS=500")
     at_its_end = cluster.run("ticker", "--env", "TICKS=60")
     for run in (in_the_middle, at_its_end):
         cluster.wait_for_log(run, b"tick 5 ")
@@ -92,15 +92,15 @@ def test_while_the_database_is_away_nothing_is_decided_and_nothing_is_lost(
         cluster.agent.kill()
         used = cluster.controlplane.cpu_seconds()
         time.sleep(RECOVERY_SECONDS)
-        assert cluster.controlplane.cpu_seconds() - used < 2.0
+        assert cluster.controlplane.cpu_seconds() - used < 0.2 * RECOVERY_SECONDS
         cluster.agent.start()
-        cluster.agent.wait_for_log("UNAVAILABLE: the database at postgresql://fastflow:***@", 60)
+        cluster.agent.wait_for_log("UNAVAILABLE: the database at postgresql://fastflow:***@")
     finally:
         postgres.start()
 
     cluster.controlplane.wait_for_log("writing works again")
     cluster.wait_for_agent("worker-1")
-    for run, ticks in ((in_the_middle, 250), (at_its_end, 60)):
+    for run, ticks in ((in_the_middle, 500), (at_its_end, 60)):
         ended = cluster.finish(run)
         assert (ended["state"], ended["exit_code"], ended["attempt"]) == ("RUN_STATE_FAILED", 7, 1)
         assert cluster.log(run) == ticker_log(ticks)
@@ -134,7 +134,7 @@ def test_a_control_plane_that_froze_while_another_took_its_database_writes_nothi
     with other:
         other.controlplane.start()
         other.controlplane.wait_for_log("another control plane")
-        other.until(lambda: not other.controlplane.alive, 20, "the second control plane to be refused")
+        other.until(lambda: not other.controlplane.alive, "the second control plane to be refused")
         assert "can not start" in other.controlplane.tail()
 
         cluster.controlplane.freeze()
@@ -144,6 +144,6 @@ def test_a_control_plane_that_froze_while_another_took_its_database_writes_nothi
         other.controlplane.wait_for_log("control plane is ready")
         cluster.controlplane.thaw()
         cluster.controlplane.wait_for_log("the control plane ends")
-        cluster.until(lambda: not cluster.controlplane.alive, 20, "the first control plane to end")
+        cluster.until(lambda: not cluster.controlplane.alive, "the first control plane to end")
         assert "uses the database at postgresql://" in cluster.controlplane.tail()
         assert "Traceback" not in cluster.controlplane.tail()

@@ -1,7 +1,6 @@
 """Repeating and comparing runs end to end, pipelines as plain processes."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from tests.cluster import Cluster
 from tests.cluster.reruns import MAIN, Index, Reruns, repeat, with_another_agent
+from tests.origins.git import git
 from tests.slots import Addresses
 
 
@@ -40,7 +40,7 @@ class TestReruns(Reruns):
     def test_the_commit_a_package_came_from_is_shown_compared_and_repeated(
         self, cluster: Cluster, index: Index, addresses: Addresses
     ) -> None:
-        origin = f"git+http://{addresses.host}/gitty.git"
+        origin = addresses.origin
         login = origin.replace("//", "//user:s3cret@")
         commits = [addresses.commit("first")]
         cluster.add_pipeline("own", "import gitty; print(gitty.SAYS)", requirements=f"gitty @ {login}@main\n")
@@ -71,8 +71,7 @@ class Repository:
 
     def git(self, *arguments: str) -> str:
         """Runs git and returns what it says."""
-        command = ["git", "-c", "user.name=Ada", "-c", "user.email=ada@example.org", *arguments]
-        return subprocess.run(command, cwd=self.folder, check=True, capture_output=True, text=True).stdout.strip()
+        return git(self.folder, *arguments)
 
     def commit(self, text: str) -> str:
         """Commits a program that prints `text`, with that as its subject, and returns the commit."""
@@ -92,7 +91,7 @@ def test_code_of_a_commit_or_branch_is_run_repeated_and_compared(tmp_path: Path)
     source = {"name": "company", "url": str(repository.folder), "path": "pipelines"}
     with Cluster(tmp_path / "cluster", "process", FASTFLOW_SOURCES=json.dumps([source])) as cluster:
         cluster.start()
-        cluster.until(lambda: cluster.ffctl("pipelines", "show", "report").exit_code == 0, 20, "the first sync")
+        cluster.until(lambda: cluster.ffctl("pipelines", "show", "report").exit_code == 0, "the first sync")
         runs = [cluster.run("report", "--ref", ref, "--wait") for ref in (first, "topic")]
         assert [cluster.log(run) for run in runs] == [b"round down\n", b"do not round\n"]
         shown = cluster.show(runs[1])

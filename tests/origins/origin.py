@@ -53,7 +53,7 @@ class Origin:
 
     def rename_default(self, branch: str) -> None:
         """Renames the branch main, and has HEAD name the new one."""
-        self.repository.references.get("refs/heads/main").rename(f"refs/heads/{branch}")
+        self.repository.references["refs/heads/main"].rename(f"refs/heads/{branch}")
         self.repository.set_head(f"refs/heads/{branch}")
 
     def _stage(self, index: pygit2.Index, path: str, content: Content) -> None:

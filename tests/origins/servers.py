@@ -161,7 +161,7 @@ def ssh_server() -> Iterator[SshServer]:
         finally:
             # The end of its input is the end of the program.
             process.stdin.close()
-            process.wait(10)
+            process.wait(60)
 
 
 def new_key(kind: str = "ssh-ed25519") -> str:

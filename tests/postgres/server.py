@@ -6,7 +6,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,11 +20,13 @@ from fastflow_controlplane.store.migrations import migrate
 from fastflow_controlplane.store.models import metadata
 from sqlalchemy import Connection, NullPool, create_engine, text
 
+from tests.ports import HeldPort
+
 PASSWORD = "never-to-be-shown"
 """Of every database here, so that a test may look for it where it must not stand."""
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 """After a crash the server first reads its log again."""
-STOP_SECONDS = 30.0
+STOP_SECONDS = 60.0
 OPTIONS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -47,14 +48,15 @@ class PostgresServer:
         self._log = self._folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
         self._lent_before: list[str] = []
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = int(listener.getsockname()[1])
+        self._held = HeldPort()
+        self.port = self._held.number
 
     def __enter__(self) -> Self:
         try:
             self._initialize()
             self.start()
         except BaseException:
+            self._held.close()
             shutil.rmtree(self._folder)
             raise
         return self
@@ -64,6 +66,7 @@ class PostgresServer:
             self.resume()
             self._process.send_signal(signal.SIGINT)
             self._process.wait(STOP_SECONDS)
+        self._held.close()
         shutil.rmtree(self._folder)
 
     def url(self, database: str) -> str:

@@ -10,8 +10,9 @@ pytest.register_assert_rewrite("tests.slots.contract", "tests.slots.workshop")
 
 from tests.slots.addresses import Addresses, gitty  # noqa: E402
 from tests.slots.contract import RuntimeContract  # noqa: E402
-from tests.slots.package_index import PackageIndex, bridge_address, source_archive  # noqa: E402
-from tests.slots.workshop import Ended, Slot, Workshop, tiny_wheel  # noqa: E402
+from tests.slots.package_index import PackageIndex, bridge_address  # noqa: E402
+from tests.slots.packages import built_source, source_archive, tiny_wheel  # noqa: E402
+from tests.slots.workshop import Ended, Slot, Workshop  # noqa: E402
 
 __all__ = [
     "Addresses",
@@ -21,6 +22,7 @@ __all__ = [
     "Slot",
     "Workshop",
     "bridge_address",
+    "built_source",
     "gitty",
     "source_archive",
     "tiny_wheel",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-import subprocess
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-_BACKEND = b"""
+from tests.origins.git import git
+from tests.slots.packages import built_source
+
+_BUILD = """
 import os, zipfile
 INFO = "gitty-1.0.dist-info"
 def build_wheel(folder, config_settings=None, metadata_directory=None):
@@ -19,12 +21,11 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
         wheel.writestr(f"{INFO}/RECORD", "".join(f"{name},,\\n" for name in wheel.namelist()))
     return "gitty-1.0-py3-none-any.whl"
 """
-_PROJECT = b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
 
 
 def gitty(says: str) -> dict[str, bytes]:
     """The source of the package gitty, version 1.0, whose module says that."""
-    return {"pyproject.toml": _PROJECT, "backend.py": _BACKEND, "gitty.py": f"SAYS = {says!r}\n".encode()}
+    return built_source(_BUILD, {"gitty.py": f"SAYS = {says!r}\n".encode()})
 
 
 class Addresses:
@@ -43,6 +44,11 @@ class Addresses:
         self._thread.start()
         self.host = f"127.0.0.1:{self._server.server_address[1]}"
 
+    @property
+    def origin(self) -> str:
+        """Where the package is, as a requirement names it; a branch or a commit may follow as "@main"."""
+        return f"git+http://{self.host}/gitty.git"
+
     def commit(self, says: str) -> str:
         """Commits a package whose module says that on the branch main, and returns the commit."""
         for name, data in gitty(says).items():
@@ -60,8 +66,7 @@ class Addresses:
         self._server.server_close()
 
     def _git(self, *arguments: str) -> str:
-        command = ["git", "-c", "user.name=Ada", "-c", "user.email=ada@example.org", *arguments]
-        return subprocess.run(command, cwd=self.repository, check=True, capture_output=True, text=True).stdout.strip()
+        return git(self.repository, *arguments)
 
 
 class _Quiet(SimpleHTTPRequestHandler):

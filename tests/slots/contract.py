@@ -17,11 +17,12 @@ from fastflow_agent.runtime.base import (
     RuntimeFault,
     SlotState,
 )
+from fastflow_agent.runtime.preparer_end import TOO_LATE
 from fastflow_agent.uvcache.tree import close_to_builds, is_closed_to_builds, open_to_builds
 from fastflow_agent.uvcache.wheels import take_fetched
 
-from tests.slots.package_index import source_archive
-from tests.slots.workshop import Slot, Workshop, tiny_wheel
+from tests.slots.packages import built_source, source_archive, tiny_wheel
+from tests.slots.workshop import Slot, Workshop
 
 
 class RuntimeContract:
@@ -82,6 +83,7 @@ class RuntimeContract:
         await slot.wait_for_release()
         await asyncio.sleep(0.3)
         assert (slot.log(), await slot.runtime.was_released(slot.id)) == (b"", False)
+        assert (await slot.runtime.observe(slot.id)).state is SlotState.RUNNING
         assert await slot.runtime.release(slot.id, {})
         assert (await slot.end()).text == "ran"
         assert await slot.runtime.was_released(slot.id)
@@ -99,9 +101,11 @@ class RuntimeContract:
     @pytest.mark.parametrize(
         ("program", "exit_code"),
         [
+            ("raise SystemExit(0)", 0),
             ("raise SystemExit(7)", 7),
             ("raise ValueError", 1),
             ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137),
+            ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 139),
             ("raise SystemExit(125)", 125),
         ],
     )
@@ -166,18 +170,17 @@ class RuntimeContract:
         slot = workshop.slot("""
             import os, signal, time
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            if os.fork() == 0:
-                time.sleep(3)
-                print("the child lived on", flush=True)
-            print("up", flush=True)
-            time.sleep(60)
+            name = "parent" if os.fork() else "child"
+            while True:
+                print(name, flush=True)
+                time.sleep(0.02)
         """)
         await slot.begin()
-        await slot.said("up")
+        await slot.said("parent")
+        await slot.said("child")
         assert await slot.runtime.signal(slot.id, signal.SIGKILL)
         assert (await slot.end()).exit_code == 137
-        await asyncio.sleep(3.5)
-        assert b"the child lived on" not in slot.log()
+        await _see_silent(slot)
 
     async def test_a_slot_that_ended_before_its_release_is_never_released(self, workshop: Workshop) -> None:
         slot = workshop.slot("print('ran')")
@@ -188,14 +191,19 @@ class RuntimeContract:
         assert (slot.log(), await slot.runtime.was_released(slot.id)) == (b"", False)
 
     async def test_removing_ends_what_runs_and_keeps_the_log(self, workshop: Workshop) -> None:
-        slot = workshop.slot("import time; print('up', flush=True); time.sleep(2); print('still there', flush=True)")
+        slot = workshop.slot("""
+            import time
+            while True:
+                print("up", flush=True)
+                time.sleep(0.02)
+        """)
         await slot.begin()
         await slot.said("up")
         waiting = asyncio.ensure_future(slot.end())
         await slot.runtime.remove(slot.id)
         await waiting
-        await asyncio.sleep(2.5)
-        assert slot.log() == b"up\n"
+        await _see_silent(slot)
+        assert slot.log().startswith(b"up\n")
         assert not slot.spec.paths.env.exists()
         assert await slot.runtime.slots() == {}
 
@@ -210,7 +218,8 @@ class RuntimeContract:
         assert await slot.runtime.slots() == {}
 
     async def test_a_successor_takes_over_all_slots(self, workshop: Workshop, successor: Runtime) -> None:
-        created, waiting, ended = (workshop.slot("print('up'); raise SystemExit(3)") for _ in range(3))
+        main = "import os; print(os.environ['BY']); raise SystemExit(3)"
+        created, waiting, ended = (workshop.slot(main) for _ in range(3))
         running = workshop.slot("""
             import signal, sys, time
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
@@ -222,21 +231,25 @@ class RuntimeContract:
         await waiting.wait_for_release()
         await running.begin()
         await running.said("up")
-        await ended.run()
+        await ended.run({"BY": "the first"})
         found = await successor.slots()
-        assert {slot: seen.state for slot, seen in found.items()} == {
-            created.id: SlotState.CREATED,
-            waiting.id: SlotState.RUNNING,
-            running.id: SlotState.RUNNING,
-            ended.id: SlotState.EXITED,
+        assert {slot: (seen.state, seen.exit_code) for slot, seen in found.items()} == {
+            created.id: (SlotState.CREATED, None),
+            waiting.id: (SlotState.RUNNING, None),
+            running.id: (SlotState.RUNNING, None),
+            ended.id: (SlotState.EXITED, 3),
         }
+        released = [await successor.was_released(slot.id) for slot in (created, waiting, running, ended)]
+        assert released == [False, False, True, True]
         taken = asyncio.ensure_future(Slot(successor, running.spec).end())
         assert await successor.signal(running.id, signal.SIGTERM)
         assert (await taken).exit_code == 3
         for slot in (created, waiting):
             adopted = Slot(successor, slot.spec)
-            await adopted.begin()
-            assert ((await adopted.end()).exit_code, adopted.log()) == (3, b"up\n")
+            # Every step may be repeated: the agent may have died after it, before it wrote so down.
+            await adopted.begin({"BY": "the successor"})
+            await successor.start(slot.id)
+            assert ((await adopted.end()).exit_code, adopted.log()) == (3, b"the successor\n")
 
     async def test_the_order_of_both_outputs_is_kept(self, workshop: Workshop) -> None:
         ended = await workshop.slot("""
@@ -275,8 +288,7 @@ class RuntimeContract:
         self, workshop: Workshop, owner: int, requirements: str
     ) -> None:
         tell = "import os; open(os.path.join(os.environ['UV_CACHE_DIR'], 'ran'), 'w').close()\n"
-        project = b'[build-system]\nrequires = []\nbuild-backend = "build"\nbackend-path = ["."]\n'
-        source = {"pyproject.toml": project, "build.py": tell.encode()}
+        source = built_source(tell)
         name, wheel = tiny_wheel("pth", "", more={"pth.pth": tell})
         files = {name: wheel, "src-1.0.tar.gz": source_archive("src", source), **source}
         code = workshop.code("telling", "", {**files, "requirements.txt": f"{requirements}\n".encode()})
@@ -313,18 +325,34 @@ class RuntimeContract:
         assert b"not-there.whl" in result.output
         assert not list((workshop.folder / "preparers").iterdir())
 
+    async def test_of_a_preparer_that_said_more_than_memory_holds_the_end_is_kept(
+        self, workshop: Workshop, owner: int
+    ) -> None:
+        code = workshop.code("loud", "import os; os.truncate(1, 1 << 40); print('the end')", {})
+        result = await workshop.runtime.run_preparer(PreparerSpec("loud", code, workshop.new_cache("loud", owner)))
+        assert result.exit_code == 0
+        assert result.output.endswith(b"\0the end\n")
+
+    async def test_a_preparer_is_stopped_after_its_seconds_and_says_so(self, workshop: Workshop, owner: int) -> None:
+        code = workshop.code("hangs", "import time; time.sleep(600)", {})
+        spec = PreparerSpec("hangs", code, workshop.new_cache("hangs", owner), seconds=1.0)
+        async with asyncio.timeout(60):
+            result = await workshop.runtime.run_preparer(spec)
+        assert result.exit_code != 0
+        assert result.output.endswith(TOO_LATE.encode())
+        assert not list((workshop.folder / "preparers").iterdir())
+
     async def test_what_a_dead_agent_left_preparing_is_removed_by_the_next(
         self, workshop: Workshop, successor: Runtime, owner: int
     ) -> None:
         # What never ends to be built takes until somebody ends it.
-        project = b'[build-system]\nrequires = []\nbuild-backend = "build"\nbackend-path = ["."]\n'
-        tell = b"import os; open(os.path.join(os.environ['UV_CACHE_DIR'], 'building'), 'w').close()\n"
-        source = {"pyproject.toml": project, "build.py": tell + b"import time; time.sleep(600)\n"}
+        tell = "import os; open(os.path.join(os.environ['UV_CACHE_DIR'], 'building'), 'w').close()\n"
+        source = built_source(f"{tell}import time; time.sleep(600)\n")
         files = {"requirements.txt": b"./src-1.0.tar.gz\n", "src-1.0.tar.gz": source_archive("src", source)}
         stuck = PreparerSpec("stuck", workshop.code("stuck", "", files), workshop.new_cache("stuck", owner))
         preparing = asyncio.ensure_future(workshop.runtime.run_preparer(stuck))
         folder = workshop.folder / "preparers"
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not (stuck.cache / "building").exists():  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.05)
         before = {path.name for path in folder.iterdir()}
@@ -336,3 +364,10 @@ class RuntimeContract:
         # The agent that is in truth alive is told that its preparer is gone.
         result = (await asyncio.gather(preparing, return_exceptions=True))[0]
         assert not isinstance(result, PreparerResult) or result.exit_code != 0
+
+
+async def _see_silent(slot: Slot) -> None:
+    """Sees that nobody writes into the log any more, where all wrote every 0.02 s."""
+    before = slot.log()
+    await asyncio.sleep(0.3)
+    assert slot.log() == before

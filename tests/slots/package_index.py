@@ -1,16 +1,14 @@
-"""A package index that counts who asks it, and packages to put there."""
+"""A package index that counts who asks it."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import ipaddress
 import json
 import subprocess
-import tarfile
 import threading
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -76,15 +74,3 @@ def bridge_address() -> str:
     command = ["docker", "network", "inspect", "bridge", "--format", "{{json .IPAM.Config}}"]
     config = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)[0]
     return str(config.get("Gateway") or next(ipaddress.ip_network(config["Subnet"]).hosts()))
-
-
-def source_archive(name: str, members: Mapping[str, bytes]) -> bytes:
-    """A source distribution, version 1.0, of `members`."""
-    info = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode()
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w:gz") as archive:
-        for path, data in {"PKG-INFO": info, **members}.items():
-            member = tarfile.TarInfo(f"{name}-1.0/{path}")
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return sink.getvalue()

@@ -1,12 +1,8 @@
 """A runtime with folders of its own, and the slots made in it."""
 
 import asyncio
-import base64
-import hashlib
-import io
 import shutil
 import textwrap
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,6 +135,17 @@ class Workshop:
         assert (result.exit_code, result.offline) == (0, True), result.output.decode()
         return cache
 
+    def late_preparer(self, owner: int) -> tuple[PreparerSpec, Path]:
+        """A preparer whose time is over at once; it ends by itself, with 3, when the file that is returned is there."""
+        cache = self.new_cache("late", owner)
+        main = """
+            import os, time
+            while not os.path.exists(os.path.join(os.environ["UV_CACHE_DIR"], "go")):
+                time.sleep(0.01)
+            raise SystemExit(3)
+        """
+        return PreparerSpec("late", self.code("late", main, {}), cache, seconds=0.1), cache / "go"
+
     def released(self) -> list[Path]:
         """The environments of all slots and preparers that came for their release."""
         made = [folder for folder in self.env_dir.iterdir() if folder.suffix != ".draft"]
@@ -149,32 +156,3 @@ class Workshop:
         for slot in self.made:
             await slot.runtime.remove(slot.id)
             shutil.rmtree(slot.spec.paths.root, ignore_errors=True)
-
-
-def tiny_wheel(
-    name: str, source: str, version: str = "1.0", more: Mapping[str, str] | None = None
-) -> tuple[str, bytes]:
-    """File name and content of a wheel with the one module `name`, and `more` files beside it."""
-    file = f"{name}-{version}-py3-none-any.whl"
-    info = f"{name}-{version}.dist-info"
-    contents = {
-        f"{name}.py": source,
-        **(more or {}),
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = "".join(f"{path},sha256={_digest(text)},{len(text)}\n" for path, text in contents.items())
-    contents[f"{info}/RECORD"] = record + f"{info}/RECORD,,\n"
-    return file, _zip(contents)
-
-
-def _zip(contents: Mapping[str, str]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for path, text in contents.items():
-            archive.writestr(path, text)
-    return buffer.getvalue()
-
-
-def _digest(text: str) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()

@@ -3,10 +3,13 @@
 import asyncio
 from dataclasses import dataclass
 
+import pytest
 from fastflow_controlplane.api import health
 from fastflow_controlplane.clock import ManualClock
-from fastflow_controlplane.conditions import CHECK_SECONDS, Conditions, Part, Problem
+from fastflow_controlplane.conditions import CHECK_SECONDS, DATABASE_UNAVAILABLE, Conditions, Part, Problem, repeat
+from fastflow_controlplane.errors import Unavailable
 from grpc_health.v1.health_pb2 import HealthCheckResponse
+from structlog.testing import capture_logs
 
 FULL = Problem("DISK_FULL", "the disk is full")
 
@@ -58,6 +61,42 @@ async def test_a_part_that_works_again_is_noticed_though_nobody_uses_it() -> Non
     await clock.advance(CHECK_SECONDS)
     assert conditions.changed.is_set()
     watching.cancel()
+
+
+async def test_repeated_work_goes_on_after_a_refusal_which_is_logged_unless_a_condition_tells_of_it() -> None:
+    refusals = [
+        Unavailable("the disk is full", reason="DISK_FULL"),
+        Unavailable("no database answers", reason=DATABASE_UNAVAILABLE),
+        Unavailable("try again later"),
+    ]
+    worked = 0
+
+    async def work() -> None:
+        nonlocal worked
+        worked += 1
+        if refusals:
+            raise refusals.pop(0)
+
+    clock = ManualClock()
+    with capture_logs() as logged:
+        repeating = asyncio.create_task(repeat(clock, 5.0, work, "nothing came of it"))
+        await clock.advance(4)
+        assert worked == 0
+        await clock.advance(16)
+    assert worked == 4
+    assert logged == [{"event": "nothing came of it", "log_level": "warning", "why": "try again later"}]
+    repeating.cancel()
+
+
+async def test_work_that_is_broken_is_not_repeated() -> None:
+    async def work() -> None:
+        raise ValueError("a defect")
+
+    clock = ManualClock()
+    repeating = asyncio.create_task(repeat(clock, 5.0, work, "nothing came of it"))
+    await clock.advance(5)
+    with pytest.raises(ValueError, match="a defect"):
+        await repeating
 
 
 async def test_a_service_is_not_serving_while_a_part_it_needs_fails() -> None:

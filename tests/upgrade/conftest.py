@@ -13,7 +13,7 @@ import pytest
 from tests.unit.agent.world import World
 
 PREVIOUS = Path(__file__).parent / "previous"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 240.0
 
 
 class PreviousProgram:

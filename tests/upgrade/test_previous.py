@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from fastflow.pipelines.folder import DiskFolder
 
 from tests.cluster import Cluster
 from tests.cluster.program import Program
-from tests.upgrade.conftest import PATIENCE_SECONDS, PreviousProgram
+from tests.upgrade.conftest import PreviousProgram
 
 Previous = Callable[..., PreviousProgram]
 Serve = Callable[..., PreviousProgram]
@@ -88,7 +89,7 @@ def test_a_run_goes_on_over_a_restart_on_an_agent_of_the_previous_protocol(
 def test_what_an_agent_of_the_previous_protocol_lost_holds_its_capacity_for_a_bounded_time(
     tmp_path: Path, previous: Previous
 ) -> None:
-    with Cluster(tmp_path / "cluster", "process", FASTFLOW_ORPHAN_GRACE="10") as cluster:
+    with Cluster(tmp_path / "cluster", "process", FASTFLOW_ORPHAN_GRACE="1") as cluster:
         cluster.controlplane.start()
         agent = previous("agent.py", cluster.server)
         cluster.wait_for_agent("previous")
@@ -102,9 +103,7 @@ def test_what_an_agent_of_the_previous_protocol_lost_holds_its_capacity_for_a_bo
         shown = cluster.finish(run)
         assert not shown["attempts"][0]["released"]
         assert cluster.show_agent("previous")["reserved"]["slots"] == 1
-        cluster.until(
-            lambda: not cluster.show_agent("previous").get("attempts"), PATIENCE_SECONDS, "its capacity to be free"
-        )
+        cluster.until(lambda: not cluster.show_agent("previous").get("attempts"), "its capacity to be free")
         assert cluster.show(run)["attempts"][0]["released"]
 
 
@@ -138,8 +137,9 @@ def serve(tmp_path: Path, previous: Previous) -> Iterator[Serve]:
 
 
 def states(controlplane: PreviousProgram) -> list[str]:
-    """The states of the run, as its agent told them."""
-    return [line.removeprefix("RUN_STATE_") for line in controlplane.said if line.startswith("RUN_STATE_")]
+    """The states of the run, as its agent told them; PREPARING is told anew with what is waited for."""
+    told = (line.removeprefix("RUN_STATE_") for line in controlplane.said if line.startswith("RUN_STATE_"))
+    return [state for state, _ in groupby(told)]
 
 
 def test_todays_agent_runs_what_a_control_plane_of_the_previous_protocol_assigns(serve: Serve) -> None:

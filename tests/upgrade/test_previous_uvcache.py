@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fastflow_agent.uvcache import Generation
 
-from tests.unit.uvcache.test_cache import IMAGE, OTHER_SLOT, SLOT, World
+from tests.unit.uvcache.world import IMAGE, OTHER_SLOT, SLOT, World
 
 INDEXES = Path(__file__).parent / "previous/uvcache"
 WRITTEN = 1_700_000_000

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import structlog
 
 from fastflow_agent.attempts import closing
+from fastflow_agent.attempts.conclusion import conclude
 from fastflow_agent.attempts.dossier import Dossier, Services
 from fastflow_agent.attempts.output import Output
 from fastflow_agent.attempts.start import Failed, NotHere, Start, Stopped, withdraw
-from fastflow_agent.attempts.watch import Watch, conclude
+from fastflow_agent.attempts.watch import Watch
 from fastflow_agent.desired import Desired
 from fastflow_agent.facts import Ended, Event, Fact, StateChanged
 from fastflow_agent.journal import Journal
@@ -36,6 +37,7 @@ class Report:
     log_offset: int
     slot: SlotId
     container_gone: bool
+    pipeline: str = ""
 
 
 class Attempt:
@@ -74,6 +76,7 @@ class Attempt:
             log_offset=self._output.offset,
             slot=self.slot,
             container_gone=history.container_gone,
+            pipeline=history.intent.pipeline,
         )
 
     def tell(self, word: Desired) -> None:

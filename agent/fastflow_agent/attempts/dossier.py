@@ -23,6 +23,7 @@ from fastflow_agent.clock import Clock
 from fastflow_agent.facts import Fact
 from fastflow_agent.health import Health
 from fastflow_agent.journal import Journal
+from fastflow_agent.logs.confirmed import ConfirmedLogs
 from fastflow_agent.logs.losses import LogLoss
 from fastflow_agent.logs.spool import Spool
 from fastflow_agent.model import AttemptKey, SlotId
@@ -68,7 +69,7 @@ class LogDelivery(Protocol):
     def durable(self, key: AttemptKey) -> int:
         """See `Shipper.durable`."""
 
-    async def seal(self, key: AttemptKey) -> int:
+    async def seal(self, key: AttemptKey, until_losses_told: Callable[[], Awaitable[None]]) -> int:
         """See `Shipper.seal`."""
 
     async def remove(self, key: AttemptKey) -> None:
@@ -82,7 +83,8 @@ class Services:
     `disk` are the threads of short writes that must not wait (journals), `cleanup` those of deletions, however large.
     `paths` gives the paths of a slot, `changed` is called with an attempt that has new events, `environment_ready` with
     bundle digest, Python version and environment of a run that got its own, `reach` at every AgentPoint.
-    `last_shutdown` is the host's that an earlier agent saw, `shutting_down` asks whether one is under way.
+    `last_shutdown` is the host's that an earlier agent saw, `shutting_down` asks whether one is under way;
+    `confirmed_logs` are those that were at rest when the last boot ended.
     `until_strays_gone` returns once no container is left that a lost journal may have been about.
     """
 
@@ -102,6 +104,7 @@ class Services:
     spool_quota: int
     cluster: Callable[[], str] = field(default=lambda: "")
     last_shutdown: Shutdown | None = None
+    confirmed_logs: ConfirmedLogs = field(default_factory=ConfirmedLogs)
     shutting_down: Callable[[], Awaitable[bool]] = field(default=host_is_shutting_down)
     until_strays_gone: Callable[[], Awaitable[object]] = field(default=lambda: asyncio.sleep(0))
     environment_ready: Callable[[str, str, Generation], None] = field(default=lambda *_: None)
@@ -130,6 +133,8 @@ class Dossier:
         self.oom_kills = 0
         self.signal_in_doubt = False
         """SIGTERM may have reached the program, and nobody knows: its sender died or heard no answer."""
+        self.withdrawn = False
+        """SIGKILL was to keep the program from beginning, and it may have begun before."""
         self._notes: deque[Fact] = deque()
         self._noted = asyncio.Event()
         self._writing = 0
@@ -154,6 +159,14 @@ class Dossier:
     def paths(self) -> SlotPaths:
         """The slot's paths."""
         return self.services.paths(self.slot)
+
+    @property
+    def log_bytes(self) -> int | None:
+        """How long the log was, all on the disk, once nobody wrote to it any more; None where nobody knows."""
+        history = self.history
+        if history.log_bytes is not None or history.releasing is None:
+            return history.log_bytes
+        return self.services.confirmed_logs.length(self.slot, history.releasing.boot_id)
 
     def reach(self, point: AgentPoint) -> None:
         """Pass a point where tests let the agent die."""

@@ -72,7 +72,7 @@ class Output:
     async def seal(self) -> int:
         """Ship the rest, now that nobody writes any more; the offset at which the log ends."""
         await self.open(empty=await self._blocking(self._is_empty))
-        return await self._dossier.services.shipper.seal(self._dossier.key)
+        return await self._dossier.services.shipper.seal(self._dossier.key, self._until_losses_told)
 
     async def close(self) -> None:
         """Let go of the spool; its files stay."""
@@ -84,8 +84,8 @@ class Output:
     async def note_losses(self) -> None:
         """Let go of the spool, and note what is lost of the log, as far as that was not noted.
 
-        A dropped range is noted when it is acknowledged; but a control plane that has sealed the log may have all of it
-        forgotten before its acknowledgement arrives, or where it never does.
+        A dropped range is noted when it is acknowledged, before the log is sealed; but a control plane that wants no
+        more of it may have all of it forgotten before that.
         """
         await self.close()
         history = self._dossier.history
@@ -129,7 +129,7 @@ class Output:
             log_limit=history.intent.log_limit,
             inode=history.log_inode,
             host_went_down=rebooted(history, self._dossier.services.boot_id),
-            length=history.log_bytes,
+            length=self._dossier.log_bytes,
             pauses=history.intent.pause_on_backlog,
         )
 
@@ -148,6 +148,10 @@ class Output:
             self._noted.add(found)
             now = self._dossier.services.clock.now()
             self._dossier.note(LogLossFound(loss.kind, loss.offset, now, loss.bytes, loss.message))
+
+    async def _until_losses_told(self) -> None:
+        if self._noted or self._dossier.history.losses:
+            await self._dossier.until_told()
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """The result of `call`, asked again while the disk refuses."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,22 +12,33 @@ import structlog
 from fastflow.backoff import Backoff
 from fastflow.service.failpoints import AgentPoint
 
+from fastflow_agent.attempts.conclusion import conclude
 from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS, Dossier
 from fastflow_agent.attempts.output import Output
-from fastflow_agent.attempts.watch import conclude
 from fastflow_agent.attempts.wishes import Wishes
 from fastflow_agent.bundles import BundleFault
 from fastflow_agent.desired import RunSpec
-from fastflow_agent.facts import ProvenanceKnown, StateChanged
+from fastflow_agent.facts import Fact, ProvenanceKnown, StateChanged
 from fastflow_agent.health import is_disk_full
 from fastflow_agent.model import Reason, State, StopCause
 from fastflow_agent.reconcile import DRAINED
 from fastflow_agent.records import Created, Prepared, Released, Releasing, Started
-from fastflow_agent.runtime.base import Facts, ImageMissing, RuntimeFault, RuntimeUnavailable, SlotSpec, SlotState
+from fastflow_agent.runtime.base import (
+    ContainerRemoved,
+    Facts,
+    ImageMissing,
+    RuntimeFault,
+    RuntimeUnavailable,
+    SlotSpec,
+    SlotState,
+)
 from fastflow_agent.uvcache import EnvironmentFault, Generation, constraints
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+
+COUNTED_AHEAD = 10
+"""Preparations before a run's own that are told by number: each change is stored, of each run that waits."""
 
 
 class Stopped(Exception):
@@ -61,6 +72,7 @@ class Start:
         self._dossier = dossier
         self._output = output
         self._services = dossier.services
+        self._said = dossier.history.message
 
     async def bring_up(self, wishes: Wishes) -> None:
         """Start what is wanted; on return the program was released, or the end of its container is judged.
@@ -89,7 +101,10 @@ class Start:
         self._services.uvcache.pin(generation, self._dossier.slot)
         if not spec.packages:
             self._services.environment_ready(spec.bundle_digest, spec.python_version, generation)
-        await self._dossier.record(Prepared(generation.id), facts=(_provenance(spec, facts, generation),))
+        known: list[Fact] = [_provenance(spec, facts, generation)]
+        if self._said:
+            known += self._saying("its environment is ready")
+        await self._dossier.record(Prepared(generation.id), facts=tuple(known))
         self._dossier.reach(AgentPoint.PREPARED)
         slot = SlotSpec(
             slot=self._dossier.slot,
@@ -121,11 +136,24 @@ class Start:
 
     async def _environment(self, code: Path, spec: RunSpec, facts: Facts) -> Generation:
         try:
-            return await self._services.uvcache.ensure(code, spec.python_version, facts.image_digest, spec.packages)
+            return await self._services.uvcache.ensure(
+                code, spec.python_version, facts.image_digest, spec.packages, self._say_waits
+            )
         except EnvironmentFault as fault:
             # uv's own words belong to the reader of the log.
             await self._output.explain(fault.output)
             raise
+
+    def _say_waits(self, ahead: int) -> None:
+        for fact in self._saying(_waits(ahead)):
+            self._dossier.note(fact)
+
+    def _saying(self, message: str) -> Sequence[StateChanged]:
+        """What to journal so that the run says `message` from now on; nothing if it says so already."""
+        if message == self._said:
+            return ()
+        self._said = message
+        return (StateChanged(State.PREPARING, message=message),)
 
     async def _make_container(self, slot: SlotSpec) -> None:
         runtime = self._services.runtime
@@ -231,6 +259,7 @@ async def _came_through(dossier: Dossier) -> bool:
     if seen.state is not SlotState.RUNNING:
         return False
     # Words of a release may be on their way into the container. Only after its end is it certain whether they came.
+    dossier.withdrawn = True
     await dossier.patiently(lambda: runtime.signal(slot, signal.SIGKILL))
     await dossier.patiently(lambda: runtime.wait(slot))
     return await dossier.patiently(lambda: runtime.was_released(slot))
@@ -243,7 +272,7 @@ def _sorted(error: Exception, dossier: Dossier) -> Exception:
         return NotHere(Reason.DISK_FULL, "could not start: the worker's disk is full")
     message = str(error)
     match error:
-        case RuntimeUnavailable():
+        case RuntimeUnavailable() | ContainerRemoved() | OSError():
             return NotHere(Reason.RUNTIME, f"could not start: {message}")
         case BundleFault():
             return Failed(Reason.BUNDLE, message)
@@ -252,6 +281,15 @@ def _sorted(error: Exception, dossier: Dossier) -> Exception:
         case ImageMissing():
             return Failed(Reason.IMAGE, message)
     return Failed(Reason.RUNTIME, message)
+
+
+def _waits(ahead: int) -> str:
+    if not ahead:
+        return "its environment is being prepared"
+    others = f"{ahead} others are" if ahead > 1 else "another one is"
+    if ahead > COUNTED_AHEAD:
+        others = f"more than {COUNTED_AHEAD} others are"
+    return f"it waits for a place to prepare its environment: {others} prepared there first"
 
 
 def _provenance(spec: RunSpec, facts: Facts, generation: Generation) -> ProvenanceKnown:

@@ -8,10 +8,8 @@ from __future__ import annotations
 from cgroupspy.controllers import Controller
 from cgroupspy.interfaces import BaseFileInterface, DictFile, IntegerFile
 
-# The library has no types, so what is derived from it needs an ignore.
 
-
-class KeyedFile(BaseFileInterface):  # type: ignore[misc]
+class KeyedFile(BaseFileInterface):  # type: ignore[misc]  # the library has no types
     """A nested keyed file, `KEY a=1 b=2` a line, as {KEY: {a: "1", b: "2"}}; io.stat and *.pressure are such."""
 
     readonly = True
@@ -22,7 +20,7 @@ class KeyedFile(BaseFileInterface):  # type: ignore[misc]
         return {key: dict(pair.split("=", 1) for pair in pairs if "=" in pair) for key, *pairs in lines}
 
 
-class DeviceOperationsFile(BaseFileInterface):  # type: ignore[misc]
+class DeviceOperationsFile(BaseFileInterface):  # type: ignore[misc]  # the library has no types
     """blkio's `MAJOR:MINOR Operation BYTES` lines as {operation: bytes over all devices}."""
 
     readonly = True
@@ -37,7 +35,7 @@ class DeviceOperationsFile(BaseFileInterface):  # type: ignore[misc]
         return sums
 
 
-class MemoryV2Controller(Controller):  # type: ignore[misc]
+class MemoryV2Controller(Controller):  # type: ignore[misc]  # the library has no types
     """The memory controller of version 2."""
 
     current = IntegerFile("memory.current", readonly=True)
@@ -48,27 +46,27 @@ class MemoryV2Controller(Controller):  # type: ignore[misc]
     pressure = KeyedFile("memory.pressure")
 
 
-class CpuV2Controller(Controller):  # type: ignore[misc]
+class CpuV2Controller(Controller):  # type: ignore[misc]  # the library has no types
     """The cpu controller of version 2."""
 
     stat = DictFile("cpu.stat", readonly=True)
     pressure = KeyedFile("cpu.pressure")
 
 
-class IoV2Controller(Controller):  # type: ignore[misc]
+class IoV2Controller(Controller):  # type: ignore[misc]  # the library has no types
     """The io controller of version 2."""
 
     stat = KeyedFile("io.stat")
     pressure = KeyedFile("io.pressure")
 
 
-class PidsController(Controller):  # type: ignore[misc]
+class PidsController(Controller):  # type: ignore[misc]  # the library has no types
     """The pids controller, the same in both versions."""
 
     current = IntegerFile("pids.current", readonly=True)
 
 
-class BlkIOThrottleController(Controller):  # type: ignore[misc]
+class BlkIOThrottleController(Controller):  # type: ignore[misc]  # the library has no types
     """Bytes through version 1's blkio, which are counted with any I/O scheduler and, `_recursive`, with descendants."""
 
     service_bytes_recursive = DeviceOperationsFile("blkio.throttle.io_service_bytes_recursive")

@@ -21,8 +21,9 @@ V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "blkio")
 """The controllers of version 1 in which a slot's parent group is made: those that are read."""
 
 V2_CONTROLLERS = ("memory", "cpu", "pids", "io")
+
 ROOT = "fastflow"
-"""The group that those of all slots are in, where no systemd makes them."""
+"""The group that those of all slots are in; where systemd makes them, its slice."""
 
 SYSTEMCTL_SECONDS = 10.0
 """`systemctl` answers in milliseconds; a systemd that hangs must not hold up an attempt for longer."""
@@ -114,15 +115,15 @@ class CgroupHost:
 
     def parent(self, slot: SlotId) -> str:
         """What Docker is told as the container's `cgroup_parent`."""
-        return f"fastflow-{slot}.slice" if self.driver == "systemd" else f"/fastflow/{slot}"
+        return f"{ROOT}-{slot}.slice" if self.driver == "systemd" else f"/{ROOT}/{slot}"
 
     @property
     def root(self) -> str:
         """What Docker is told as `cgroup_parent` of a container that shares the CPU with slots by its own weight."""
-        return "fastflow.slice" if self.driver == "systemd" else "/fastflow"
+        return f"{ROOT}.slice" if self.driver == "systemd" else f"/{ROOT}"
 
-    def make_root(self) -> None:
-        """Make the group that `root` names; no error if it exists. Raises CgroupFault."""
+    def make_root(self) -> str:
+        """Make the group that `root` names, and return that; no error if it exists. Raises CgroupFault."""
         try:
             # systemd makes its slices by itself.
             if self.driver == "cgroupfs" and self.version == "v2":
@@ -130,7 +131,8 @@ class CgroupHost:
             elif self.driver == "cgroupfs":
                 self._make_roots_v1()
         except OSError as error:
-            raise _fault(self.root, error) from error
+            raise self._fault(self.root, error) from error
+        return self.root
 
     def group(self, slot: SlotId) -> SlotGroup:
         """Reader of the slot's groups, whether they exist yet or no longer."""
@@ -139,8 +141,8 @@ class CgroupHost:
         parents = {name: self.base / name / self._relative(slot) for name in (*V1_CONTROLLERS, "unified")}
         return SlotGroup(parents, self.version)
 
-    def make(self, slot: SlotId) -> None:
-        """Make the slot's parent group; no error if it exists. Raises CgroupFault."""
+    def make(self, slot: SlotId) -> str:
+        """Make the group that `parent` names, and return that; no error if it exists. Raises CgroupFault."""
         try:
             if self.driver == "systemd":
                 self.systemctl("start", self.parent(slot))
@@ -149,7 +151,8 @@ class CgroupHost:
             else:
                 self._make_v1(slot)
         except (OSError, subprocess.SubprocessError) as error:
-            raise _fault(self.parent(slot), error) from error
+            raise self._fault(self.parent(slot), error) from error
+        return self.parent(slot)
 
     def remove(self, slot: SlotId) -> bool:
         """Remove the slot's parent group everywhere; false if something in it still lives (call again)."""
@@ -160,9 +163,19 @@ class CgroupHost:
         results = [_remove_tree(root / self._relative(slot)) for root in self._roots()]
         return all(results)
 
+    def _fault(self, group: str, error: Exception) -> CgroupFault:
+        said: bytes = getattr(error, "stderr", None) or b""
+        why = said.decode(errors="replace").strip().rstrip(".") or str(error)
+        remedy = (
+            f"See `systemctl status {group}` on the worker host; the agent must run as root."
+            if self.driver == "systemd"
+            else "The agent must run as root, with /sys/fs/cgroup writable."
+        )
+        return CgroupFault(f"The control group {group} could not be made ({why}). {remedy}")
+
     def _relative(self, slot: SlotId) -> Path:
         if self.driver == "systemd":
-            return Path("fastflow.slice") / self.parent(slot)
+            return Path(self.root) / self.parent(slot)
         return Path(ROOT) / slot
 
     def _roots(self) -> set[Path]:
@@ -207,13 +220,6 @@ def _pass_on_controllers(folder: Path) -> None:
         # One by one: a kernel without one of them refuses a line that names it.
         with suppress(OSError):
             (folder / "cgroup.subtree_control").write_text(f"+{controller}")
-
-
-def _fault(group: str, error: Exception) -> CgroupFault:
-    return CgroupFault(
-        f"The control group {group} could not be made ({error}). "
-        "The agent must run as root, with /sys/fs/cgroup writable."
-    )
 
 
 def _processes(group: Path) -> list[int]:

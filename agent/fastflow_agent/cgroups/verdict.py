@@ -15,16 +15,17 @@ from fastflow.pipelines.sizes import format_size
 from fastflow_agent.cgroups.stats import Reading
 from fastflow_agent.facts import OutOfMemory
 from fastflow_agent.model import Limits, Reason, State, StopCause
-from fastflow_agent.runtime.base import WRAPPER_FAILED, Observation, SlotState
+from fastflow_agent.runtime.base import KILLED, WRAPPER_FAILED, Observation, SlotState
 
 PEAK_SHARE = 0.98
 """A peak from this share of the limit on has reached it: the kernel charges pages in batches per CPU."""
 
+ENDED_BY_STOP = (128 + signals.SIGTERM, KILLED)
+"""Exit codes of a program that let what stops it end it: the agent, a shutdown, or `docker stop`."""
+
 _WHO_SENDS_SIGNALS = (
     "Look on the worker host for `docker stop`, `docker kill` or an engine that was restarted without live-restore."
 )
-_TOLD_TO_END = (128 + signals.SIGTERM, 128 + signals.SIGKILL)
-"""Exit codes of a program that let a shutdown, or `docker stop`, end it."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Evidence:
     that group's version. `stop` is set only if a signal reached the program before its end. `outside` is a signal that
     was not the agent's and asked the program to end, so shortly before its end that it ended by it. `rebooted`: the
     boot id changed since the release. `shutdown`: the program ended after the host's shutdown had begun, or before it
-    (false), None = nobody knows. `oom_seen`: the agent itself ended the container over a child's OOM kill. `victims` is
-    what `oom_victims` found in the kernel's log; it need not be asked unless `may_be_oom`.
+    (false), None = nobody knows. `oom_seen`: the agent itself ended the container over a child's OOM kill. `withdrawn`:
+    the agent killed it so that it would not begin, as nobody knew whether it had. `victims` is what `oom_victims` found
+    in the kernel's log; it need not be asked unless `may_be_oom`.
     """
 
     observation: Observation
@@ -58,6 +60,7 @@ class Evidence:
     rebooted: bool = False
     shutdown: bool | None = None
     oom_seen: bool = False
+    withdrawn: bool = False
     victims: tuple[str, ...] = ()
 
     @property
@@ -69,8 +72,8 @@ class Evidence:
     @property
     def may_be_shutdown(self) -> bool:
         """Whether somebody else's signal ended the program, so that it is worth asking if the host shuts down."""
-        by_signal = self.outside is not None or self.observation.exit_code in _TOLD_TO_END
-        return by_signal and self.stop is None and not self.oom_seen
+        by_signal = self.outside is not None or self.observation.exit_code in ENDED_BY_STOP
+        return by_signal and self.stop is None and not self.oom_seen and not self.withdrawn
 
     @property
     def peaked(self) -> bool:
@@ -99,6 +102,7 @@ def judge(evidence: Evidence) -> Verdict:
         or _rebooted(evidence)
         or _stopped(evidence)
         or _over_memory(evidence, found)
+        or _withdrawn(evidence)
         or _unseen(evidence)
         or _never_began(evidence)
         or _cut_short(evidence)
@@ -148,7 +152,7 @@ def _rebooted(evidence: Evidence) -> Verdict | None:
     """
     seen = evidence.observation
     if evidence.rebooted:
-        by_signal = seen.exit_code in _TOLD_TO_END and evidence.shutdown is not False
+        by_signal = seen.exit_code in ENDED_BY_STOP and evidence.shutdown is not False
         if by_signal or seen.end_unseen:
             return _reboot()
     return _shutdown(seen.exit_code) if evidence.shutdown and not evidence.stop else None
@@ -200,13 +204,27 @@ def _over_memory(evidence: Evidence, found: OutOfMemory | None) -> Verdict | Non
     return Verdict(State.FAILED, Reason.OOM_KILLED, message)
 
 
-def _unseen(evidence: Evidence) -> Verdict | None:
-    if not evidence.observation.end_unseen:
+def _withdrawn(evidence: Evidence) -> Verdict | None:
+    if not evidence.withdrawn or evidence.observation.exit_code != KILLED:
         return None
     message = (
-        "The container has ended, and how is not known: the Docker engine was restarted meanwhile and lost its exit "
-        "code. The log may tell; start the run again if the program was not done."
+        "The agent was interrupted while it let the program begin, and killed it before it knew that it had begun; "
+        "start the run again."
     )
+    return Verdict(State.FAILED, Reason.RUNTIME, message)
+
+
+def _unseen(evidence: Evidence) -> Verdict | None:
+    seen = evidence.observation
+    if not seen.end_unseen:
+        return None
+    how = (
+        ", and how is not known: the Docker engine was restarted meanwhile and lost its exit code"
+        if seen.exit_code is None
+        else f" with {seen.exit_code}, which is either the program's own exit code or what Docker gives for an end it "
+        "did not see, as after a restart of the engine"
+    )
+    message = f"The container has ended{how}. The log may tell; start the run again if the program was not done."
     return Verdict(State.FAILED, Reason.RUNTIME, message)
 
 

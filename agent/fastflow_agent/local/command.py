@@ -11,6 +11,7 @@ import click
 from fastflow.pipelines.environment import read_assignments, read_environment_file
 from fastflow.pipelines.sizes import parse_size
 from fastflow.service.settings import SettingsError
+from fastflow.variables import without_effect
 
 from fastflow_agent.identity import DataFolderInUse
 from fastflow_agent.journal import UnknownRecord
@@ -29,6 +30,7 @@ WITHOUT_DOCKER = (
 
 def run_command(
     path: Path,
+    *,
     variables: Sequence[str],
     secret_files: Sequence[Path],
     timeout: float | None,
@@ -38,6 +40,8 @@ def run_command(
     config: Path | None,
 ) -> int:
     """Runs the folder `path`; returns the exit code, having said on stderr whatever there was to say."""
+    for sentence in without_effect(os.environ):
+        click.echo(f"warning: {sentence}", err=True)
     try:
         settings = AgentSettings.load(config)
         if runtime is not None:

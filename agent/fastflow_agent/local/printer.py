@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,7 +44,7 @@ class Printer:
     """Writes logs to `descriptor` byte for byte. Use from one event loop.
 
     `on_written` gets what was written, `on_sealed` is called once a log is complete, `on_reader_left` when nobody
-    reads any more. All of them on the event loop.
+    reads any more, or with the reason if nothing can be written there. All of them on the event loop.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Printer:
         *,
         on_written: Callable[[bytes], None],
         on_sealed: Callable[[], None],
-        on_reader_left: Callable[[], None],
+        on_reader_left: Callable[[str], None],
     ) -> None:
         self._descriptor = descriptor
         self._on_written = on_written
@@ -80,8 +81,8 @@ class Printer:
         """See `Shipper.durable`."""
         return self._logs[key].cursor
 
-    async def seal(self, key: AttemptKey) -> int:
-        """See `Shipper.seal`."""
+    async def seal(self, key: AttemptKey, until_losses_told: Callable[[], Awaitable[None]] | None = None) -> int:
+        """See `Shipper.seal`. `until_losses_told` is not waited for: losses are shown when the run has ended."""
         log = self._logs[key]
         log.sealing.set()
         await asyncio.shield(log.tasks[0])
@@ -135,9 +136,11 @@ class Printer:
             return
         try:
             await asyncio.get_running_loop().run_in_executor(self._threads, self._write_all, data)
-        except BrokenPipeError:
+        except OSError as error:
             self._unwanted = True
-            self._on_reader_left()
+            # EIO: the terminal was closed.
+            left = error.errno in (errno.EPIPE, errno.EIO)
+            self._on_reader_left("" if left else f"the output can not be written: {error.strerror}")
             return
         self._on_written(data)
 

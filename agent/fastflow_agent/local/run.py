@@ -322,11 +322,11 @@ class LocalRun:
             self._signals.add(task)
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    def _reader_left(self) -> None:
+    def _reader_left(self, why: str) -> None:
         """Nobody reads the output any more; a program in a pipe ends then."""
         self._screen.release_stdout()
         if not self._interrupts:
-            self._screen.say("nobody reads the output any more")
+            self._screen.say(why or "nobody reads the output any more")
             self._interrupt()
 
     def _say_waiting(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO
 
 from fastflow.pipelines.sizes import format_size
 
@@ -20,13 +21,16 @@ class Screen:
         self._line_open = False
 
     def say(self, text: str) -> None:
-        """Writes `text`, without what could steer a terminal."""
-        if self._line_open:
-            sys.stderr.write("\n")
-            self._line_open = False
+        """Writes `text`, without what could steer a terminal; no error if nobody is there to see it."""
+        lead = "\n" if self._line_open else ""
+        self._line_open = False
         clean = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
-        sys.stderr.write(f"{clean}\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(f"{lead}{clean}\n")
+            sys.stderr.flush()
+        except OSError:
+            # Its terminal was closed, or its reader left, which must keep nothing from being done.
+            _release(sys.stderr)
 
     def written(self, data: bytes) -> None:
         """Takes note of output of the program."""
@@ -35,7 +39,7 @@ class Screen:
     @staticmethod
     def release_stdout() -> None:
         """Nobody reads standard output any more: Python must not complain of it at its end."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _release(sys.stdout)
 
 
 def crossing(fact: SoftLimitCrossed) -> str:
@@ -81,6 +85,10 @@ def usage(used: Usage | None, limits: Limits) -> str:
 def cores(milli_cores: int) -> str:
     """ "1 core", "0.5 cores"."""
     return f"{milli_cores / 1000:.3g} core{'' if milli_cores == 1000 else 's'}"
+
+
+def _release(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _seconds(microseconds: int | None) -> str:

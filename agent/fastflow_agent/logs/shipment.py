@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ class Shipment:
     `durable` is the offset below which the control plane has everything on its disk, `size` the file's size at the last
     look, `cursor` what to send next, `dry` the file's size at which there was nothing. `resting` is true from a failure
     of the disk while there was something to send, until somebody sets it to false; `fault` is what the disk said.
+    `owing` is set while the control plane may not have each loss that was found: who reads a log that is complete has
+    to see what is missing in it, so it is not sealed before. Found are all of them once its end is `acknowledged`.
     `threads` do what may wait for the disk. `sealed` is done once the log has ended, with its end offset.
     """
 
@@ -50,7 +53,13 @@ class Shipment:
     stopped_at: int | None = None
     resting: bool = False
     fault: str = ""
+    owing: asyncio.Event = field(default_factory=asyncio.Event)
+    taking: threading.Lock = field(default_factory=threading.Lock)
     sealed: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def __post_init__(self) -> None:
+        # An earlier agent, or its disk, may have found some.
+        self.owing.set()
 
     def start_over(self) -> None:
         """Forget what was sent: a new stream begins with asking where the control plane stands."""
@@ -69,12 +78,13 @@ class Shipment:
 
     async def acknowledge(self) -> None:
         """Let what the control plane has leave this disk."""
-        self.acknowledged = durable = self.durable
+        durable = self.durable
         try:
             await self._in_thread(lambda: self.spool.acknowledged(durable))
         except OSError as error:
             # What was not punched out is with what is acknowledged next; at the end the whole file goes.
             self._complain(error)
+        self.acknowledged = max(self.acknowledged, durable)
 
     async def _in_thread(self, operation: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
@@ -83,11 +93,17 @@ class Shipment:
             try:
                 return operation()
             finally:
-                # From here, since who waits for the result may be cancelled, and the operation may have failed.
-                for loss in self.spool.take_losses():
-                    loop.call_soon_threadsafe(self.on_loss, loss)
+                # From here, since who waits for the result may be cancelled, and the operation may have failed. One at
+                # a time: what another operation found is on its way when this one returns.
+                with self.taking:
+                    for loss in self.spool.take_losses():
+                        loop.call_soon_threadsafe(self._lose, loss)
 
         return await loop.run_in_executor(self.threads, work)
+
+    def _lose(self, loss: LogLoss) -> None:
+        self.owing.set()
+        self.on_loss(loss)
 
     def _complain(self, error: OSError) -> None:
         # Once: a full disk may last for days.
@@ -119,9 +135,11 @@ class Shipment:
             return []
         if self.sealing and self.end is None:
             self.end = await self._in_thread(self.spool.finish)
+        if self.end is not None and self.spool.has_gaps and self.acknowledged < self.durable:
+            await self.acknowledge()
         end = self.end if self.stopped_at is None else self.stopped_at
         if self.sealing and end is not None and self.cursor >= end:
-            if self.seal_sent:
+            if self.seal_sent or self.owing.is_set() or (self.spool.has_gaps and self.acknowledged < end):
                 return []
             self.seal_sent = True
             return [gateway_pb2.UploadLogsRequest(seal=gateway_pb2.LogSeal(key=key, end_offset=end))]
@@ -184,7 +202,7 @@ class Shipment:
             self.stopped_at = self.cursor = answer.durable_offset
             self.seal_sent = False
             message = "the log differs from what was delivered before; it ends here, and later output was not kept"
-            self.on_loss(LogLoss("TAMPERED", answer.durable_offset, None, message))
+            self._lose(LogLoss("TAMPERED", answer.durable_offset, None, message))
         if self.durable - self.acknowledged >= PUNCH_BYTES or answer.sealed:
             await self.acknowledge()
         if answer.sealed:

@@ -9,7 +9,7 @@ run delays a quiet one by no more than a batch.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     Call = grpc.aio.StreamStreamCall[gateway_pb2.UploadLogsRequest, gateway_pb2.UploadLogsResponse]
 
 log = structlog.get_logger(__name__)
+
+
+async def _at_once() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -125,16 +129,29 @@ class Shipper:
         """Returns the offset below which the control plane has everything on its disk."""
         return self._shipments[key.run_id, key.attempt].durable
 
-    async def seal(self, key: AttemptKey) -> int:
+    async def seal(self, key: AttemptKey, until_losses_told: Callable[[], Awaitable[None]] = _at_once) -> int:
         """Ships what is left and ends the log; call it once nobody writes any more. Returns the end offset.
 
-        Waits as long as it takes. A log the control plane refuses for good, since it does not know the attempt or has
-        sealed its log already, ends where the control plane left it.
+        `until_losses_told` returns once the control plane has each loss that `on_loss` was called with: until then the
+        log stays open. Waits as long as it takes. A log the control plane refuses for good, since it does not know the
+        attempt or has sealed its log already, ends where the control plane left it.
         """
         shipment = self._shipments[key.run_id, key.attempt]
         shipment.sealing = True
         self._wake.set()
-        return await asyncio.shield(shipment.sealed)
+        telling = asyncio.create_task(self._tell_losses(shipment, until_losses_told))
+        try:
+            return await asyncio.shield(shipment.sealed)
+        finally:
+            telling.cancel()
+            await asyncio.wait([telling])
+
+    async def _tell_losses(self, shipment: Shipment, until_told: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await shipment.owing.wait()
+            await until_told()
+            shipment.owing.clear()
+            self._wake.set()
 
     async def remove(self, key: AttemptKey) -> None:
         """Ships the log no further and closes its spool. The files stay."""
@@ -246,7 +263,7 @@ class Shipper:
 
     async def _connection(self) -> str:
         """Ships over one stream until it breaks; returns why it did."""
-        call: Call = self._stub.UploadLogs(metadata=self._metadata)  # type: ignore[call-arg]  # no iterator: written to
+        call: Call = self._stub.UploadLogs(metadata=self._metadata)  # type: ignore[call-arg]  # stubs want an iterator; we write
         self._call = call
         for shipment in self._shipments.values():
             shipment.start_over()

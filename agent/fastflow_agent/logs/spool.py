@@ -11,8 +11,8 @@ whatever happens to it happens in place:
 - What exceeds the run's log limit is never read, and punched out as it comes.
 - A log that is suddenly shorter than it was has been tampered with, unless its host went down meanwhile and took what
   was not on the disk. It ends where it was read last: behind that, an offset no longer says which byte is meant.
-  What a host that goes down takes of the end of a log that had not been read nobody can see, unless its program had
-  ended before and its length was written down: so that is a loss of unknown length.
+  What a host that goes down takes of the end of a log that had not been read nobody can see, unless all of it was on
+  the disk and its length written down, once its program had ended: so that is a loss of unknown length.
 - A program that overwrites bytes in place, or cuts the file and fills it again between two looks, is not noticed here;
   the control plane notices where bytes are sent again.
 
@@ -35,6 +35,7 @@ from fastflow_agent.logs.holes import punch
 from fastflow_agent.logs.losses import LogLoss
 from fastflow_agent.logs.lost import Cut, Lost, LostBytes
 from fastflow_agent.logs.redact import MASK, Masks
+from fastflow_agent.logs.unwritten import written_until
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +100,7 @@ class Spool:
         `spool_quota` are bytes; a limit of 0 is none. `pauses`: see the module. With `inode`, as an earlier
         `Spool.inode` told it, no other file is taken. A log that is gone, or is not the file it was, gives a spool that
         ends at `start_offset`, with that loss. `host_went_down`: the host was restarted since the program began;
-        `length` is how long the log was when it ended, None = that was not seen before.
+        `length` is how long the log was, all on the disk, once nobody wrote to it any more; None = nobody knows.
         Raises OSError if the disk fails.
         """
         lost = Lost.load(_record(path))
@@ -121,6 +122,11 @@ class Spool:
     def inode(self) -> int:
         """Which file this is, for opening it again."""
         return os.fstat(self._descriptor).st_ino
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether bytes were dropped, which is a loss once the control plane has what surrounds them."""
+        return bool(self._lost.ranges)
 
     def size(self) -> int:
         """Length of the file now. One system call that never waits; not to be called once the spool is closed."""
@@ -237,20 +243,26 @@ class Spool:
         elif not found or size < self._acked:
             self._cut_off(size, "DISK" if lost_with_host else "TAMPERED")
         else:
-            if lost_with_host and size != length and size <= self._limit:
-                self._end_at(Cut(size, size, "DISK"))
-            self._miss_what_was_punched()
+            doubtful = lost_with_host and size != length
+            self._miss_what_was_punched(doubtful=doubtful)
+            stop = min(size, self._limit)
+            end = written_until(self._descriptor, self._acked, stop, self._lost) if doubtful else stop
+            if doubtful and (end < stop or size <= self._limit):
+                self._end_at(Cut(end, size, "DISK"))
         self._losses.extend(each.loss for each in self._lost.ranges if each.end <= self._acked and not each.tampered)
 
-    def _miss_what_was_punched(self) -> None:
-        """A control plane that lost what it had acknowledged asks for bytes that have left this disk."""
+    def _miss_what_was_punched(self, *, doubtful: bool) -> None:
+        """A control plane that lost what it had acknowledged asks for bytes that have left this disk.
+
+        In a `doubtful` log nothing may have reached the disk of what follows.
+        """
         start = self._acked
         if start >= self.size() or self._lost.at(start):
             return
         try:
             data = os.lseek(self._descriptor, start, os.SEEK_DATA)
         except OSError:  # ENXIO: no data up to the end
-            data = self.size()
+            data = start if doubtful else self.size()
         if data > start:
             self._lose_again(start, data)
 

@@ -7,6 +7,7 @@ a new `Runtime` object over the same data folder finds every slot again (`slots`
 
 from __future__ import annotations
 
+import signal as signals
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 WRAPPER_FAILED = 125
 """Exit code of the start wrapper when it fails itself, before the program began."""
 
+KILLED = 128 + signals.SIGKILL
+"""Exit code of a program that SIGKILL has ended."""
+
 
 class RuntimeUnavailable(Exception):
     """The engine is stopped or does not answer. The message is for people; the same call may succeed later."""
@@ -34,6 +38,10 @@ class ImageMissing(Exception):
 
 class RuntimeFault(Exception):
     """This one operation failed for good; repeating it with the same arguments is no use."""
+
+
+class ContainerRemoved(RuntimeFault):
+    """Somebody else removed the container before its start. The same run may be started anew, here or elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,8 @@ class Observation:
     message when it could not start the container.
     `wrapper_failed` is the start wrapper's own word that it, not the program, ended with WRAPPER_FAILED.
     `finished_at` (UTC, this host's clock) is the end itself, not when it was noticed. `end_unseen`: the engine did not
-    see the end itself, so nobody knows its exit code, and `finished_at` is when the engine noticed. `signals` are those
+    see the end itself, so nobody knows its exit code, and `finished_at` is when the engine noticed; where there is an
+    `exit_code` all the same, it may be the program's own or what the engine gives for such an end. `signals` are those
     sent by way of the engine, ascending in time, as far as it still tells of them: the agent's own and anybody else's.
     """
 
@@ -180,6 +189,10 @@ class Egress:
     index_netrc: Path | None = None
 
 
+PREPARE_SECONDS = 3600.0
+"""The longest preparation: large wheels over a slow line, or one that compiles."""
+
+
 class PreparerStep(Enum):
     """What a preparer has uv do, and so what it is given."""
 
@@ -203,7 +216,7 @@ class PreparerSpec:
     PEP 723 header alone (or empty). It is run as a pipeline is run, at the same paths, so that what uv keeps is what
     it will look for. `cache` is the writable copy of a generation, owned by the container's uid. `name` is unique
     among the living preparers of this agent: letters, digits and dashes. `environment` is set on top of what a run's
-    uv gets.
+    uv gets. It is stopped after `seconds`.
     """
 
     name: str
@@ -212,6 +225,7 @@ class PreparerSpec:
     python_version: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     step: PreparerStep = PreparerStep.BUILD
+    seconds: float = PREPARE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -246,7 +260,7 @@ class Runtime(ABC):
 
     @abstractmethod
     async def start(self, slot: SlotId) -> None:
-        """Start the container up to its wait for release; no error if it runs. Raises RuntimeFault.
+        """Start the container up to its wait for release; no error if it runs. Raises RuntimeFault, ContainerRemoved.
 
         On return an OOM in any of its processes ends the whole container, where the kernel can do that.
         """

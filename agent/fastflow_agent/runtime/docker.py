@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
+from fastflow.finishing import finish
 
 from fastflow_agent.cgroups.paths import CgroupFault, CgroupHost, SlotGroup
 from fastflow_agent.model import SlotId, parse_slot_id
@@ -62,6 +63,7 @@ class DockerRuntime(Runtime):
         self._images = Images(options, self._engine)
         self._preparers = Preparers(options, self._containers, self._on_disk)
         self._template: Path | None = None
+        self._making_template = asyncio.Lock()
         self._cgroups: CgroupHost | None = None
         self._version = ""
 
@@ -98,7 +100,7 @@ class DockerRuntime(Runtime):
         """See `Runtime.create`."""
         image = await self._images.current()
         parent = await self._make_group(spec.slot)
-        template = await self._on_disk(self._make_template)
+        template = await self._made_template()
         config = slot_container(spec, self._options, image, template, parent)
         await self._containers.create(container_name(spec.slot), config)
 
@@ -180,7 +182,7 @@ class DockerRuntime(Runtime):
     async def run_preparer(self, spec: PreparerSpec) -> PreparerResult:
         """See `Runtime.run_preparer`."""
         image = await self._images.current()
-        template = await self._on_disk(self._make_template)
+        template = await self._made_template()
         return await self._preparers.run(spec, image, template, await self._make_root_group())
 
     async def remove_preparers(self) -> None:
@@ -197,10 +199,13 @@ class DockerRuntime(Runtime):
         paths = SlotPaths.of(self._options.data_dir, self._options.env_dir, slot)
         return Gate(paths, self._options.container_uid)
 
-    def _make_template(self) -> Path:
-        if self._template is None:
-            self._template = folders.make_template(self._options.data_dir)
-        return self._template
+    async def _made_template(self) -> Path:
+        # One at a time: the first runs of an agent start together.
+        async with self._making_template:
+            if self._template is None:
+                making = self._on_disk(lambda: folders.make_template(self._options.data_dir))
+                self._template = await finish(asyncio.ensure_future(making))
+            return self._template
 
     async def _on_disk(self, operation: Callable[[], T]) -> T:
         try:
@@ -214,20 +219,19 @@ class DockerRuntime(Runtime):
         return self._cgroups
 
     async def _make_group(self, slot: SlotId) -> str | None:
-        return await self._made(lambda cgroups: cgroups.make(slot), lambda cgroups: cgroups.parent(slot))
+        return await self._made(lambda cgroups: cgroups.make(slot))
 
     async def _make_root_group(self) -> str | None:
-        return await self._made(lambda cgroups: cgroups.make_root(), lambda cgroups: cgroups.root)
+        return await self._made(CgroupHost.make_root)
 
-    async def _made(self, make: Callable[[CgroupHost], None], name: Callable[[CgroupHost], str]) -> str | None:
+    async def _made(self, make: Callable[[CgroupHost], str]) -> str | None:
         cgroups = await self._cgroup_host()
         if cgroups is None:
             return None
         try:
-            await self._on_disk(lambda: make(cgroups))
+            return await self._on_disk(lambda: make(cgroups))
         except CgroupFault as error:
             raise RuntimeFault(str(error)) from error
-        return name(cgroups)
 
     def _ask(self, client: Client) -> tuple[str, str]:
         version = str(client.version(api_version=False)["Version"])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import signal as signals
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from fastflow_agent.runtime.base import (
+    KILLED,
     WRAPPER_FAILED,
+    ContainerRemoved,
     Observation,
     RuntimeFault,
     RuntimeUnavailable,
@@ -28,12 +29,14 @@ REMOVAL_TRIES = 100
 REMOVAL_PAUSE_SECONDS = 0.1
 """The engine refuses a second removal while one is under way; that takes it a moment, on a busy disk seconds."""
 
-KILLED = 128 + signals.SIGKILL
 UNSEEN = 255
 """What the engine gives for an end that it did not see: the host or the engine was restarted meanwhile, and containerd
 waits 5 s for a shim to tell of it. A program's own exit code may be the same one."""
 
 _NOT_FOUND, _CONFLICT = 404, 409
+_REMOVED = ("No such container", "marked for removal")
+"""What the engine says of a container that is gone, or about to go."""
+
 _STATES = {
     "created": SlotState.CREATED,
     "running": SlotState.RUNNING,
@@ -64,11 +67,17 @@ class Containers:
                 raise _fault("create", name, error) from error
 
     async def start(self, name: str) -> None:
-        """Start it; no error if it runs."""
+        """Start it; no error if it runs. Raises ContainerRemoved."""
         self._ends.expect(name)
         try:
             await self._engine.call(lambda client: client.start(name), self._times.action)
         except EngineRefused as error:
+            # Of other things that are missing, a network say, it tells with the same status.
+            if any(map(error.says, _REMOVED)):
+                raise ContainerRemoved(
+                    f"The container {name} was removed before its start; look on the worker host for a clean-up job "
+                    "that prunes containers."
+                ) from error
             raise _fault("start", name, error) from error
 
     async def signal(self, name: str, signal: int) -> bool:
@@ -88,7 +97,7 @@ class Containers:
         except EngineRefused as error:
             if error.says("already paused"):
                 return True
-            if error.status == _NOT_FOUND or error.says("is not running"):
+            if error.status == _NOT_FOUND or error.says("not running"):
                 return False
             raise _fault("pause", name, error) from error
         return True
@@ -98,7 +107,7 @@ class Containers:
         try:
             await self._engine.call(lambda client: client.unpause(name), self._times.action)
         except EngineRefused as error:
-            ended = error.status == _NOT_FOUND or error.says("is not running")
+            ended = error.status == _NOT_FOUND or error.says("not running")
             if not ended and not error.says("is not paused"):
                 raise _fault("unpause", name, error) from error
 
@@ -156,7 +165,8 @@ class Containers:
 
         As a rule the event that tells the end suffices: an engine asked right then answers only once it has torn the
         container down. What was killed is looked for, as it may be gone. The OOM flag is not waited for. Of an end that
-        the engine saw there was an event, so UNSEEN without one is no exit code.
+        the engine saw there was an event, so UNSEEN without one is no exit code; or it may be one, where nobody
+        listened and the engine may have forgotten the event.
         """
         ending = self._ends.ending(name)
         if ending.from_start:
@@ -173,7 +183,8 @@ class Containers:
                 if ending.exit_code is None:
                     await self._ends.recall(name)
                 if looked.exit_code == UNSEEN and ending.exit_code is None:
-                    looked = replace(looked, exit_code=None, end_unseen=True)
+                    code = None if ending.from_start else UNSEEN
+                    looked = replace(looked, exit_code=code, end_unseen=True)
                 return replace(looked, signals=_ascending(ending.signals))
             await ending.wake.wait()
 

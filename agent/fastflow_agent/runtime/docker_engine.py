@@ -7,16 +7,19 @@ itself: whatever hangs in the pool, whether the engine answers is always known w
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
 
 import requests
 from docker import APIClient
 from docker.errors import APIError, DockerException, ImageNotFound
 from docker.transport import UnixHTTPAdapter
+from docker.transport.unixconn import UnixHTTPConnection, UnixHTTPConnectionPool
 
 from fastflow_agent.runtime.base import RuntimeFault, RuntimeUnavailable
 
@@ -153,8 +156,31 @@ class Engine:
         )
 
 
-class _OnePool(UnixHTTPAdapter):  # type: ignore[misc]  # the SDK has no types
+class _Connection(UnixHTTPConnection):  # type: ignore[misc]  # the SDK has no types
+    """Closes its socket where the engine is away, which the SDK leaves to the garbage collector."""
+
+    def connect(self) -> None:
+        """See the base class."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(self.unix_socket)
+        except BaseException:
+            self.close()
+            raise
+
+
+class _Pool(UnixHTTPConnectionPool):  # type: ignore[misc]  # the SDK has no types
+    def _new_conn(self) -> _Connection:
+        return _Connection(self.base_url, self.socket_path, self.timeout)
+
+
+class _Adapter(UnixHTTPAdapter):  # type: ignore[misc]  # the SDK has no types
     """Keeps connections to the engine open. The SDK keeps some for each URL, and most of ours are asked only once."""
+
+    def __init__(self, socket_url: str, timeout: float | None) -> None:
+        super().__init__(socket_url, timeout)
+        self.pools["engine"] = _Pool("engine", self.socket_path, timeout, maxsize=self.max_pool_size)
 
     def get_connection(self, url: str, proxies: Any = None) -> Any:
         """See the base class."""
@@ -162,13 +188,22 @@ class _OnePool(UnixHTTPAdapter):  # type: ignore[misc]  # the SDK has no types
 
 
 def _connect(host: str, patience: float | None) -> Client:
-    client: Client = APIClient(base_url=host, version="auto", timeout=patience)
+    """A client that speaks as new an API as the engine does. Raises DockerException, RequestException."""
+    with closing(_client(host, patience, MINIMUM_API)) as asking:
+        spoken = str(asking.version(api_version=False).get("ApiVersion"))
+    if not re.fullmatch(r"\d+\.\d+", spoken):
+        raise DockerException("it does not say which API it speaks")
+    if tuple(map(int, spoken.split("."))) < tuple(map(int, MINIMUM_API.split("."))):
+        raise DockerException(f"it speaks API {spoken}, and Docker 20.10 (API {MINIMUM_API}) is needed")
+    return _client(host, patience, spoken)
+
+
+def _client(host: str, patience: float | None, api: str) -> Client:
+    client: Client = APIClient(base_url=host, version=api, timeout=patience)
     if host.startswith("unix://"):
         # No proxy leads to a socket; looking for one in the environment takes as long as the call.
         client.trust_env = False
-        client.mount(client.base_url, _OnePool(host.replace("unix://", "http+unix://"), patience))
-    if tuple(map(int, client.api_version.split("."))) < tuple(map(int, MINIMUM_API.split("."))):
-        raise DockerException(f"it speaks API {client.api_version}, and Docker 20.10 (API {MINIMUM_API}) is needed")
+        client.mount(client.base_url, _Adapter(host.replace("unix://", "http+unix://"), patience))
     return client
 
 

@@ -25,6 +25,9 @@ Event: TypeAlias = Mapping[str, Any]
 
 log = structlog.get_logger(__name__)
 
+CLOSE_SECONDS = 2.0
+"""An engine that is well answers within milliseconds, and one that hangs must not hold up the agent's own end."""
+
 LOOK_BACK_SECONDS = 5.0
 """The first stream asks for events from this long ago: the engine answers before it listens. Old ones do no harm."""
 
@@ -102,7 +105,7 @@ class Ends:
     async def aclose(self) -> None:
         """Stop listening."""
         if self._stream:
-            self._stream.close()
+            await asyncio.to_thread(self._stream.close)
         if self._looking:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
@@ -164,12 +167,13 @@ class _Stream:
         self._thread.start()
 
     def close(self) -> None:
-        """Have the thread end; it does so soon after, if the engine does not hang in its first answer."""
+        """Have the thread end, and wait for it; not for long, in case that the engine hangs in its first answer."""
         self._closing.set()
         if self._socket is not None:
             with suppress(OSError):
                 # Wakes the thread from its read; closing the descriptor under it would not.
                 self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -190,6 +194,8 @@ class _Stream:
         ):
             response.raise_for_status()
             self._socket = response.raw.connection.sock
+            if self._closing.is_set():
+                return  # whoever closes may not have seen the socket
             for line in response.iter_lines():
                 if self._closing.is_set():
                     return

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
-from docker.errors import ImageNotFound
+from docker.errors import ImageNotFound, NotFound
 
 from fastflow_agent.runtime.base import ImageMissing, RuntimeFault
 from fastflow_agent.runtime.docker_engine import Client, Engine, EngineRefused
@@ -16,6 +17,9 @@ from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.runtime.interpreters import Interpreters, look_script, parse
 
 log = structlog.get_logger(__name__)
+
+LOOKS = 3
+"""A clean-up job of the host may prune the container that looks before it has told; again and again is no accident."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,16 @@ class Images:
         return self._seen[found]
 
     def _look(self, client: Client, found: str) -> RunnerImage:
+        looks_left = LOOKS
+        while True:
+            looks_left -= 1
+            try:
+                return self._look_once(client, found)
+            except NotFound as error:
+                if isinstance(error, ImageNotFound) or not looks_left:
+                    raise
+
+    def _look_once(self, client: Client, found: str) -> RunnerImage:
         container = client.create_container_from_config(_looking_container(found, self._options.container_uid))["Id"]
         try:
             client.start(container)
@@ -93,7 +107,8 @@ class Images:
             output = client.logs(container, stdout=True, stderr=False).decode(errors="replace")
             complaint = client.logs(container, stdout=False, stderr=True).decode(errors="replace").strip()
         finally:
-            client.remove_container(container, force=True, v=True)
+            with suppress(NotFound):
+                client.remove_container(container, force=True, v=True)
         if status != 0:
             raise RuntimeFault(
                 f"The image {self._options.image} is no runner image: it needs /usr/local/bin/uv and a Python "

@@ -33,9 +33,6 @@ class DockerTimes:
     image_look: float = 60.0
     """Patience with the one container that looks for Python and uv in a new image."""
 
-    preparer: float = 3600.0
-    """The longest preparation: large wheels over a slow line, or one that compiles."""
-
 
 @dataclass(frozen=True)
 class DockerOptions:

@@ -14,14 +14,13 @@ from fastflow.finishing import finish
 from fastflow.pipelines.sizes import format_size
 from fastflow.service.failpoints import AgentPoint, reach
 
-from fastflow_agent.logs.redact import Masks
 from fastflow_agent.runtime import folders
 from fastflow_agent.runtime.base import (
+    KILLED,
     Observation,
     PreparerResult,
     PreparerSpec,
     PreparerStep,
-    RuntimeFault,
     SlotPaths,
     SlotState,
 )
@@ -32,16 +31,14 @@ from fastflow_agent.runtime.container_spec import (
     preparer_name,
     preparers_label,
 )
-from fastflow_agent.runtime.docker_containers import KILLED, Containers
+from fastflow_agent.runtime.docker_containers import Containers
 from fastflow_agent.runtime.docker_image import RunnerImage
 from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.runtime.indexes import Indexes
-from fastflow_agent.runtime.release import OFFLINE, Gate, render
+from fastflow_agent.runtime.preparer_end import TOO_LATE, preparer_result, read_output, was_killed
+from fastflow_agent.runtime.release import Gate, render
 
 T = TypeVar("T")
-
-OUTPUT_BYTES = 1 << 20
-"""How much of uv's output is kept: its end, where the refusal stands."""
 
 
 class _OnDisk(Protocol):
@@ -118,38 +115,28 @@ class Preparers:
 
             await gate.release(content, lives)
             reach(AgentPoint.PREPARER_RELEASED)
-            seen, late = await self._wait_or_kill(name, ended)
+            seen, late = await self._wait_or_kill(name, spec, ended)
         finally:
             ended.cancel()
-        # uv shows no login, but it runs the build scripts of packages, which may.
-        output = Masks(indexes.secrets).apply(await self._on_disk(lambda: _tail(paths.log)))
-        if seen.wrapper_failed:
-            raise RuntimeFault(f"The preparer could not call uv: {output.decode(errors='replace').strip()}")
+        output = await self._on_disk(lambda: read_output(paths.log, indexes.secrets))
         note = await self._note(name, seen, gate, late=late)
-        code = seen.exit_code if seen.exit_code is not None else 1
-        offline = code == 0 and gate.says(OFFLINE)
-        return PreparerResult(code, output + note.encode(), offline)
+        return preparer_result(seen, gate, output, note)
 
-    async def _wait_or_kill(self, name: str, ended: asyncio.Future[Observation]) -> tuple[Observation, bool]:
-        done, _ = await asyncio.wait([ended], timeout=self._options.times.preparer)
+    async def _wait_or_kill(
+        self, name: str, spec: PreparerSpec, ended: asyncio.Future[Observation]
+    ) -> tuple[Observation, bool]:
+        done, _ = await asyncio.wait([ended], timeout=spec.seconds)
         if not done:
             await self._containers.signal(name, signal.SIGKILL)
         return await ended, not done
 
     async def _note(self, name: str, seen: Observation, gate: Gate, *, late: bool) -> str:
         """What uv could not say itself."""
-        if late:
-            return f"fastflow: preparing was stopped after {self._options.times.preparer:g} s\n"
+        if late and was_killed(seen):
+            return TOO_LATE
         if seen.exit_code == KILLED and await self._containers.oom_flag(name, gate):
             limit = format_size(self._options.preparer_memory_bytes)
             return f"fastflow: preparing needed more than its {limit} of memory\n"
         if seen.state is SlotState.ABSENT:
             return "fastflow: the preparing container was removed by someone else\n"
         return ""
-
-
-def _tail(path: Path) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        file.seek(max(0, os.fstat(descriptor).st_size - OUTPUT_BYTES))
-        return file.read()

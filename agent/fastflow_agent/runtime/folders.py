@@ -45,7 +45,10 @@ def make_template(data_dir: Path) -> Path:
 
 
 def make_slot_folders(paths: SlotPaths, owner: int) -> None:
-    """Make what a slot's container is mounted on, owned by uid `owner` where it writes. Idempotent; raises OSError."""
+    """Make what a slot's container is mounted on, owned by uid `owner` where it writes. Idempotent.
+
+    Raises OSError, and RuntimeFault where there is no folder on a tmpfs any more for its environment.
+    """
     paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     for folder in (paths.out, paths.tmp, paths.upper, paths.work):
         _make_owned(folder, owner)
@@ -60,8 +63,6 @@ def make_slot_folders(paths: SlotPaths, owner: int) -> None:
 
 
 def _make_owned(folder: Path, owner: int) -> None:
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        return
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # Also one that was there: whoever made it may have died before it came to this.
     os.chown(folder, owner, owner, follow_symlinks=False)

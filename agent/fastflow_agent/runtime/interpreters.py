@@ -34,9 +34,10 @@ class Interpreters:
 
 def look_script(uv: str) -> str:
     """A script for `sh` whose output `parse` reads."""
+    # An agent's own virtual environment may come first in PATH, and runs would see the packages in it.
     return (
         "export UV_NO_CONFIG=1 UV_NO_PROJECT=1 UV_PYTHON_DOWNLOADS=never; unset UV_PYTHON; "
-        f"'{uv}' --version && '{uv}' python find && '{uv}' python list --only-installed --output-format json"
+        f"'{uv}' --version && '{uv}' python find --system && '{uv}' python list --only-installed --output-format json"
     )
 
 

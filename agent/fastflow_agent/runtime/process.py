@@ -21,7 +21,6 @@ from fastflow.service.failpoints import AgentPoint, reach
 from uv import find_uv_bin
 
 from fastflow_agent.cgroups.paths import SlotGroup
-from fastflow_agent.logs.redact import Masks
 from fastflow_agent.model import SlotId, parse_slot_id
 from fastflow_agent.runtime import folders
 from fastflow_agent.runtime.base import (
@@ -41,8 +40,9 @@ from fastflow_agent.runtime.base import (
 from fastflow_agent.runtime.container_spec import egress_environment, preparer_program
 from fastflow_agent.runtime.indexes import Indexes
 from fastflow_agent.runtime.interpreters import Interpreters, look_script, parse
+from fastflow_agent.runtime.preparer_end import TOO_LATE, preparer_result, read_output, was_killed
 from fastflow_agent.runtime.process_box import BOX, Box, lost_processes
-from fastflow_agent.runtime.release import OFFLINE, render
+from fastflow_agent.runtime.release import render
 
 T = TypeVar("T")
 
@@ -53,12 +53,6 @@ UNCONFINED = (
 
 LOOK_SECONDS = 30.0
 """uv asks each interpreter it finds; on a slow disk with many of them that takes seconds."""
-
-PREPARER_SECONDS = 3600.0
-"""The longest preparation: large wheels over a slow line, or one that compiles."""
-
-PREPARER_OUTPUT_BYTES = 1 << 20
-"""How much of uv's output is kept: its end, where the refusal stands."""
 
 PREPARERS_OUTLIVE_AGENT_SECONDS = 60.0
 """How long a preparer goes on after its agent has died: the next agent ends it, but there may never be one."""
@@ -204,7 +198,7 @@ class ProcessRuntime(Runtime):
         try:
             # To its end: what is started after it was cleared, nobody would end.
             await finish(asyncio.ensure_future(self._run(begin)))
-            return await self._prepare(box, spec.step)
+            return await self._prepare(box, spec)
         finally:
             await finish(asyncio.ensure_future(self._clear(box)))
 
@@ -250,7 +244,7 @@ class ProcessRuntime(Runtime):
             seen = await self._run(box.observe)
             if seen.state in (SlotState.EXITED, SlotState.ABSENT):
                 return seen
-            shim = await self._run(box.open_shim)
+            shim = await self._open_shim(box)
             if shim is None:
                 # Not started yet, or ended this moment.
                 await asyncio.sleep(POLL_SECONDS)
@@ -259,10 +253,20 @@ class ProcessRuntime(Runtime):
 
     async def _remove(self, box: Box) -> None:
         await self._run(lambda: box.signal(signals.SIGKILL))
-        shim = await self._run(box.open_shim)
+        shim = await self._open_shim(box)
         if shim is not None:
             await _ended(shim)
         await self._run(box.delete)
+
+    async def _open_shim(self, box: Box) -> int | None:
+        opening = asyncio.ensure_future(self._run(box.open_shim))
+        try:
+            return await finish(opening)
+        except asyncio.CancelledError:
+            # A thread can not be cancelled: it opened it for nobody.
+            if not opening.exception() and (shim := opening.result()) is not None:
+                os.close(shim)
+            raise
 
     def _preparer(self, name: str) -> Box:
         # Agents of one host may share the folder for environments, but never a data folder.
@@ -274,24 +278,20 @@ class ProcessRuntime(Runtime):
         await self._remove(box)
         await self._run(lambda: delete_trees(box.paths.root))
 
-    async def _prepare(self, box: Box, step: PreparerStep) -> PreparerResult:
+    async def _prepare(self, box: Box, spec: PreparerSpec) -> PreparerResult:
         egress = self._options.egress
         indexes = await self._run(lambda: Indexes.of(egress).with_logins(egress.index_netrc))
-        await self._release(box, {} if step is PreparerStep.INSTALL else indexes.environment_with_logins())
+        await self._release(box, {} if spec.step is PreparerStep.INSTALL else indexes.environment_with_logins())
         reach(AgentPoint.PREPARER_RELEASED)
-        note = b""
+        late = False
         try:
-            async with asyncio.timeout(PREPARER_SECONDS):
+            async with asyncio.timeout(spec.seconds):
                 seen = await self._wait(box)
         except TimeoutError:
             await self._run(lambda: box.signal(signals.SIGKILL))
-            seen, note = await self._wait(box), b"fastflow: preparing took too long and was stopped\n"
-        output = Masks(indexes.secrets).apply(await self._run(box.paths.log.read_bytes))
-        if seen.wrapper_failed:
-            raise RuntimeFault(f"The preparer could not call uv: {output.decode(errors='replace').strip()}")
-        code = seen.exit_code if seen.exit_code is not None else 1
-        offline = code == 0 and box.gate.says(OFFLINE)
-        return PreparerResult(code, output[-PREPARER_OUTPUT_BYTES:] + note, offline)
+            seen, late = await self._wait(box), True
+        output = await self._run(lambda: read_output(box.paths.log, indexes.secrets))
+        return preparer_result(seen, box.gate, output, TOO_LATE if late and was_killed(seen) else "")
 
 
 async def _ended(descriptor: int) -> None:

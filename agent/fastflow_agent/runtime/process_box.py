@@ -12,7 +12,6 @@ import signal as signals
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,33 +132,29 @@ class Box:
 
     def signal(self, signal: int) -> bool:
         """Signal the program, and thaw it; SIGKILL goes to all it started, as in a container. False if it had ended."""
+        if signal == signals.SIGKILL:
+            return self.signal_group(signal)
         found = self._open(1)
         if found is None:
             return False
         pid, descriptor = found
         try:
-            if signal == signals.SIGKILL:
-                # It has no group of its own yet in its first moment.
-                with suppress(ProcessLookupError):
-                    os.killpg(pid, signal)
-            signals.pidfd_send_signal(descriptor, signal)
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signals.SIGCONT)
-        except ProcessLookupError:
-            return False
+            sent = _send(descriptor, signal)
+            _send_group(pid, descriptor, signals.SIGCONT)
         finally:
             os.close(descriptor)
-        return True
+        return sent
 
     def signal_group(self, signal: int) -> bool:
         """Signal the program and what it started; false if it had ended."""
         found = self._open(1)
         if found is None:
             return False
-        os.close(found[1])
-        with suppress(ProcessLookupError):
-            os.killpg(found[0], signal)
-        return True
+        pid, descriptor = found
+        try:
+            return _send_group(pid, descriptor, signal)
+        finally:
+            os.close(descriptor)
 
     def open_shim(self) -> int | None:
         """A pid descriptor of the shim, readable once it has ended; None if it has."""
@@ -173,9 +168,12 @@ class Box:
         delete_trees(self.folder, self.paths.env)
 
     def recover(self, shim: int, program: int) -> None:
-        """Lay out again what is needed to signal and remove processes whose folder was lost."""
+        """Lay out again what is needed to signal and remove processes whose folder was lost, if they live still."""
+        try:
+            identity = " ".join(f"{pid}:{_stat(pid)[_START]}" for pid in (shim, program))
+        except (FileNotFoundError, ProcessLookupError):
+            return
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        identity = " ".join(f"{pid}:{_stat(pid)[_START]}" for pid in (shim, program))
         (self.folder / "identity").write_text(identity)
         (self.folder / "command").write_text("{}")
 
@@ -221,6 +219,25 @@ def lost_processes(slots_dir: Path) -> dict[str, tuple[int, int]]:
         for pid, parent in parents.items()
         if parent in shims and pid not in shims
     }
+
+
+def _send(descriptor: int, signal: int) -> bool:
+    """Signal one process; false if it had ended."""
+    try:
+        signals.pidfd_send_signal(descriptor, signal)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _send_group(pid: int, descriptor: int, signal: int) -> bool:
+    """Signal a process that leads a session, and its group; false if it had ended."""
+    try:
+        os.killpg(pid, signal)
+    except ProcessLookupError:
+        # In its first moment it has no group of its own yet.
+        return _send(descriptor, signal)
+    return True
 
 
 def _stat(pid: int) -> list[str]:

@@ -49,9 +49,13 @@ class Gate:
         self._owner = owner
 
     def make(self) -> None:
-        """Make the folder with its pipe; one that exists is left as it is. Raises OSError."""
+        """Make the folder with its pipe; one that exists is left as it is. Raises OSError, RuntimeFault."""
         if self._folder.exists():
             return
+        parent = self._folder.parent
+        if not parent.exists():
+            # Somebody cleared it away under this agent, as a clean-up of /dev/shm does.
+            environments_folder(parent, parent)
         draft = self._folder.with_name(self._folder.name + ".draft")
         delete_trees(draft)
         draft.mkdir(mode=0o700)

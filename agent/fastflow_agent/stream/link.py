@@ -66,8 +66,7 @@ class Link:
 
     async def _session(self, stopping: asyncio.Event) -> float:
         """Live on one stream; returns how long to wait before the next."""
-        # Without an iterator the caller writes; the type stubs do not know that it may be left out.
-        call = self._stub.Connect(metadata=self._metadata)  # type: ignore[call-arg]
+        call = self._stub.Connect(metadata=self._metadata)  # type: ignore[call-arg]  # stubs want an iterator; we write
         session = Session(call, self._host, self._outbox, self._conditions, self._clock)
         try:
             await session.run(*self._opening(), stopping)

@@ -17,7 +17,7 @@ from fastflow_agent.desired import Desired
 from fastflow_agent.runtime.base import Facts
 from fastflow_agent.stream import wire
 from fastflow_agent.stream.outbox import Due, EventsDue, GoodbyeDue, HeartbeatDue, Outbox, PreheatDue, TelemetryDue
-from fastflow_agent.uvcache.preheat import Result, Wanted
+from fastflow_agent.uvcache.preheat import Key, PreheatReport, Wanted
 
 log = structlog.get_logger(__name__)
 
@@ -70,8 +70,11 @@ class SessionHost(Protocol):
     def preheat(self, wanted: list[Wanted]) -> None:
         """Take all environments that are to be ready before a run needs them."""
 
-    def preheat_report(self) -> tuple[list[Result], bool]:
-        """News of those environments, and whether they replace all that was told before."""
+    def preheat_changed(self, wanted: list[Wanted], gone: list[Key]) -> None:
+        """Take what is wanted besides, and what no longer."""
+
+    def preheat_report(self) -> PreheatReport:
+        """News of those environments."""
 
     def beat(self) -> None:
         """Called with every heartbeat interval while desired state is known."""
@@ -166,7 +169,7 @@ class Session:
             case EventsDue(events=events):
                 return gateway_pb2.ConnectRequest(events=wire.events(events))
             case PreheatDue():
-                return gateway_pb2.ConnectRequest(preheat=wire.preheat_report(*self._host.preheat_report()))
+                return gateway_pb2.ConnectRequest(preheat=wire.preheat_report(self._host.preheat_report()))
             case TelemetryDue(samples=samples):
                 return gateway_pb2.ConnectRequest(telemetry=wire.telemetry(samples))
             case GoodbyeDue():
@@ -273,7 +276,11 @@ class Session:
     def _take_preheat(self, page: preheat_pb2.PreheatPage) -> None:
         if not self.synced:
             return
-        self._wanted.extend(wire.wanted(item) for item in page.items)
+        items = [wire.wanted(item) for item in page.items]
+        if page.difference:
+            self._host.preheat_changed(items, [wire.no_longer_wanted(key) for key in page.gone])
+            return
+        self._wanted.extend(items)
         if page.last_page:
             wanted, self._wanted = self._wanted, []
             self._host.preheat(wanted)

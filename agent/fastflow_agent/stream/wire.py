@@ -22,7 +22,7 @@ from fastflow_agent.identity import Identity, Membership
 from fastflow_agent.model import AttemptKey, Limits, Reason, State, StopCause
 from fastflow_agent.runtime.base import Facts
 from fastflow_agent.settings import VERSION, AgentSettings
-from fastflow_agent.uvcache.preheat import Result, Wanted
+from fastflow_agent.uvcache.preheat import Key, PreheatReport, Result, Wanted
 
 INVENTORY_PAGE = 500
 """Attempts on one page of the inventory: far below the largest message."""
@@ -101,9 +101,18 @@ def wanted(item: preheat_pb2.PreheatItem) -> Wanted:
     return Wanted(item.bundle_digest, item.bundle_size, item.python_version)
 
 
-def preheat_report(results: Iterable[Result], full: bool) -> preheat_pb2.PreheatReport:
-    """How far such environments are."""
-    return preheat_pb2.PreheatReport(full=full, results=[_preheat_result(result) for result in results])
+def no_longer_wanted(key: preheat_pb2.PreheatKey) -> Key:
+    """An environment that nobody needs any longer."""
+    return key.bundle_digest, key.python_version
+
+
+def preheat_report(report: PreheatReport) -> preheat_pb2.PreheatReport:
+    """How far environments are."""
+    return preheat_pb2.PreheatReport(
+        results=map(_preheat_result, report.results),
+        gone=(preheat_pb2.PreheatKey(bundle_digest=key[0], python_version=key[1]) for key in report.gone),
+        full=report.full,
+    )
 
 
 def attempt_key(key: AttemptKey) -> attempts_pb2.AttemptKey:
@@ -211,6 +220,7 @@ def _inventory_attempt(report: Report) -> gateway_pb2.InventoryAttempt:
         log_offset=report.log_offset,
         slot=report.slot,
         container_gone=report.container_gone,
+        pipeline=report.pipeline,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import structlog
 
 from fastflow_agent.model import SlotId
+from fastflow_agent.runtime.base import PREPARE_SECONDS
 from fastflow_agent.singleflight import SingleFlight
 from fastflow_agent.uvcache.claims import Claims
 from fastflow_agent.uvcache.disk import Disk, free_bytes
@@ -34,9 +34,13 @@ MAX_IDLE_SECONDS = 30 * 24 * 3600.0
 """Environments of what runs once a month are still there."""
 
 
+Waits = Callable[[int], None]
+"""Is told how many are prepared before what it waits for, whenever that may have changed; 0 = it is being prepared."""
+
+
 @dataclass(frozen=True)
 class Generation:
-    """A generation and one environment in it. `path` never changes; `packages` are "name==version".
+    """A generation and one environment in it. `path` never changes; `packages` as `origins.told` tells them.
 
     `environment` names the environment; `prepared`, `seconds` and `python` as in `Environment`.
     """
@@ -64,6 +68,7 @@ class UvCache:
         now: Callable[[], float],
         size_limit: int,
         max_idle: float,
+        prepare_seconds: float,
     ) -> None:
         self._generations = generations
         self._index_url = index_url
@@ -71,10 +76,12 @@ class UvCache:
         self._now = now
         self._claims = Claims(asyncio.get_running_loop().time)
         self._soundness = Soundness(generations, disk)
-        self._preparation = Preparation(generations, preparer, disk, self._claims, self._soundness, now)
+        self._preparation = Preparation(
+            generations, preparer, disk, self._claims, self._soundness, now, prepare_seconds
+        )
         self._upkeep = Upkeep(generations, disk, self._claims, now, size_limit, max_idle)
-        self._urgent: Counter[str] = Counter()
-        self._turns = Turns(lambda digest: self._urgent[digest] > 0)
+        self._awaited: dict[str, list[Waits]] = {}
+        self._turns = Turns(self._awaited.__contains__, self._tell, asyncio.get_running_loop().call_later)
         self._calm = asyncio.Event()
         self._calm.set()
         self._preparing: SingleFlight[None] = SingleFlight()
@@ -91,27 +98,43 @@ class UvCache:
         now: Callable[[], float] = time.time,
         size_limit: int = SIZE_LIMIT,
         max_idle: float = MAX_IDLE_SECONDS,
+        prepare_seconds: float = PREPARE_SECONDS,
         free_bytes: Callable[[Path], int] = free_bytes,
     ) -> UvCache:
         """Opens the cache under `folder`. `owner` is the user id containers run as, if it is not this process's.
 
         `index_url` names the package index in use: another index makes other environments. `now` is the wall clock, in
         seconds since 1970. `size_limit` is in bytes on disk; environments unused for `max_idle` seconds may go (0 =
-        they may stay). `free_bytes` is the room on the disk of a folder. Raises OSError.
+        they may stay). A preparation is stopped after `prepare_seconds`. `free_bytes` is the room on the disk of a
+        folder. Raises OSError.
         """
         disk = Disk(folder, free_bytes)
         generations = Generations(folder, os.geteuid() if owner is None else owner)
         await disk.run(generations.load)
-        return cls(generations, preparer, index_url, disk, now=now, size_limit=size_limit, max_idle=max_idle)
+        return cls(
+            generations,
+            preparer,
+            index_url,
+            disk,
+            now=now,
+            size_limit=size_limit,
+            max_idle=max_idle,
+            prepare_seconds=prepare_seconds,
+        )
 
     async def ensure(
-        self, code: Path, python_version: str, image_digest: str, packages: Sequence[str] = ()
+        self,
+        code: Path,
+        python_version: str,
+        image_digest: str,
+        packages: Sequence[str] = (),
+        waits: Waits = lambda ahead: None,
     ) -> Generation:
         """Returns a generation that holds what the unpacked `code` needs, and has it prepared if there is none.
 
-        With exactly these `packages`, "name==version", if it has them or they can still be had; else with what the
-        needs resolve to, as without any. Pin it at once. Raises EnvironmentFault with uv's own output, what the runtime
-        raises, or OSError.
+        With exactly these `packages`, as `origins.told` tells them, if it has them or they can still be had; else with
+        what the needs resolve to, as without any. While it is prepared or waits for that, `waits` is told so. Pin it at
+        once. Raises EnvironmentFault with uv's own output, what the runtime raises, or OSError.
         """
         needs, digest = await self._needs(code, python_version, image_digest)
         await self._soundness.forget_vanished()
@@ -122,10 +145,10 @@ class UvCache:
                 fixed = replace(needs, versions=tuple(packages))
                 fixed_digest = await self._digest(fixed, python_version, image_digest)
                 try:
-                    return await self._ensure_now(fixed, fixed_digest, python_version)
+                    return await self._ensure_now(fixed, fixed_digest, python_version, waits)
                 except EnvironmentFault as fault:
                     log.info("packages of an earlier run can not be had again", environment=digest, why=str(fault))
-        return await self._ensure_now(needs, digest, python_version)
+        return await self._ensure_now(needs, digest, python_version, waits)
 
     async def ensure_ahead(self, code: Path, python_version: str, image_digest: str, max_age: float) -> Generation:
         """As `ensure`, for an environment no run waits for: what runs need is prepared first.
@@ -177,10 +200,11 @@ class UvCache:
         await self._preparing.idle()
 
     async def settle(self) -> None:
-        """Returns once nothing is prepared, removed or looked at any more."""
+        """Returns once nothing is prepared, removed, looked at or noted any more."""
         await self.until_nothing_is_prepared()
         if self._background:
             await asyncio.wait(self._background.values())
+        await self._disk.settle()
 
     def _begin(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Work that nobody waits for; while it is done, no more of the same is begun."""
@@ -192,17 +216,26 @@ class UvCache:
         held = self._generations.find(digest)
         return held is not None and (not max_age or self._now() - held.environments[digest].prepared <= max_age)
 
-    async def _ensure_now(self, needs: Needs, digest: str, python_version: str) -> Generation:
+    async def _ensure_now(self, needs: Needs, digest: str, python_version: str, waits: Waits) -> Generation:
         if self._generations.find(digest) is None:
-            self._urgent[digest] += 1
+            self._awaited.setdefault(digest, []).append(waits)
             self._calm.clear()
+            self._turns.look()
             try:
                 await self._prepare_once(needs, digest, python_version)
             finally:
-                self._urgent -= Counter([digest])
-                if not self._urgent:
+                self._awaited[digest].remove(waits)
+                if not self._awaited[digest]:
+                    del self._awaited[digest]
+                if not self._awaited:
                     self._calm.set()
+                self._turns.look()
         return self._hand_out(digest)
+
+    def _tell(self) -> None:
+        for digest, ahead in self._turns.ahead().items():
+            for waits in self._awaited.get(digest, ()):
+                waits(ahead)
 
     async def _needs(self, code: Path, python_version: str, image_digest: str) -> tuple[Needs, str]:
         try:

@@ -24,6 +24,7 @@ class Disk:
         self._folder = folder
         self._free_bytes = free_bytes
         self._threads = ThreadPoolExecutor(THREADS, "uvcache")
+        self._begun: set[asyncio.Future[None]] = set()
         self.changing = asyncio.Lock()
 
     async def run(self, operation: Callable[[], T]) -> T:
@@ -33,7 +34,14 @@ class Disk:
 
     def begin(self, operation: Callable[[], None]) -> None:
         """Runs an operation that nobody waits for and that fails by nothing."""
-        self._threads.submit(operation)
+        begun = asyncio.get_running_loop().run_in_executor(self._threads, operation)
+        self._begun.add(begun)
+        begun.add_done_callback(self._begun.discard)
+
+    async def settle(self) -> None:
+        """Returns once all that was begun has ended."""
+        if self._begun:
+            await asyncio.wait(self._begun)
 
     async def free_bytes(self) -> int:
         """What there is room for. Raises OSError."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 from fastflow.deletion import delete_trees
-from fastflow.durable import sync_folder
+from fastflow.durable import replace_file, sync_folder
 from fastflow.service.failpoints import AgentPoint, reach
 
 from fastflow_agent.uvcache import tree, wheels
@@ -239,14 +239,7 @@ class Generations:
                 self._marker(digest).unlink()
 
     def _write(self, held: Iterable[Held]) -> None:
-        path = self._folder / "index.json"
-        partial = path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump({"generations": [asdict(each) for each in held]}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-        sync_folder(self._folder)
+        replace_file(self._folder / "index.json", json.dumps({"generations": [asdict(each) for each in held]}))
 
 
 def _read(path: Path) -> list[Held]:

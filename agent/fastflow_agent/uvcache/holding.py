@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from packaging.utils import canonicalize_name
 
 from fastflow_agent.uvcache.header import CONSTRAINTS as HEADER_CONSTRAINTS
 from fastflow_agent.uvcache.header import content
@@ -20,6 +22,9 @@ A run needs none: it finds what was resolved beside its packages, see the wrappe
 
 CONSTRAINTS = "FASTFLOW_CONSTRAINTS"
 """The variable that holds uv to versions: the start wrapper reads it, a program never sees it."""
+
+MOST_NAMED = 5
+"""Packages that are named of many, where they are others than uv was asked for."""
 
 _CONSTRAINT = re.compile(
     r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==([0-9]+!)?[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.post[0-9]+)?(\.dev[0-9]+)?"
@@ -45,10 +50,6 @@ def commits(packages: Iterable[str]) -> dict[str, str]:
     return {COMMITS: "\n".join(lines)} if lines else {}
 
 
-def _project(package: str) -> str:
-    return re.sub("[-_.]+", "-", name_and_origin(package)[0]).lower()
-
-
 def hold(header: bytes, packages: Iterable[str]) -> bytes:
     """Returns a script's header (PEP 723) that holds uv to these packages, as `constraints` does for requirements.
 
@@ -72,13 +73,30 @@ def holds(header: bytes) -> bool:
     return hold(header, _PROBE) != header
 
 
+def differences(asked: Sequence[str], taken: Sequence[str]) -> str:
+    """Returns what tells people which packages uv has `taken` others than it was `asked` for; "" if there are none."""
+    not_taken = sorted(set(asked).difference(taken))
+    besides = sorted(set(taken).difference(asked))
+    parts = [
+        f"it did not take {_some(not_taken)}" if not_taken else "",
+        f"it took {_some(besides)} besides" if besides else "",
+    ]
+    return "; ".join(filter(None, parts))
+
+
+def _some(packages: list[str]) -> str:
+    rest = len(packages) - MOST_NAMED
+    return ", ".join(packages[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def _constraining(packages: Iterable[str]) -> list[str]:
     return _once([package for package in packages if _CONSTRAINT.fullmatch(package)])
 
 
 def _once(lines: list[str]) -> list[str]:
-    times = Counter(map(_project, lines))
-    return [line for line in lines if times[_project(line)] == 1]
+    names = [canonicalize_name(name_and_origin(line)[0]) for line in lines]
+    times = Counter(names)
+    return [line for line, name in zip(lines, names, strict=True) if times[name] == 1]
 
 
 def _with_constraints(found: dict[str, Any], lines: list[str]) -> dict[str, Any] | None:

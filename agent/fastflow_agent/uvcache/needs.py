@@ -56,7 +56,7 @@ try:
         name = each.metadata["Name"]
         record = each.read_text("direct_url.json") or ""
         # This folder has another path where there is no container, and in each preparation.
-        for here in (os.getcwd(), os.environ.get("PWD", "/")):
+        for here in (os.getcwd(), os.environ.get("PWD", os.getcwd())):
             record = record.replace("file://" + quote(here), "file:///fastflow/code")
         entry = [f"{name}=={each.version}", record[:10000]]
         # The first is the one that is imported: the image may have another version of the same.
@@ -94,6 +94,13 @@ class Needs:
         """Whether requirements files say all there is to it, it is anything, and nothing is sure to need a build."""
         is_said = not self.header or asked(self.header) is not None
         return bool(self.files or self.header) and is_said and not commits(self.versions)
+
+    @property
+    def place(self) -> str:
+        """Where its author names the packages, for people."""
+        of_header = f"the header of {SCRIPT}" if self.header else ""
+        of_file = "" if self.header and REQUIREMENTS not in dict(self.files) else REQUIREMENTS
+        return " or ".join(filter(None, (of_file, of_header)))
 
     @property
     def is_nothing(self) -> bool:

@@ -83,6 +83,18 @@ class Result:
     retry: datetime | None = None
 
 
+@dataclass(frozen=True)
+class PreheatReport:
+    """What was not told yet; of those that are `gone` nothing is told any longer.
+
+    `full` = it replaces all that was told before.
+    """
+
+    results: Sequence[Result]
+    gone: Sequence[Key]
+    full: bool
+
+
 class Code(Protocol):
     """Where code comes from: Bundles."""
 
@@ -150,16 +162,30 @@ class Preheat:
     def take(self, wanted: Sequence[Wanted]) -> None:
         """Takes over all that is wanted from now on; `report` then begins with everything known."""
         before = self._entries
-        now = self._clock.monotonic()
-        self._entries = {
-            each.key: before.get(each.key) or _Entry(each, Result(each.key, PreheatState.WAITING), now)
-            for each in wanted
-        }
+        self._entries = {each.key: before.get(each.key) or self._waiting(each) for each in wanted}
+        self._all_untold = True
+        self._changed()
+        self._follow()
+
+    def change(self, wanted: Sequence[Wanted], gone: Sequence[Key]) -> None:
+        """Takes over what is wanted besides, and what no longer."""
+        for key in gone:
+            if self._entries.pop(key, None) is not None:
+                self._tell(key)
+        for each in wanted:
+            if each.key not in self._entries:
+                self._entries[each.key] = self._waiting(each)
+                self._tell(each.key)
+        self._follow()
+
+    def _waiting(self, wanted: Wanted) -> _Entry:
+        return _Entry(wanted, Result(wanted.key, PreheatState.WAITING), self._clock.monotonic())
+
+    def _follow(self) -> None:
+        """Turns to what is wanted now."""
         if self._current is not None and self._current[0] not in self._entries:
             self._current[1].cancel()
-        self._all_untold = True
         self._woken.set()
-        self._changed()
 
     def note(self, bundle_digest: str, python_version: str, generation: Generation) -> None:
         """A run got its environment, which is here now for others too."""
@@ -168,17 +194,16 @@ class Preheat:
         if entry is None:
             self._seen.pop(key, None)
             self._seen[key] = _ready(key, generation)
-            if len(self._seen) > REMEMBERED:
-                del self._seen[next(iter(self._seen))]
             self._tell(key)
+            if len(self._seen) > REMEMBERED:
+                oldest = next(iter(self._seen))
+                del self._seen[oldest]
+                self._tell(oldest)
         elif entry.result.state is not PreheatState.READY and self._current_key != key:
             self._succeed(entry, generation)
 
-    def report(self) -> tuple[list[Result], bool]:
-        """What was not told yet, at most REPORTED of it, and whether it replaces all that was told before.
-
-        There is more as long as `changed` is called.
-        """
+    def report(self) -> PreheatReport:
+        """Returns what was not told yet, at most REPORTED of it: there is more as long as `changed` is called."""
         full, self._all_untold = self._all_untold, False
         if full:
             self._untold = dict.fromkeys((*self._entries, *self._seen))
@@ -187,8 +212,12 @@ class Preheat:
             del self._untold[key]
         if self._untold:
             self._changed()
-        known = (self._entries[key].result if key in self._entries else self._seen.get(key) for key in keys)
-        return [result for result in known if result is not None], full
+        told = {key: self._entries[key].result if key in self._entries else self._seen.get(key) for key in keys}
+        return PreheatReport(
+            results=[result for result in told.values() if result is not None],
+            gone=[key for key, result in told.items() if result is None],
+            full=full,
+        )
 
     async def run(self) -> None:
         """Prepares what is due, until cancelled."""

@@ -24,7 +24,7 @@ from fastflow_agent.runtime.base import PreparerResult, PreparerSpec, PreparerSt
 from fastflow_agent.uvcache.claims import Claims
 from fastflow_agent.uvcache.disk import Disk
 from fastflow_agent.uvcache.generations import Environment, Generations, Held
-from fastflow_agent.uvcache.holding import commits, constraints
+from fastflow_agent.uvcache.holding import commits, constraints, differences
 from fastflow_agent.uvcache.needs import Needs, installed, interpreter, without_listing
 from fastflow_agent.uvcache.refusal import EnvironmentFault, refused
 from fastflow_agent.uvcache.soundness import Soundness
@@ -59,7 +59,10 @@ class _Order:
 
 
 class Preparation:
-    """Prepares environments, each when asked to. `now` is the wall clock, in seconds since 1970."""
+    """Prepares environments, each when asked to and within `limit` seconds.
+
+    `now` is the wall clock, in seconds since 1970.
+    """
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class Preparation:
         claims: Claims,
         soundness: Soundness,
         now: Callable[[], float],
+        limit: float,
     ) -> None:
         self._generations = generations
         self._preparer = preparer
@@ -76,6 +80,7 @@ class Preparation:
         self._claims = claims
         self._soundness = soundness
         self._now = now
+        self._limit = limit
         self._numbers = itertools.count(1)
         self._cleared = False
 
@@ -95,15 +100,17 @@ class Preparation:
         await self.clear_up()
         log.info("preparing an environment", environment=digest)
         order = _Order(needs, digest, python_version, asyncio.get_running_loop().time())
-        base = None if needs.is_nothing else await self._soundness.sound_stock()
-        try:
-            with self._claims.holding(base):
+        stock = None if needs.is_nothing else self._generations.stock
+        # From before it is looked at: another preparation may put a newer one in its place meanwhile.
+        with self._claims.holding(stock):
+            base = stock if stock is not None and await self._soundness.is_sound(stock) else None
+            try:
                 await self._prepare(order, base, apart=False)
-            return
-        except EnvironmentFault as fault:
-            if base is None or fault.known:
-                raise
-            log.warning("an environment is prepared once more, from nothing", environment=digest, why=str(fault))
+                return
+            except EnvironmentFault as fault:
+                if base is None or fault.known or self._left(order) <= 0:
+                    raise
+                log.warning("an environment is prepared once more, from nothing", environment=digest, why=str(fault))
         await self._prepare(order, None, apart=True)
         # Whatever is wrong with it can not be seen from outside.
         if stock := self._generations.stock:
@@ -137,18 +144,19 @@ class Preparation:
         fetched = await self._disk.run(lambda: take_fetched(cache))
         if result.exit_code and is_closed_to_builds(result.output):
             return None
-        await self._check(result, PreparerStep.FETCH)
+        await self._check(order, result, PreparerStep.FETCH)
         return fetched
 
     async def _make(self, order: _Order, staging: Path, base: Held | None, step: PreparerStep) -> None:
         result = await self._run(order, staging, step)
-        await self._check(result, step)
+        await self._check(order, result, step)
         reach(AgentPoint.PACKAGES_INSTALLED)
         seconds = asyncio.get_running_loop().time() - order.began
         packages = installed(result.output)
-        if commits(order.needs.versions) and packages != order.needs.versions:
+        if commits(order.needs.versions) and (others := differences(order.needs.versions, packages)):
             # Taking commits, uv forgets what extras of the package were asked for, say.
-            raise EnvironmentFault("uv could not be held to these packages", without_listing(result.output))
+            message = f"uv could not be held to these packages: {others}"
+            raise EnvironmentFault(message, without_listing(result.output))
         environment = Environment(packages, result.offline, self._now(), seconds, interpreter(result.output))
         async with self._disk.changing:
             held = await self._changed(lambda: self._generations.publish(staging, base, order.digest, environment))
@@ -174,15 +182,27 @@ class Preparation:
         reach(AgentPoint.STAGED)
         variables = constraints(order.needs.versions) | commits(order.needs.versions)
         return await self._preparer.run_preparer(
-            PreparerSpec(staging.name, staging / "code", staging / "cache", order.python_version, variables, step)
+            PreparerSpec(
+                staging.name,
+                staging / "code",
+                staging / "cache",
+                order.python_version,
+                variables,
+                step,
+                seconds=max(self._left(order), 0.0),
+            )
         )
 
-    async def _check(self, result: PreparerResult, step: PreparerStep) -> None:
+    def _left(self, order: _Order) -> float:
+        """Seconds within which all that is still to be done has to be done."""
+        return order.began + self._limit - asyncio.get_running_loop().time()
+
+    async def _check(self, order: _Order, result: PreparerResult, step: PreparerStep) -> None:
         if result.exit_code == 0:
             return
         if await self._disk.free_bytes() < FULL_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fault = refused(without_listing(result.output))
+        fault = refused(without_listing(result.output), order.needs.place)
         # What was fetched is to be found again: if it is not, it is uv's words that mislead.
         fault.known &= step is not PreparerStep.INSTALL
         raise fault

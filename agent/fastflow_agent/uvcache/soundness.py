@@ -27,7 +27,7 @@ class Soundness:
     async def verify(self) -> None:
         """Looks at all files of all generations."""
         for held in self._generations.held:
-            await self._is_sound(held)
+            await self.is_sound(held)
 
     async def suspect(self, number: int) -> None:
         """Looks at a generation, now and then; others share its files, so if it is damaged, at all of them."""
@@ -37,13 +37,8 @@ class Soundness:
         if held is None or number in self._suspected:
             return
         self._suspected[number] = now
-        if not await self._is_sound(held):
+        if not await self.is_sound(held):
             await self.verify()
-
-    async def sound_stock(self) -> Held | None:
-        """The stock, if it is as it was published: what is made of it is sealed as it is then."""
-        stock = self._generations.stock
-        return stock if stock is not None and await self._is_sound(stock) else None
 
     async def forget_vanished(self) -> None:
         """No run is given a generation whose folder is gone: that is one look per generation."""
@@ -65,7 +60,8 @@ class Soundness:
                 except OSError as error:
                     log.warning("the index of the uv cache can not be written", error=str(error))
 
-    async def _is_sound(self, held: Held) -> bool:
+    async def is_sound(self, held: Held) -> bool:
+        """Whether a generation is as it was published: what is made of it is sealed as it is then."""
         damage = await self._disk.run(lambda: self._generations.damage(held))
         if damage:
             await self.forget({held.number}, damage)

@@ -112,7 +112,7 @@ def seal(root: Path) -> str:
     for entry in walk(root):
         shown = os.path.relpath(entry.path, root)
         if entry.is_symlink():
-            shown += f" -> {os.readlink(entry.path)}"  # noqa: PTH115  # thousands of them
+            shown += f" -> {os.readlink(entry.path)}"  # noqa: PTH115  # a Path shortens `./x`
         elif entry.is_file(follow_symlinks=False):
             if is_mark(entry):
                 continue
@@ -172,7 +172,7 @@ def _copy(entry: os.DirEntry[str], folder: int, owner: int) -> None:
     """Makes a file or link of the owner's own, unless there is one of that name."""
     with suppress(FileExistsError):
         if entry.is_symlink():
-            os.symlink(os.readlink(entry.path), entry.name, dir_fd=folder)  # noqa: PTH115  # no Path has it
+            os.symlink(os.readlink(entry.path), entry.name, dir_fd=folder)  # noqa: PTH115  # a Path shortens `./x`
             return
         found = entry.stat(follow_symlinks=False)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -14,7 +14,7 @@ import structlog
 from fastflow_agent.uvcache import tree
 from fastflow_agent.uvcache.claims import Claims
 from fastflow_agent.uvcache.disk import Disk
-from fastflow_agent.uvcache.generations import Generations
+from fastflow_agent.uvcache.generations import Generations, Held
 from fastflow_agent.uvcache.pruning import Stock, Weighed, judge
 
 log = structlog.get_logger(__name__)
@@ -72,7 +72,18 @@ class Upkeep:
 
     async def _weigh(self) -> None:
         """Measures the generations if there are others than at the last time. Raises OSError."""
-        held = sorted(self._generations.held, key=lambda each: (each.stock, -each.number))
+        while True:
+            before = self._generations.held
+            try:
+                await self._measure(before)
+                return
+            except FileNotFoundError:
+                # One that was pruned meanwhile is missed by nobody.
+                if before == self._generations.held:
+                    raise
+
+    async def _measure(self, generations: Sequence[Held]) -> None:
+        held = sorted(generations, key=lambda each: (each.stock, -each.number))
         numbers = tuple(each.number for each in held)
         if numbers != self._weighed:
             paths = [self._generations.path(number) for number in numbers]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import click
 from fastflow.ids import new_id, short
-from fastflow.v1 import agents_pb2
+from fastflow.v1 import agents_pb2, runs_pb2
 from rich.console import RenderableType
 from rich.table import Table
 
@@ -98,6 +98,9 @@ def _gib(count: int) -> str:
 def show_agent(context: click.Context, name: str, as_json: bool) -> None:
     """Shows one agent: capacity, conditions, runtime, what runs there.
 
+    Of one in quarantine also the attempts there that the database does not know, and what becomes of them once it is
+    accepted.
+
     \b
     Example: ffctl agents show worker-1
     """
@@ -115,7 +118,34 @@ def _show(agent: agents_pb2.Agent, *, as_json: bool) -> None:
         for attempt in agent.attempts:
             grid.add_row(short(attempt.run_id), str(attempt.attempt), cell(attempt.pipeline))
         shown += ["", grid]
+    if agent.HasField("unknown_attempts"):
+        shown += ["", *_unknown(agent)]
     output.show(*shown)
+
+
+def _unknown(agent: agents_pb2.Agent) -> list[RenderableType]:
+    """What to know before an agent in quarantine is accepted."""
+    unknown = agent.unknown_attempts
+    since = f"when it connected ({wording.local(agent.connect_time)})"
+    if not unknown.attempts:
+        return [cell(f"It had nothing {since} that the database does not know.")]
+    grid = table("RUN", "ATTEMPT", "PIPELINE", "THERE", "DATABASE", "ONCE ACCEPTED")
+    for attempt in unknown.attempts:
+        there = wording.run_state(attempt.state) if attempt.state else wording.UNKNOWN
+        here = wording.run_state(attempt.run_state) if attempt.run_state else wording.UNKNOWN
+        fate = "forgotten" if attempt.state in wording.TERMINAL else "stopped"
+        again = ", begins again" if attempt.run_state == runs_pb2.RUN_STATE_QUEUED else ""
+        grid.add_row(
+            short(attempt.run_id),
+            str(attempt.attempt),
+            cell(attempt.pipeline or wording.UNKNOWN),
+            cell(there, wording.STYLES.get(there, "")),
+            cell(here, wording.STYLES.get(here, "")),
+            f"{fate}{again}",
+        )
+    told = cell(f"What it had {since} and the database does not know:", "bold")
+    more = [cell(f"These are the first {len(unknown.attempts)}; there are more.")] if unknown.more else []
+    return [told, fit(grid, PIPELINE=8), *more]
 
 
 @group.command("accept")
@@ -128,7 +158,8 @@ def accept_agent(context: click.Context, name: str, as_json: bool) -> None:
 
     For a database that was restored from an older copy, and for an agent of another cluster. What the database does
     not know is stopped after a grace; runs that had begun since the copy was made and are queued in it begin again,
-    so cancel those first that must not. An agent that is away may come back from another machine.
+    so cancel those first that must not: `ffctl agents show` names them. An agent that is away may come back from
+    another machine.
 
     \b
     Example: ffctl agents accept worker-1

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import click
+from fastflow.pipelines.code import CODE_LIMIT
 from fastflow.pipelines.discovery import Pipeline as FoundPipeline
 from fastflow.pipelines.folder import FolderFault
 from fastflow.pipelines.problems import Severity
@@ -13,9 +14,8 @@ from fastflow.v1 import pipelines_pb2
 from rich.console import RenderableType
 from rich.table import Table
 
-from ffctl import failures, output, wording
+from ffctl import environments, failures, output, wording
 from ffctl.connection import Connection
-from ffctl.environments import environment_rows
 from ffctl.failures import Failure
 from ffctl.options import complete_pipeline, output_option, server_option, size
 from ffctl.output import cell, facts, fit, table
@@ -33,6 +33,9 @@ def group() -> None:
 @click.pass_context
 def list_pipelines(context: click.Context, as_json: bool) -> None:
     """Lists pipelines by name.
+
+    PACKAGES tells the worst that an agent says of a pipeline's packages, and how many say so: FAILED 1/3. Where it is
+    FAILED, runs would fail there; `ffctl pipelines show` tells why.
 
     \b
     Example: ffctl pipelines list
@@ -52,23 +55,27 @@ def _show_list(pipelines: list[pipelines_pb2.Pipeline], *, as_json: bool) -> Non
     elif pipelines:
         output.show(pipelines_table(pipelines))
     else:
-        output.say("No pipelines yet: put a folder with a main.py into the control plane's pipelines folder.")
+        output.say(
+            "No pipelines yet: a pipeline is a folder with a main.py. Where they are looked for: ffctl sources list"
+        )
 
 
-def pipelines_table(pipelines: list[pipelines_pb2.Pipeline], *, first_problem: bool = True) -> Table:
-    """Returns one row per pipeline; of an invalid one its first problem, if that is not told elsewhere."""
-    grid = table("PIPELINE", "STATE", "CPU", "MEMORY", "DESCRIPTION")
+def pipelines_table(pipelines: list[pipelines_pb2.Pipeline], *, listed: bool = True) -> Table:
+    """Returns one row per pipeline; of those that a server `listed` also how far packages are, and what is wrong."""
+    packages = ["PACKAGES"] if listed else []
+    grid = table("PIPELINE", "STATE", *packages, "CPU", "MEMORY", "DESCRIPTION")
     for pipeline in pipelines:
         name = wording.pipeline_state(pipeline.state)
         known = pipeline.limits.memory_hard_bytes > 0
         grid.add_row(
             cell(pipeline.name),
             cell(name, wording.STYLES.get(name, "")),
+            *([environments.summary(pipeline)] if listed else []),
             f"{pipeline.limits.cpu_hard_milli_cores / 1000:g}" if known else wording.UNKNOWN,
             wording.size(pipeline.limits.memory_hard_bytes) if known else wording.UNKNOWN,
-            cell(_note(pipeline) if first_problem else pipeline.description),
+            cell(_note(pipeline) if listed else pipeline.description),
         )
-    return fit(grid, PIPELINE=16, DESCRIPTION=24)
+    return fit(grid, PIPELINE=16, DESCRIPTION=20)
 
 
 def _note(pipeline: pipelines_pb2.Pipeline) -> str:
@@ -76,6 +83,8 @@ def _note(pipeline: pipelines_pb2.Pipeline) -> str:
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         return problem_line(errors[0]) + more
+    if failure := environments.failure(pipeline):
+        return failure
     if pipeline.problems:
         warnings = wording.count(len(pipeline.problems), "warning")
         return f"{pipeline.description} ({warnings})" if pipeline.description else warnings
@@ -132,7 +141,7 @@ def _rows(pipeline: pipelines_pb2.Pipeline) -> list[tuple[str, RenderableType]]:
         rows.append(("Log backlog", "pauses the program"))
     rows.append(("Python", cell(pipeline.python_version or "the image's")))
     rows.append(("Requirements", _requirements(pipeline)))
-    rows.extend(environment_rows(pipeline, time.time()))
+    rows.extend(environments.environment_rows(pipeline, time.time()))
     for number, (name, value) in enumerate(sorted(pipeline.default_environment.items())):
         rows.append(("Environment" if number == 0 else "", cell(f"{name}={value}")))
     rows.append(("Metadata", cell(pipeline.metadata_file or "none: defaults")))
@@ -155,7 +164,7 @@ def _requirements(pipeline: pipelines_pb2.Pipeline) -> str:
     "--code-limit",
     type=size,
     metavar="SIZE",
-    default="256m",
+    default=CODE_LIMIT,
     show_default=True,
     help="The most code that a pipeline may have: what code_limit is on the server that it is for.",
 )
@@ -177,7 +186,7 @@ def validate_path(path: Path, code_limit: int, as_json: bool) -> int:
     if as_json:
         output.listing("pipelines", pipelines)
     elif pipelines:
-        output.show(pipelines_table(pipelines, first_problem=False), *_problem_lines(pipelines), *_summary(report))
+        output.show(pipelines_table(pipelines, listed=False), *_problem_lines(pipelines), *_summary(report))
     for note in report.notes:
         output.say(f"note: {note}")
     if not pipelines:

@@ -173,6 +173,8 @@ def _tell_cancelled(run: runs_pb2.Run, *, as_json: bool) -> None:
         output.say(follow.verdict(run, details.seconds_now()))
     else:
         output.say(f"run {short(run.id)} is asked to stop; see it end with: ffctl logs -f {short(run.id)}")
+        if run.message:
+            output.say(run.message)
 
 
 @group.command("abandon")

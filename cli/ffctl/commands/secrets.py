@@ -5,6 +5,7 @@ import sys
 import click
 from fastflow.ids import new_id
 from fastflow.v1 import secrets_pb2
+from rich.console import RenderableType
 
 from ffctl import details, output, wording
 from ffctl.connection import Connection
@@ -70,7 +71,8 @@ def _stored(secrets: list[secrets_pb2.Secret], *, as_json: bool) -> None:
     else:
         for secret in secrets:
             output.say(f"{secret.name} for {_whose(secret)}: version {secret.version} stored")
-    if any(not secret.masked for secret in secrets):
+    # Those of sources no run gets.
+    if any(not secret.masked and not secret.source for secret in secrets):
         output.say("warning: the value is too short to be masked: it appears in logs where a program prints it")
 
 
@@ -103,12 +105,17 @@ def _show_list(secrets: list[secrets_pb2.Secret], *, as_json: bool) -> None:
         now = details.seconds_now()
         grid = table("SECRET", "PIPELINE", "VERSION", "UPDATED", "IN LOGS")
         for secret in secrets:
-            masked = cell("masked") if secret.masked else cell("too short to be masked", "yellow")
             age = wording.ago(secret.update_time, now)
-            grid.add_row(cell(secret.name), cell(_whose(secret)), str(secret.version), age, masked)
+            grid.add_row(cell(secret.name), cell(_whose(secret)), str(secret.version), age, _in_logs(secret))
         output.show(grid)
     else:
         output.say("No secrets yet. Store one with: ffctl secrets set NAME --pipeline PIPELINE")
+
+
+def _in_logs(secret: secrets_pb2.Secret) -> RenderableType:
+    if secret.source:
+        return cell(wording.UNKNOWN)
+    return cell("masked") if secret.masked else cell("too short to be masked", "yellow")
 
 
 @group.command("delete")
@@ -137,4 +144,4 @@ def delete_secret(
         name=name, pipelines=pipelines, all_pipelines=all_pipelines, source=source, request_id=new_id()
     )
     ask(context, "secrets", "DeleteSecret", request)
-    output.say(f"{name} is deleted; runs that are under way keep it")
+    output.say(f"{name} is deleted" + ("" if source else "; runs that are under way keep it"))

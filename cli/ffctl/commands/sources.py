@@ -1,5 +1,6 @@
 """`ffctl sources` and `ffctl sync`: where pipelines come from, what each sync brought, and one more now."""
 
+import asyncio
 from collections.abc import Sequence
 
 import click
@@ -9,7 +10,8 @@ from rich.console import RenderableType
 from ffctl import details, failures, output, wording
 from ffctl.connection import Connection
 from ffctl.options import complete_source, output_option, server_option
-from ffctl.output import cell, facts, table
+from ffctl.output import cell, facts, fit, table
+from ffctl.progress import Progress
 from ffctl.session import connected, pages, still_trying
 
 SYNCS_SHOWN = 10
@@ -17,6 +19,12 @@ SYNCS_SHOWN = 10
 
 COMMIT_DIGITS = 12
 """Digits of a commit in tables: enough to name it to Git."""
+
+RANGE_COLUMNS = 100
+"""Columns of a terminal from which on two commits have room beside each other."""
+
+QUIET_S = 1.0
+"""How long a sync is waited for without a word: most take less."""
 
 NAMES_SHOWN = 5
 """Pipelines that one line names."""
@@ -53,6 +61,9 @@ def list_sources(context: click.Context, as_json: bool) -> None:
             _state(source),
         )
     output.show(grid)
+    for source in found:
+        if source.error or source.clashes:
+            output.say(f"What is wrong with {source.name}: ffctl sources show {source.name}")
 
 
 @group.command("show")
@@ -84,9 +95,9 @@ def show_source(context: click.Context, name: str, as_json: bool) -> None:
         now = details.seconds_now()
         grid = table("BEGUN", "TOOK", "FOR", "COMMIT", "OUTCOME")
         for sync in syncs:
-            outcome = cell(_outcome(sync), "red" if sync.error else "")
-            grid.add_row(wording.local(sync.start_time), _took(sync, now), _trigger(sync), _commits(sync), outcome)
-        output.show("", grid)
+            outcome = cell(_outcome(sync) + _repeats(sync, now), "red" if sync.error else "")
+            grid.add_row(wording.local(sync.start_time), _took(sync), _trigger(sync), _commits(sync), outcome)
+        output.show("", fit(grid, OUTCOME=16))
 
 
 @click.command("sync")
@@ -127,6 +138,20 @@ async def _sync(connection: Connection, source: str, sync_id: str = "") -> sourc
 
 
 async def _ended(connection: Connection, sync: sources_pb2.Sync) -> sources_pb2.Sync:
+    """Returns the sync once it has ended; says that it waits where that takes long."""
+    progress = Progress(sync.source)
+    ending = asyncio.create_task(_until_ended(connection, sync))
+    try:
+        ended, _ = await asyncio.wait({ending}, timeout=QUIET_S)
+        if not ended:
+            progress.update("fetching and reading what is new")
+        return await ending
+    finally:
+        ending.cancel()
+        progress.stop()
+
+
+async def _until_ended(connection: Connection, sync: sources_pb2.Sync) -> sources_pb2.Sync:
     while not sync.HasField("end_time"):
         sync = await _sync(connection, sync.source, sync.id)
     return sync
@@ -165,20 +190,28 @@ def _kind(kind: int) -> str:
 
 
 def _trigger(sync: sources_pb2.Sync) -> str:
-    name = sources_pb2.SyncTrigger.Name(sync.trigger).removeprefix("SYNC_TRIGGER_").lower()
-    return f"{name}, {sync.repeat_count + 1} times" if sync.repeat_count else name
+    return sources_pb2.SyncTrigger.Name(sync.trigger).removeprefix("SYNC_TRIGGER_").lower()
 
 
-def _took(sync: sources_pb2.Sync, now: float) -> str:
+def _took(sync: sources_pb2.Sync) -> str:
     if sync.repeat_count:
-        return f"last {wording.ago(sync.end_time, now)}"
+        # Its end is that of the last repeat.
+        return wording.UNKNOWN
     return wording.span(wording.seconds_of(sync.end_time) - wording.seconds_of(sync.start_time))
+
+
+def _repeats(sync: sources_pb2.Sync, now: float) -> str:
+    """What is told of the syncs by interval that came after it and brought the same."""
+    if not sync.repeat_count:
+        return ""
+    return f"; the same in {wording.count(sync.repeat_count, 'sync')} since, last {wording.ago(sync.end_time, now)}"
 
 
 def _commits(sync: sources_pb2.Sync) -> RenderableType:
     """Both as Git takes them, `git log FROM..TO`; one where they are the same."""
     commits = dict.fromkeys(commit[:COMMIT_DIGITS] for commit in (sync.from_commit, sync.to_commit) if commit)
-    return cell("..".join(commits) or wording.UNKNOWN)
+    between = ".." if output.console().width >= RANGE_COLUMNS else "..\n"
+    return cell(between.join(commits) or wording.UNKNOWN)
 
 
 def _outcome(sync: sources_pb2.Sync) -> str:

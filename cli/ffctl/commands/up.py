@@ -21,8 +21,8 @@ from ffctl.address import DEFAULT_SERVER, token, with_port
 from ffctl.children import Child
 from ffctl.failures import Failure
 
-READY_S = 30.0
-"""For how long the two programs may start; they need about one second."""
+READY_S = 120.0
+"""For how long the two programs may start: they need about a second, and a minute where an image is new and slow."""
 POLL_S = 0.03
 STOP_GRACE_S = 15.0
 """For how long a program may end itself: the agent says goodbye, the control plane finishes its writes."""

@@ -1,6 +1,7 @@
 """What survives a power cut."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -23,11 +24,19 @@ def sync_file(path: Path) -> None:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Makes `path` hold `text`, durably and all of it or nothing; blocks. OSError: then it holds what it held."""
+    """Makes `path` hold `text`, in UTF-8, durably and all of it or nothing; blocks.
+
+    Raises OSError; `path` holds what it held then, or all of `text`, which a power cut may still take back.
+    """
     draft = path.with_name(path.name + ".new")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        with suppress(OSError):
+            draft.unlink()
+        raise
     sync_folder(path.parent)

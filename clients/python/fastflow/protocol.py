@@ -1,9 +1,9 @@
 """Versions of the agents' protocol, and which of them two programs of different age speak with each other.
 
 Version 2 can drain an agent (attempts that have not begun come back to the queue), can stop an attempt whose secrets
-are unknown at present, can have an attempt wait for its word, and can ask whether anything is left of one that ended.
-Each version understands the one before it, so control plane and agents may be upgraded in any order, one version at a
-time.
+are unknown at present, can have an attempt wait for its word, can ask whether anything is left of one that ended, and
+can tell what changed of the environments to prepare. Each version understands the one before it, so control plane and
+agents may be upgraded in any order, one version at a time.
 """
 
 from dataclasses import dataclass
@@ -40,3 +40,6 @@ WAITS = 2
 REPORTS_STRAYS = 2
 """From this version on an agent reports of an attempt that ended, and that it knows nothing of, just that no container
 is left of it, once none is."""
+
+PREHEAT_DIFFERENCES = 2
+"""From this version on an agent need not be told all environments to prepare each time one of them changes."""

@@ -14,8 +14,8 @@ import structlog
 from fastflow.protocol import STOPS_UNMASKED, WAITS
 from fastflow.service.failpoints import ControlPlanePoint, reach
 
-from fastflow_controlplane.agents.abandoned import Abandoned
 from fastflow_controlplane.agents.registry import AgentRegistry
+from fastflow_controlplane.agents.unreported import Unreported
 from fastflow_controlplane.clock import MICROSECONDS, Clock
 from fastflow_controlplane.errors import DataLoss, FailedPrecondition, FastFlowError
 from fastflow_controlplane.logs.store import LogKey, LogStore
@@ -108,7 +108,7 @@ class Assignments:
         changes: Changes,
         scheduler: Scheduler,
         registry: AgentRegistry,
-        abandoned: Abandoned,
+        unreported: Unreported,
         leader_epoch: int,
         stop_grace: float,
     ) -> None:
@@ -121,7 +121,7 @@ class Assignments:
         self._stop_grace_usec = round(stop_grace * MICROSECONDS)
         self._scheduler = scheduler
         self._registry = registry
-        self._abandoned = abandoned
+        self._unreported = unreported
 
     async def assign(self, run: WaitingRun, agent_id: str) -> AttemptKey | None:
         """Makes the next attempt of a run; None = it no longer waits. Raises FastFlowError."""
@@ -155,7 +155,11 @@ class Assignments:
 
         `protocol` is what the session speaks.
         """
-        untold = await self._abandoned.close(agent_id, reported, protocol)
+        unreported = await self._store.read(
+            lambda connection: desired.read_unreported(connection, agent_id, frozenset(reported))
+        )
+        await self._unreported.close_logs(unreported, protocol)
+        untold = self._unreported.hold(agent_id, unreported, protocol)
         await self._mark_doubtful(agent_id, reported)
         await self._give_back_unreadable(agent_id, reported)
         state = await self._store.read(lambda connection: desired.read_all(connection, agent_id, reported))

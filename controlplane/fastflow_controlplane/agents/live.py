@@ -11,12 +11,18 @@ from fastflow_controlplane.agents.model import (
     Condition,
     DrainView,
     EnvironmentKey,
+    EnvironmentReport,
     EnvironmentResult,
+    ReportedAttempt,
 )
+from fastflow_controlplane.agents.wanted import Before
 from fastflow_controlplane.runs.model import Usage
 from fastflow_controlplane.scheduler.placement import Offer
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store.queries.agents import AgentRow, Hold
+
+MAX_RESULTS = 10_000
+"""Environments of one agent that are kept in mind; far more than pipelines make, and no agent fills the memory."""
 
 
 class AgentStream(Protocol):
@@ -33,8 +39,8 @@ class AgentStream(Protocol):
     def desired_changed(self) -> None:
         """Something the agent shall do changed."""
 
-    def preheat_changed(self) -> None:
-        """Perhaps the agent shall prepare other environments."""
+    def preheat_changed(self, before: Before) -> None:
+        """Other environments are wanted than `before`, perhaps of this agent."""
 
     def probe(self) -> None:
         """Ask the agent for a sign of life."""
@@ -74,6 +80,8 @@ class LiveAgent:
     results: dict[EnvironmentKey, EnvironmentResult] = field(default_factory=dict)
     usage: dict[tuple[str, int], Usage] = field(default_factory=dict)
     refusal: str = ""
+    reported: tuple[ReportedAttempt, ...] | None = None
+    """What it had as it connected, where it is in quarantine; None = not told."""
     applied_revision: int = 0
 
     @property
@@ -130,6 +138,13 @@ class LiveAgent:
             return AgentState.OFFLINE
         return AgentState.SUSPECT if missed >= settings.suspect_after else AgentState.ACTIVE
 
+    def note_environments(self, report: EnvironmentReport) -> None:
+        """It told how far environments are."""
+        known = {**({} if report.full else self.results), **report.results}
+        for key in report.gone:
+            known.pop(key, None)
+        self.results = dict(list(known.items())[-MAX_RESULTS:])
+
     def offer(self) -> Offer:
         """What it has for runs; what attempts hold of it, placement knows."""
         return Offer(
@@ -172,4 +187,10 @@ def keep_since(reported: Sequence[Condition], known: Sequence[Condition], now: i
 def _drain(row: AgentRow, hold: Hold) -> DrainView | None:
     if not row.draining:
         return None
-    return DrainView(row.drain_time or row.connect_time, row.drain_deadline_time, len(hold.attempts), hold.logs)
+    return DrainView(
+        start_time=row.drain_time or row.connect_time,
+        deadline_time=row.drain_deadline_time,
+        attempts=len(hold.attempts),
+        logs=hold.logs,
+        quarantined=bool(row.quarantine_reason),
+    )

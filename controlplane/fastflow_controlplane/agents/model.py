@@ -1,8 +1,11 @@
 """What callers see of agents: plain values, no rows and no protobuf."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from fastflow_controlplane.runs.model import AttemptKey
+from fastflow_controlplane.runs.states import RunState
 
 
 class AgentState(StrEnum):
@@ -84,6 +87,18 @@ class EnvironmentResult:
 
 
 @dataclass(frozen=True, slots=True)
+class EnvironmentReport:
+    """What an agent tells of environments; of those that are `gone` it tells nothing any longer.
+
+    `full` = that is all: what was told before no longer holds.
+    """
+
+    results: Mapping[EnvironmentKey, EnvironmentResult] = field(default_factory=dict)
+    gone: Sequence[EnvironmentKey] = ()
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EnvironmentView:
     """An environment on the agent of this name."""
 
@@ -101,18 +116,45 @@ class AgentAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportedAttempt:
+    """An attempt that an agent says it has; `state` None = one of a later protocol, `pipeline` "" = not told."""
+
+    key: AttemptKey
+    state: RunState | None
+    pipeline: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownAttempt:
+    """An attempt that an agent has, and the database does not; fields of `fastflow.v1.UnknownAttempt`.
+
+    `run_state` None = the database does not know its run either.
+    """
+
+    run_id: str
+    attempt: int
+    pipeline: str
+    state: RunState | None
+    run_state: RunState | None
+
+
+@dataclass(frozen=True, slots=True)
 class DrainView:
-    """How far an agent is emptied; fields of `fastflow.v1.Drain`. Times are microseconds UTC."""
+    """How far an agent is emptied; fields of `fastflow.v1.Drain`. Times are microseconds UTC.
+
+    `quarantined` = attempts may run there that the database does not know.
+    """
 
     start_time: int
     deadline_time: int | None
     attempts: int
     logs: int
+    quarantined: bool
 
     @property
     def complete(self) -> bool:
         """True once nothing of the agent is needed any more."""
-        return not self.attempts and not self.logs
+        return not self.attempts and not self.logs and not self.quarantined
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +172,8 @@ class AgentView:
     message: str
     environments: tuple[str, ...] = ()
     drain: DrainView | None = None
+    unknown_attempts: tuple[UnknownAttempt, ...] | None = None
+    """None = it is in no quarantine, has not told what it has, or nobody asked for this agent alone."""
 
     @property
     def name(self) -> str:

@@ -16,12 +16,11 @@ from fastflow.ids import short
 from fastflow_controlplane.agents.model import AgentView
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
-from fastflow_controlplane.conditions import is_told
+from fastflow_controlplane.conditions import repeat
 from fastflow_controlplane.errors import (
     FailedPrecondition,
     FieldViolation,
     InvalidArgument,
-    Unavailable,
     not_found,
 )
 from fastflow_controlplane.runs.changes import Changes
@@ -145,13 +144,8 @@ class AgentOperations:
 
     async def watch(self) -> None:
         """Stops what is left at each deadline, until cancelled; what the database refuses is tried again."""
-        while True:
-            await self._clock.sleep(DEADLINE_CHECK_SECONDS)
-            try:
-                await self.check()
-            except Unavailable as error:
-                if not is_told(error):
-                    log.warning("runs could not be stopped at the deadline of a drain", why=error.message)
+        complaint = "runs could not be stopped at the deadline of a drain"
+        await repeat(self._clock, DEADLINE_CHECK_SECONDS, self.check, complaint)
 
     async def check(self) -> None:
         """Looks once. Raises Unavailable."""

@@ -5,6 +5,7 @@ Liveness is decided by the control plane's monotonic clock alone; what agents ca
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -17,9 +18,12 @@ from fastflow_controlplane.agents.model import (
     AgentView,
     Condition,
     EnvironmentKey,
+    EnvironmentReport,
     EnvironmentResult,
+    ReportedAttempt,
     RuntimeFacts,
 )
+from fastflow_controlplane.agents.wanted import Before
 from fastflow_controlplane.clock import Clock
 from fastflow_controlplane.conditions import is_told
 from fastflow_controlplane.errors import Unavailable, not_found
@@ -29,6 +33,7 @@ from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries import agents
 from fastflow_controlplane.store.queries.agents import AgentRow
+from fastflow_controlplane.store.queries.unknown import read_unknown
 
 log = structlog.get_logger(__name__)
 
@@ -39,8 +44,6 @@ STALL_SECONDS = 5.0
 """A look that comes this much too late means that the control plane itself stood still, for example under SIGSTOP."""
 ENGINE_AWAY = frozenset({"DockerUnavailable", "RuntimeUnavailable"})
 """Conditions in which an agent can neither end nor judge what runs there."""
-MAX_RESULTS = 10_000
-"""Environments of one agent that are kept in mind; far more than pipelines make, and no agent fills the memory."""
 REFUSAL_SECONDS = 60.0
 """How long a refused newcomer is shown with the agent whose place it wanted; it comes again more often than that."""
 DUPLICATE = "DuplicateAgent"
@@ -136,7 +139,7 @@ class AgentRegistry:
         """Shows for a while, with the agent that stays, that a newcomer under its id or name was refused."""
         for agent in self._agents.values():
             if agent.facts.agent_id == newcomer.agent_id or agent.facts.name == newcomer.name:
-                text = f'a process on host "{newcomer.host_name}" was refused: {message}'
+                text = f'a process on host "{newcomer.host_name}" was refused, and told: {message}'
                 since = next((shown.since for shown in self._duplicates(agent)), self._clock.now())
                 agent.duplicate = Condition(DUPLICATE, text, blocks_placement=False, since=since)
                 agent.duplicate_seen = self._clock.monotonic()
@@ -207,19 +210,18 @@ class AgentRegistry:
         if agent.stream is stream:
             agent.usage = {(key.run_id, key.attempt): used for key, used in usage.items()}
 
-    def prepared(
-        self,
-        agent_id: str,
-        stream: AgentStream,
-        results: Mapping[EnvironmentKey, EnvironmentResult],
-        full: bool,
-    ) -> None:
-        """An agent told how far environments are; `full` = that is all, what was told before no longer holds."""
+    def prepared(self, agent_id: str, stream: AgentStream, report: EnvironmentReport) -> None:
+        """An agent told how far environments are."""
         agent = self._agents[agent_id]
         if agent.stream is stream:
-            known = {**({} if full else agent.results), **results}
-            agent.results = dict(list(known.items())[-MAX_RESULTS:])
+            agent.note_environments(report)
             self._offer(agent)
+
+    def reported(self, agent_id: str, stream: AgentStream, attempts: Sequence[ReportedAttempt]) -> None:
+        """An agent in quarantine told which attempts it has."""
+        agent = self._agents[agent_id]
+        if agent.stream is stream:
+            agent.reported = tuple(attempts)
 
     def environment_results(self, key: EnvironmentKey) -> Iterator[tuple[AgentFacts, EnvironmentResult | None]]:
         """Gives what each connected agent told of an environment, None = nothing."""
@@ -257,11 +259,11 @@ class AgentRegistry:
         """Returns what an agent that ever dialled in said of itself last."""
         return self._agents[agent_id].facts
 
-    def preheat_changed(self) -> None:
-        """Agents shall prepare other environments."""
+    def preheat_changed(self, before: Before) -> None:
+        """Agents shall prepare other environments than `before`."""
         for agent in self._agents.values():
             if agent.stream is not None:
-                agent.stream.preheat_changed()
+                agent.stream.preheat_changed(before)
 
     def usage(self, agent_id: str, run_id: str, attempt: int) -> Usage | None:
         """Returns what an attempt used when last measured; None = unknown."""
@@ -372,7 +374,7 @@ class AgentRegistry:
         views = await self._views(rows)
         if not views:
             raise not_found("agent", name, await self._store.read(agents.read_names))
-        return views[0]
+        return await self._with_unknown(rows[0], views[0])
 
     async def list(self, page_size: int = 100, page_token: str = "") -> AgentPage:
         """Returns a page of agents by name; raises InvalidArgument for a page token that is none of ours."""
@@ -395,6 +397,14 @@ class AgentRegistry:
             hold = holds.get(row.facts.agent_id, agents.NOTHING_HELD)
             views.append(agent.view(row, hold, self._duplicates(agent)))
         return views
+
+    async def _with_unknown(self, row: AgentRow, view: AgentView) -> AgentView:
+        agent = self._agents.get(row.facts.agent_id)
+        reported = agent.reported if agent is not None and row.quarantine_reason else None
+        if reported is None:
+            return view
+        unknown = await self._store.read(partial(read_unknown, agent_id=row.facts.agent_id, reported=reported))
+        return replace(view, unknown_attempts=tuple(unknown))
 
     def _hear(self, agent: LiveAgent) -> None:
         agent.heard = self._clock.monotonic()

@@ -18,15 +18,16 @@ from fastflow_controlplane.agents.assignments import Assignments
 from fastflow_controlplane.agents.desired_push import DesiredPush
 from fastflow_controlplane.agents.duplicates import Duplicates
 from fastflow_controlplane.agents.events import AttemptEvent, Effects, Ended, SessionSuperseded, apply_events
-from fastflow_controlplane.agents.model import AgentFacts
+from fastflow_controlplane.agents.model import AgentFacts, ReportedAttempt
 from fastflow_controlplane.agents.outgoing import Outgoing
-from fastflow_controlplane.agents.preheat import Preheat, WantedEnvironment
-from fastflow_controlplane.agents.preheat_pages import preheat_pages, read_results
+from fastflow_controlplane.agents.preheat import Preheat
+from fastflow_controlplane.agents.preheat_pages import read_report
+from fastflow_controlplane.agents.preheat_push import PreheatPush
 from fastflow_controlplane.agents.registry import AgentRegistry
+from fastflow_controlplane.agents.wanted import Before
 from fastflow_controlplane.clock import Clock
 from fastflow_controlplane.errors import AlreadyExists, FastFlowError, Unavailable
 from fastflow_controlplane.runs.changes import Changes
-from fastflow_controlplane.runs.model import AttemptKey
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.store import Connection
@@ -96,12 +97,12 @@ class AgentSession:
         self._send = send
         self._row: AgentRow | None = None
         self._outgoing: Outgoing[gateway_pb2.ConnectResponse] = Outgoing(QUEUED_ANSWERS)
-        self._inventory: list[AttemptKey] = []
+        self._inventory: list[ReportedAttempt] = []
         self._inventory_complete = asyncio.Event()
         self._events: list[AttemptEvent] = []
         self._events_came = asyncio.Event()
         self._desired = DesiredPush(parts.assignments, parts.clock, self._outgoing.put)
-        self._preheat_changed = asyncio.Event()
+        self._preheat = PreheatPush(parts.preheat.wanted, self._outgoing.put)
         self._report_changed = asyncio.Event()
         self._probe = asyncio.Event()
         self._cut = asyncio.Event()
@@ -152,9 +153,9 @@ class AgentSession:
         """See `AgentStream.desired_changed`."""
         self._desired.changed()
 
-    def preheat_changed(self) -> None:
+    def preheat_changed(self, before: Before) -> None:
         """See `AgentStream.preheat_changed`."""
-        self._preheat_changed.set()
+        self._preheat.changed(before)
 
     def probe(self) -> None:
         """See `AgentStream.probe`."""
@@ -184,14 +185,13 @@ class AgentSession:
                         heartbeat.environments,
                     ):
                         self._report_changed.set()
-                        self._preheat_changed.set()  # for other Pythons
+                        self._preheat.facts_changed()
                 case "telemetry":
                     self._parts.registry.telemetry(agent_id, self, wire.read_telemetry(request.telemetry))
                 case "events" if not self._row.quarantine_reason:
                     self._take_in(wire.read_events(request.events))
                 case "preheat":
-                    report = request.preheat
-                    self._parts.registry.prepared(agent_id, self, read_results(report), report.full)
+                    self._parts.registry.prepared(agent_id, self, read_report(request.preheat))
                 case "goodbye":
                     log.info("agent says goodbye", agent=self._row.facts.name, why=request.goodbye.message)
                 case _:
@@ -287,7 +287,7 @@ class AgentSession:
     def _note_inventory(self, page: gateway_pb2.InventoryPage) -> None:
         if self._inventory_complete.is_set():
             return
-        self._inventory.extend(wire.read_key(attempt.key) for attempt in page.attempts)
+        self._inventory.extend(map(wire.read_reported, page.attempts))
         if len(self._inventory) > MAX_INVENTORY:
             self._refuse("BAD_REQUEST", f"the inventory has more than {MAX_INVENTORY} attempts")
         elif page.last_page:
@@ -340,24 +340,19 @@ class AgentSession:
 
     async def _push_desired(self) -> None:
         await self._inventory_complete.wait()
+        agent_id = self._greeted.facts.agent_id
+        inventory, self._inventory = self._inventory, []
         if self._greeted.quarantine_reason:
+            self._parts.registry.reported(agent_id, self, inventory)
             return
-        reported, self._inventory = frozenset(self._inventory), []
-        await self._desired.run(self._greeted.facts.agent_id, self.epoch, reported, self._protocol)
+        reported = frozenset(attempt.key for attempt in inventory)
+        await self._desired.run(agent_id, self.epoch, reported, self._protocol)
         raise _StreamOver
 
     async def _push_preheat(self) -> None:
         await self._desired.full_sent.wait()
-        agent_id = self._greeted.facts.agent_id
-        sent: tuple[WantedEnvironment, ...] | None = None
-        while True:
-            self._preheat_changed.clear()
-            wanted = self._parts.preheat.wanted_on(self._parts.registry.facts(agent_id))
-            if wanted != sent:
-                sent = wanted
-                for page in preheat_pages(wanted):
-                    await self._outgoing.put(page)
-            await self._preheat_changed.wait()
+        registry, agent_id = self._parts.registry, self._greeted.facts.agent_id
+        await self._preheat.run(lambda: registry.facts(agent_id), self._protocol)
 
     async def _store_reports(self) -> None:
         while True:

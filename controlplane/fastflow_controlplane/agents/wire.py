@@ -19,7 +19,7 @@ from fastflow_controlplane.agents.events import (
     StateChanged,
     Unrecognized,
 )
-from fastflow_controlplane.agents.model import AgentFacts, Capacity, Condition, RuntimeFacts
+from fastflow_controlplane.agents.model import AgentFacts, Capacity, Condition, ReportedAttempt, RuntimeFacts
 from fastflow_controlplane.runs.model import (
     AttemptKey,
     LogLoss,
@@ -64,6 +64,11 @@ def read_belonging(hello: gateway_pb2.Hello) -> Belonging:
 def read_key(key: attempts_pb2.AttemptKey) -> AttemptKey:
     """Translates the name of an assignment."""
     return AttemptKey(key.run_id, key.attempt, key.claim_token)
+
+
+def read_reported(attempt: gateway_pb2.InventoryAttempt) -> ReportedAttempt:
+    """Translates an attempt that an agent has."""
+    return ReportedAttempt(read_key(attempt.key), _state(attempt.state), attempt.pipeline)
 
 
 def read_conditions(heartbeat: gateway_pb2.Heartbeat) -> tuple[Condition, ...]:

@@ -7,8 +7,9 @@ from fastflow.v1 import pipelines_pb2, pipelines_pb2_grpc
 
 from fastflow_controlplane import pages
 from fastflow_controlplane.agents.preheat import Preheat
-from fastflow_controlplane.api.translate import environment_message, pipeline_message
+from fastflow_controlplane.api.translate import counts_message, environment_message, pipeline_message
 from fastflow_controlplane.sources.catalog import Catalog
+from fastflow_controlplane.sources.model import PipelineView
 
 DEFAULT_PAGE = 100
 
@@ -26,7 +27,7 @@ class PipelineServicer(pipelines_pb2_grpc.PipelineServiceServicer):
         """Reads one pipeline, and how far its packages are on the agents."""
         await self._catalog.refresh()
         pipeline = self._catalog.get(request.name)
-        message = pipeline_message(pipeline)
+        message = self._message(pipeline)
         message.environments.extend(map(environment_message, self._preheat.environments(pipeline)))
         return pipelines_pb2.GetPipelineResponse(pipeline=message)
 
@@ -42,8 +43,14 @@ class PipelineServicer(pipelines_pb2_grpc.PipelineServiceServicer):
         page = found[first : first + size]
         more = first + size < len(found)
         pipelines, token = pages.fitting(
-            [pipeline_message(pipeline) for pipeline in page],
+            [self._message(pipeline) for pipeline in page],
             [pipeline.name for pipeline in page],
             pages.token_after(page[-1].name) if more else "",
         )
         return pipelines_pb2.ListPipelinesResponse(pipelines=pipelines, next_page_token=token)
+
+    def _message(self, pipeline: PipelineView) -> pipelines_pb2.Pipeline:
+        message = pipeline_message(pipeline)
+        if (counts := self._preheat.counts(pipeline)) is not None:
+            message.environment_counts.CopyFrom(counts_message(counts))
+        return message

@@ -1,13 +1,20 @@
 """Domain values as protobuf messages. Names of states and fields are the same on both sides."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Protocol
 
 from fastflow.v1 import agents_pb2, limits_pb2, pipelines_pb2, runs_pb2, secrets_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from fastflow_controlplane.agents.model import AgentView, Capacity, Condition, DrainView, EnvironmentView
+from fastflow_controlplane.agents.model import (
+    AgentView,
+    Capacity,
+    Condition,
+    DrainView,
+    EnvironmentView,
+    UnknownAttempt,
+)
 from fastflow_controlplane.conditions import PartCondition
 from fastflow_controlplane.logs.wire import loss_message
 from fastflow_controlplane.runs.differences import RunDifferences, VariableDifference
@@ -30,6 +37,10 @@ from fastflow_controlplane.store.queries.secrets import SecretView
 
 PLACEMENTS_NAMED = 3
 """Agents whose reason stands in a waiting run's sentence; the run's placements name them all."""
+
+
+UNKNOWN_NAMED = 1000
+"""Attempts that an answer names of an agent in quarantine, which may have more than fit."""
 
 
 class LimitValues(Protocol):
@@ -152,6 +163,23 @@ def agent_message(agent: AgentView) -> agents_pb2.Agent:
         agent_id=facts.agent_id,
         session_epoch=agent.session_epoch,
         drain=_drain(agent.drain) if agent.drain else None,
+        unknown_attempts=None if agent.unknown_attempts is None else _unknown(agent.unknown_attempts),
+    )
+
+
+def _unknown(unknown: Sequence[UnknownAttempt]) -> agents_pb2.UnknownAttempts:
+    return agents_pb2.UnknownAttempts(
+        attempts=[
+            agents_pb2.UnknownAttempt(
+                run_id=attempt.run_id,
+                attempt=attempt.attempt,
+                pipeline=attempt.pipeline,
+                state=f"RUN_STATE_{attempt.state or 'UNSPECIFIED'}",
+                run_state=f"RUN_STATE_{attempt.run_state or 'UNSPECIFIED'}",
+            )
+            for attempt in unknown[:UNKNOWN_NAMED]
+        ],
+        more=len(unknown) > UNKNOWN_NAMED,
     )
 
 
@@ -204,6 +232,16 @@ def pipeline_message(pipeline: PipelineView) -> pipelines_pb2.Pipeline:
         if (retry := _retry(policy_of(metadata.retry_on, metadata.retry_attempts))) is not None:
             message.retry.CopyFrom(retry)
     return message
+
+
+def counts_message(counts: Mapping[str, int]) -> pipelines_pb2.EnvironmentCounts:
+    """Translates on how many agents the packages of a pipeline are in which state."""
+    return pipelines_pb2.EnvironmentCounts(
+        waiting=counts.get("WAITING", 0),
+        preparing=counts.get("PREPARING", 0),
+        ready=counts.get("READY", 0),
+        failed=counts.get("FAILED", 0),
+    )
 
 
 def environment_message(environment: EnvironmentView) -> pipelines_pb2.PipelineEnvironment:

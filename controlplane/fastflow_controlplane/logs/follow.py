@@ -95,12 +95,11 @@ class LogFollower:
                     async with aclosing(reading.pieces(opened, watch)) as pieces:
                         async for piece in pieces:
                             yield piece
-                    sealed = opened.sealed
                 view = await watch.look()
                 while follow and not attempt and view.attempt == number and not view.terminal:
                     view = await watch.change()
                 if not follow or attempt or view.attempt == number:
-                    yield Piece(number, reading.offset, b"", reading.offset, sealed, _losses(view, number))
+                    yield Piece(number, reading.offset, b"", reading.offset, reading.sealed, _losses(view, number))
                     return
                 number, offset, tail_lines = number + 1, 0, 0
         finally:
@@ -140,6 +139,11 @@ class _Watch:
         assert self._view is not None
         return self._view
 
+    async def look_anew(self) -> RunView:
+        """Returns the run as `look` does, whatever was seen before."""
+        self._stale = True
+        return await self.look()
+
     async def look_again(self) -> RunView:
         """Returns the run as it is now, whatever was seen before. Raises NotFound also where it was removed."""
         self._view = await self._look(self._run_id)
@@ -163,12 +167,17 @@ class _Watch:
 
 
 class _Reading:
-    """Reading the log of one attempt up to where no more is to come; `offset` is where it stands."""
+    """Reading the log of one attempt up to where no more is to come.
+
+    `offset` is where it stands, `sealed` whether the log is complete with what was read, and its losses with what was
+    told.
+    """
 
     def __init__(
         self, number: int, offset: int, tail_lines: int, follow: bool, settings: FollowSettings, store: LogStore
     ) -> None:
         self.offset = offset
+        self.sealed = False
         self._number = number
         self._tail_lines = tail_lines
         self._follow = follow
@@ -197,6 +206,10 @@ class _Reading:
                     if data:
                         continue
                 self.offset = start
+                if sealed and not self.sealed:
+                    # What it lacks was recorded before it was sealed, but perhaps after the run was looked at.
+                    view, self.sealed = await watch.look_anew(), True
+                    continue
                 if self._store.problem is not None:
                     # The bytes wait on the worker for as long as nothing can be stored.
                     moved = asyncio.get_running_loop().time()

@@ -5,8 +5,11 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-REMEMBERED_RUNS = 10_000
-"""Runs whose last change is kept apart; for one that is forgotten a waiter wakes once too often, never too rarely."""
+REMEMBERED_RUNS = 1000
+"""Runs whose last change is kept apart; for one that is forgotten a waiter wakes once too often, never too rarely.
+
+What counts is how many change between the read of a run and the wait for it, which is a matter of milliseconds.
+"""
 
 
 class Changes:

@@ -5,8 +5,8 @@ from fastflow.ids import short
 
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import MICROSECONDS, Clock
-from fastflow_controlplane.conditions import is_told
-from fastflow_controlplane.errors import FailedPrecondition, Unavailable
+from fastflow_controlplane.conditions import repeat
+from fastflow_controlplane.errors import FailedPrecondition
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.lost import Lost, LostRuns, with_waiting
 from fastflow_controlplane.runs.model import RunView
@@ -63,13 +63,7 @@ class Reaper:
 
     async def run(self) -> None:
         """Works until cancelled; what the database refuses is tried again."""
-        while True:
-            await self._clock.sleep(LOST_CHECK_SECONDS)
-            try:
-                await self.tick()
-            except Unavailable as error:
-                if not is_told(error):
-                    log.warning("runs could not be looked after", why=error.message)
+        await repeat(self._clock, LOST_CHECK_SECONDS, self.tick, "runs could not be looked after")
 
     async def tick(self) -> None:
         """Looks once. Raises Unavailable."""

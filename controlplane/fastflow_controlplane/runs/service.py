@@ -325,10 +325,16 @@ class RunService:
             last = run.attempts[-1]
             return replace(
                 run,
-                message=self._registry.trouble(last.agent_id) or run.message,
+                message=self._trouble(run, last.agent_id) or run.message,
                 attempts=(*run.attempts[:-1], self._with_usage(run.id, last)),
             )
         return run
+
+    def _trouble(self, run: RunView, agent_id: str) -> str:
+        told = self._registry.trouble(agent_id)
+        if told and run.cancel_time is not None and run.state is not RunState.STOPPING:
+            told += "; the run is asked to stop, and its agent is told so as soon as it is back"
+        return told
 
     async def _with_log_size(self, run: RunView) -> RunView:
         """Of an attempt whose log still grows, the rows do not know the size."""

@@ -76,6 +76,8 @@ TRANSITIONS: Mapping[tuple[RunState | None, RunState], Actor] = MappingProxyType
         # The agent is active and it fits.
         (RunState.QUEUED, RunState.ASSIGNED): Actor.SCHEDULER,
         (RunState.ASSIGNED, RunState.PREPARING): Actor.AGENT,
+        # It says something else of what it waits for.
+        (RunState.PREPARING, RunState.PREPARING): Actor.AGENT,
         # Could not start: placed elsewhere.
         (RunState.ASSIGNED, RunState.QUEUED): Actor.AGENT,
         (RunState.PREPARING, RunState.QUEUED): Actor.AGENT,

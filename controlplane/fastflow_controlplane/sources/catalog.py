@@ -16,7 +16,7 @@ from fastflow_controlplane.errors import FieldViolation, InvalidArgument, NotFou
 from fastflow_controlplane.sources.bundles import BundleFile, BundleStore, no_bundle
 from fastflow_controlplane.sources.differences import difference
 from fastflow_controlplane.sources.model import Changes, Commit, PinnedCode, PipelineView, RunCode, Snapshot
-from fastflow_controlplane.sources.reader import ANSWER_SECONDS, SourceReader
+from fastflow_controlplane.sources.reader import ANSWER_SECONDS, Kept, SourceReader
 from fastflow_controlplane.sources.source import Source
 
 log = structlog.get_logger(__name__)
@@ -33,7 +33,8 @@ class Catalog:
     """The pipelines of all `sources`, by name of the source; bundles of their code lie in `data_dir`.
 
     A name belongs to the first source that has it, which shows once those before were read. `python_versions` returns
-    the Python versions that agents have, none while that is not known.
+    the Python versions that agents have, none while that is not known; `code_of_runs` what runs with the bundle of a
+    digest were pinned to, None where there are none.
     """
 
     def __init__(
@@ -41,18 +42,18 @@ class Catalog:
         sources: Mapping[str, Source],
         data_dir: Path,
         python_versions: Callable[[], Collection[str]],
+        code_of_runs: Callable[[str], Awaitable[RunCode | None]],
         clock: Clock,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         self._python_versions = python_versions
+        self._code_of_runs = code_of_runs
         self._clock = clock
         self._bundles = BundleStore(data_dir / "bundles" / "sha256")
-        self.on_change: Callable[[], None] = lambda: None
+        self.on_change: Callable[[Changes], None] = lambda changes: None
         """Called when pipelines appeared, changed or went; at once, so it must not wait."""
         self.on_source_change: Callable[[SourceReader, Changes], None] = lambda reader, changes: None
         """The same, told of each source."""
-        self.code_of_runs: Callable[[str], Awaitable[RunCode | None]] = _no_runs
-        """Tells what runs with the bundle of a digest were pinned to; None = there are none."""
         self.readers = {
             name: SourceReader(name, source, self._bundles, data_dir, clock, answer_seconds)
             for name, source in sources.items()
@@ -105,6 +106,11 @@ class Catalog:
         """Returns all pipelines as of the last refresh, sorted by name."""
         return [self._view(held) for _, held in sorted(self._held.items(), key=lambda item: item[0])]
 
+    def as_written(self, name: str) -> PipelineView | None:
+        """Returns a pipeline as its files say, whatever Python agents have; None = there is none of that name."""
+        held = self._held.get(name)
+        return self._view(held, python_versions=()) if held else None
+
     def problems(self, source: str) -> tuple[str, ...]:
         """Returns what is wrong with a source: its clashes, and what was passed over."""
         notes = (str(note) for note in self.readers[source].contents.notes)
@@ -124,19 +130,25 @@ class Catalog:
         if name not in self._held and not ref:
             await self.refresh()
         await self._settle(name)
-        unknown: list[InvalidArgument] = []
+        faults: list[InvalidArgument | Unavailable] = []
         owners = self._owners(name, ref)
         for reader in owners:
             try:
                 pinned, commit = await reader.pin(name, ref)
             except InvalidArgument as fault:
-                unknown.append(fault)
+                faults.append(fault)
+                continue
+            except Unavailable as fault:
+                # Those after one that has nothing yet are asked all the same.
+                if not reader.was_never_synced:
+                    raise
+                faults.append(fault)
                 continue
             if pinned is not None:
                 return self._pinned(_Held(reader, pinned), commit)
-        if unknown and len(unknown) == len(owners):
-            raise unknown[0]
-        raise _not_at(name, ref) if owners and ref else not_found("pipeline", name, sorted(self._held))
+        if faults and len(faults) == len(owners):
+            raise faults[0]
+        raise _not_at(name, ref) if owners and ref else self._not_found(name)
 
     async def diff(self, before: str, after: str) -> str:
         """Returns how the code of two trees that runs were pinned to differs; see `differences.difference`."""
@@ -203,21 +215,27 @@ class Catalog:
         )
 
     def _changed(self, reader: SourceReader, changes: Changes) -> None:
-        self._held = {}
-        for each in self.readers.values():
-            clashing = {}
-            for name, snapshot in each.contents.snapshots.items():
-                holder = self._held.setdefault(name, _Held(each, snapshot))
-                if holder.reader is not each:
-                    clashing[name] = (
-                        f'the pipeline "{name}" ({snapshot.pipeline.path}) is not used: the source '
-                        f'"{holder.reader.name}" has one of that name ({holder.snapshot.pipeline.path}); rename one'
-                    )
-            for name in clashing.keys() - self._clashes[each.name].keys():
-                log.error("two sources have a pipeline of one name", source=each.name, why=clashing[name])
-            self._clashes[each.name] = clashing
+        for name in changes.names:
+            self._assign(name)
         self.on_source_change(reader, changes)
-        self.on_change()
+        self.on_change(changes)
+
+    def _assign(self, name: str) -> None:
+        """Gives a name to the first source that has it, and tells the others that have it too."""
+        self._held.pop(name, None)
+        for reader in self.readers.values():
+            clashes, snapshot = self._clashes[reader.name], reader.contents.snapshots.get(name)
+            holder = self._held.setdefault(name, _Held(reader, snapshot)) if snapshot else None
+            if snapshot is None or holder is None or holder.reader is reader:
+                clashes.pop(name, None)
+                continue
+            is_known = name in clashes
+            clashes[name] = (
+                f'the pipeline "{name}" ({snapshot.pipeline.path}) is not used: the source "{holder.reader.name}" has '
+                f"one of that name ({holder.snapshot.pipeline.path}); rename one"
+            )
+            if not is_known:
+                log.error("two sources have a pipeline of one name", source=reader.name, why=clashes[name])
 
     async def _settle(self, name: str) -> None:
         """Reads the sources before the one that has the pipeline, unless that was done: it may be theirs.
@@ -245,46 +263,67 @@ class Catalog:
         return tuple(reader for reader in self.readers.values() if reader.source.has_commits) if ref else ()
 
     async def _write_anew(self, digest: str) -> bool:
-        """Writes a bundle from the code it was made of; False = nobody knows that. Raises NotFound where it is gone."""
-        for held in self._held.values():
-            bundle = held.snapshot.bundle
-            if bundle is not None and bundle.digest == digest:
-                await held.reader.store_bundle(bundle, held.snapshot.tree)
-                return True
-        code = await self.code_of_runs(digest)
+        """Writes a bundle from the code it was made of, wherever that is; False = nobody knows what that was.
+
+        Raises NotFound where the code is gone or damaged, Unavailable while a source that may have it can not be read.
+        """
+        code = self._code_now(digest) or await self._code_of_runs(digest)
         if code is None:
             return False
         faults: list[Unavailable] = []
-        for reader in self.readers.values():
+        damaged: list[str] = []
+        for reader in self._nearest_first(code.tree):
             try:
-                if await reader.holds(code.tree):
-                    await reader.store_bundle(code.bundle, code.tree)
-                    log.info("a bundle was written anew", digest=digest, source=reader.name)
-                    return True
+                kept = await reader.store_bundle(code.bundle, code.tree)
             except Unavailable as fault:
                 faults.append(fault)
+                continue
+            if kept is Kept.WHOLE:
+                log.info("a bundle was written anew", digest=digest, source=reader.name)
+                return True
+            if kept is Kept.DAMAGED:
+                damaged.append(reader.source.label)
         if faults:
             raise faults[0]
+        why = f"its code is damaged in {' and '.join(damaged)}" if damaged else "no source has its code any more"
         raise no_bundle(
             digest,
-            f"it is gone from the disk, and no source has its code any more (tree {code.tree}): run the pipeline anew, "
-            "from a commit that is there",
+            f"it is gone from the disk, and {why} (tree {code.tree}): run the pipeline anew, from a commit that is "
+            "there",
         )
+
+    def _code_now(self, digest: str) -> RunCode | None:
+        """Returns the code of the pipeline whose bundle it is now; None = there is none."""
+        for held in self._held.values():
+            bundle = held.snapshot.bundle
+            if bundle is not None and bundle.digest == digest:
+                return RunCode(bundle, held.snapshot.tree)
+        return None
+
+    def _nearest_first(self, tree: str) -> Sequence[SourceReader]:
+        """Sorts the sources by how soon code may be had from them: one that can not be read may hang, and is last."""
+        return sorted(self.readers.values(), key=lambda reader: (bool(reader.condition), not reader.has_now(tree)))
 
     def _find(self, name: str) -> _Held:
         try:
             return self._held[name]
         except KeyError:
-            raise not_found("pipeline", name, sorted(self._held)) from None
+            raise self._not_found(name) from None
 
-    def _view(self, held: _Held, commit: str | None = None) -> PipelineView:
+    def _not_found(self, name: str) -> NotFound:
+        unread = next((each.name for each in self.readers.values() if each.condition and not each.was_read), "")
+        hint = (
+            f'; the source "{unread}" was not read yet and may have it: `ffctl sources show {unread}`' if unread else ""
+        )
+        return not_found("pipeline", name, sorted(self._held), hint)
+
+    def _view(
+        self, held: _Held, commit: str | None = None, python_versions: Collection[str] | None = None
+    ) -> PipelineView:
         reader, snapshot = held
         now = reader.contents.commit.id if reader.contents.commit else ""
-        return snapshot.view(reader.source.place, self._python_versions(), now if commit is None else commit)
-
-
-async def _no_runs(digest: str) -> RunCode | None:
-    return None
+        versions = self._python_versions() if python_versions is None else python_versions
+        return snapshot.view(reader.source.place, versions, now if commit is None else commit)
 
 
 def _refusal(view: PipelineView) -> InvalidArgument:

@@ -25,9 +25,6 @@ _ENVIRONMENT = (
     "PYTHON*",
     *_PROXIES,
     *(name.upper() for name in _PROXIES),
-    # OpenSSL's, for certificates of this machine.
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
 )
 """What the process takes of the environment: how to find its code, and how to get to a server."""
 

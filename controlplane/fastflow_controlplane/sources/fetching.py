@@ -2,8 +2,7 @@
 
 A process of its own, started by `fetch_process`: what libgit2 waits for can be ended only with the process, and a fault
 in its native code ends that process alone. One JSON object per line comes in and goes out; the end of input is the end
-of the process, also in the middle of a fetch. It never moves `mirror.IN_USE`, so any end leaves the last good state; it
-only removes it where that is of another repository or branch.
+of the process, also in the middle of a fetch. It never moves `mirror.IN_USE`, so any end leaves the last good state.
 """
 
 import contextlib
@@ -37,7 +36,7 @@ from fastflow_controlplane.sources.remote import (
     may_carry_token,
     parse_address,
 )
-from fastflow_controlplane.sources.repository import StorageFault
+from fastflow_controlplane.sources.repository import DamagedRepository, StorageFault
 
 CONNECT_SECONDS = 10
 """How long a connection to a Git server may take: longer than a lost packet or two, shorter than anybody waits."""
@@ -123,8 +122,11 @@ def fetch(path: Path, remote: Remote, credentials: Credentials) -> str:
     """
     with contextlib.closing(Mirror(path)) as mirror:
         _remove_leftovers(path)
-        if mirror.is_damaged:
-            _make_whole(mirror, remote, credentials)
+        if not mirror.is_damaged:
+            # What is damaged and not in use nobody else may have met so far.
+            with contextlib.suppress(DamagedRepository):
+                return _fetch(mirror, remote, credentials)
+        _make_whole(mirror, remote, credentials)
         return _fetch(mirror, remote, credentials)
 
 
@@ -139,6 +141,7 @@ def _make_whole(damaged: Mirror, remote: Remote, credentials: Credentials) -> No
         adopt_packs(_packs(damaged), _packs(fresh))
     finally:
         shutil.rmtree(anew, ignore_errors=True)
+    damaged.see_fetched()
     damaged.mark_whole()
 
 
@@ -157,8 +160,7 @@ def _fetch(mirror: Mirror, remote: Remote, credentials: Credentials) -> str:
     if wanted is None:
         raise FetchFault(_no_branch(branch, there))
     mirror.follow(Upstream(remote.address.url, remote.branch))
-    mirror.forget_missing()
-    here, there = mirror.references(), _as_here(there)
+    here, there = mirror.held_references(), _as_here(there)
     gone = here.keys() - there.keys()
     moved = {name: target for name, target in there.items() if here.get(name) != target}
     if gone or not all(map(mirror.is_no_commit, moved.values())) or pygit2.Oid(hex=wanted) not in mirror.repository:
@@ -237,7 +239,8 @@ class _Callbacks(pygit2.RemoteCallbacks):
         if self._remote.address.transport == "ssh":
             raise FetchFault(
                 f"the host key of {name} is none of the pinned ones: set `known_hosts` of the source to what "
-                f"`ssh-keyscan {name}` prints, once you have compared it with what the server's operator publishes"
+                f"`{self._remote.address.keyscan}` prints, once you have compared it with what the server's operator "
+                "publishes"
             )
         raise FetchFault(
             f"the certificate of {name} is not trusted: set ca_bundle of the control plane to its authority's file"
@@ -276,7 +279,7 @@ def _explained(path: Path, remote: Remote, credentials: Credentials) -> Iterator
         yield
     except FetchFault as fault:
         raise FetchFault(credentials.hidden(str(fault))) from None
-    except (pygit2.GitError, StorageFault, OSError, ValueError, KeyError) as fault:
+    except (pygit2.GitError, DamagedRepository, StorageFault, OSError, ValueError, KeyError) as fault:
         # Hidden first: in what is cut or joined a credential can no longer be found.
         said = credentials.hidden(str(fault))
         sentence = full_message(path, "nothing was fetched") if says_full(said) else _sentence(remote, said)
@@ -285,7 +288,7 @@ def _explained(path: Path, remote: Remote, credentials: Credentials) -> Iterator
 
 _REMEDIES = (
     (r"failed to (connect|resolve)|timed out|timeout|network|connection", "see to the network, or check url"),
-    (r"unsupported URL protocol|could not find repository|No such file", "there is no repository at url"),
+    (r"could not find repository|No such file", "there is no repository at url"),
     (
         r"not appear to be a git repository|could not read refs|status code: 40[34]|not found",
         "check url, and whether it may be read",
@@ -296,7 +299,13 @@ _REMEDIES = (
 )
 
 
+_NOTHING_THERE = "unsupported URL protocol"
+"""What libgit2 says of a path at which nothing is: no word of it helps."""
+
+
 def _sentence(remote: Remote, fault: str) -> str:
+    if _NOTHING_THERE in fault:
+        fault = "there is no repository at url; check the path, and whether the control plane may read it"
     advice = next((advice for pattern, advice in _REMEDIES if re.search(pattern, fault, re.IGNORECASE)), "")
     told = f"{remote.address.url} can not be fetched: {' '.join(fault.split())[:MAX_TOLD]}"
     return f"{told}; {advice}" if advice else told

@@ -5,10 +5,9 @@ A pipeline at a commit is a tree id. What was read of a tree holds for ever, so 
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from fastflow.pipelines.bundle import Bundle, Sink, pack
-from fastflow.pipelines.code import ANY_SIZE, MAX_CODE_BYTES, Code, read_code
+from fastflow.pipelines.code import MAX_CODE_BYTES, Code, read_code
 from fastflow.pipelines.discovery import MAIN, Found, Place, Remembered, clashes, find_pipelines
-from fastflow.pipelines.folder import FolderFault
+from fastflow.pipelines.folder import Folder, FolderFault
 from fastflow.pipelines.metadata import Limits
 from fastflow.pipelines.problems import Problem, error, visible
 
@@ -43,19 +42,15 @@ class GitSource:
         self._mirror = mirror
         self._defaults = defaults
         self._max_code_bytes = max_code_bytes
-        self.left_behind = _left_behind(mirror.upstream(), upstream)
+        self.left_behind = _left_behind(mirror.left(upstream), upstream)
         """What was changed in the settings since the last sync, so that nothing is in use; "" = nothing."""
+        self._fetched_anew_for: set[str] = set()
+        """Trees that were damaged, for which all was fetched anew or is to be."""
         self._forget()
 
     def scan(self) -> Contents:
         """Returns what the commit in use holds. Raises NotSyncedYet before the first sync that succeeded."""
-        if self.left_behind:
-            # It had pipelines, and may have them again.
-            raise FolderFault("", self._why_not_synced())
-        commit = self._in_use()
-        if commit is None:
-            raise NotSyncedYet("", self._why_not_synced())
-        return self._read(commit)
+        return self._read(self._in_use())
 
     def advance(self, commit: str) -> Contents:
         """Reads a commit that was fetched and makes it the one in use; if that fails, the one before stays."""
@@ -71,9 +66,8 @@ class GitSource:
 
     def at(self, name: str, ref: str) -> tuple[Snapshot | None, Commit]:
         """See `source.Source.at`."""
-        if self._in_use() is None:
-            # Branches may be those of another repository, or of two.
-            raise UnknownRef(f'"{ref}" can not be looked up: {self.label} {self._why_not_synced()}')
+        # Without a commit in use, branches may be those of another repository, or of two.
+        self._in_use()
         commit = self._mirror.resolve(ref)
         try:
             found = self._find(commit)
@@ -86,9 +80,16 @@ class GitSource:
         """See `source.Source.holds`; of trees that were pushed over as well."""
         return self._mirror.holds(tree)
 
-    def pack(self, tree: str, sink: Sink) -> Bundle:
-        """See `source.Source.pack`."""
-        return pack(read_code(self._mirror.folder(tree), ANY_SIZE), sink)
+    def folder(self, tree: str) -> Folder:
+        """See `source.Source.folder`."""
+        return self._mirror.folder(tree)
+
+    def may_come_back(self, tree: str) -> bool:
+        """See `source.Source.may_come_back`. Once, for what was pushed over the remote may have no more."""
+        if tree in self._fetched_anew_for:
+            return self._mirror.is_damaged
+        self._fetched_anew_for.add(tree)
+        return True
 
     def prune(self, trees: Collection[str], unused_since: float) -> int:
         """Removes nothing: the copy holds what was pushed, also what was pushed over, which earlier runs may name."""
@@ -103,12 +104,15 @@ class GitSource:
         """Releases the files."""
         self._mirror.close()
 
-    def _in_use(self) -> Commit | None:
-        return None if self.left_behind else self._mirror.in_use()
-
-    def _why_not_synced(self) -> str:
-        what = self.left_behind or "was not synced yet"
-        return f"{what}: `ffctl sources show {self._name}` tells why"
+    def _in_use(self) -> Commit:
+        advice = f"`ffctl sources show {self._name}` tells why"
+        if self.left_behind:
+            # It had pipelines, and may have them again.
+            raise FolderFault("", f"{self.left_behind}: {advice}")
+        commit = self._mirror.in_use()
+        if commit is None:
+            raise NotSyncedYet("", f"was not synced yet: {advice}")
+        return commit
 
     def _forget(self) -> None:
         self._remembered = Remembered()
@@ -195,14 +199,16 @@ class GitSource:
 
 def _left_behind(before: Upstream | None, now: Upstream) -> str:
     """Says why what a copy has in use of `before` is not used; "" = it is."""
-    if before in (None, now):
+    if before is None:
         return ""
     if before == UNREADABLE:
         what = "where its copy is from can not be read"
     elif before.url != now.url:
         what = f"its url was changed from {before.url} to {now.url}"
-    else:
+    elif before.branch != now.branch:
         what = f"its branch was changed from {_named(before.branch)} to {_named(now.branch)}"
+    else:
+        what = "its url or branch was changed and changed back"
     return f"{what}, and it was not synced since (runs that there are keep their code, and no new ones are made of it)"
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pygit2
 import structlog
@@ -13,7 +14,13 @@ from fastflow.pipelines.folder import FolderFault, Kind
 from fastflow.pipelines.problems import visible
 
 from fastflow_controlplane.sources.model import Commit
-from fastflow_controlplane.sources.repository import DamagedRepository, StorageFault, TreeFolder, open_bare
+from fastflow_controlplane.sources.repository import (
+    DamagedRepository,
+    StorageFault,
+    TreeFolder,
+    open_bare,
+    telling_damage,
+)
 from fastflow_controlplane.sources.source import UnknownRef
 
 log = structlog.get_logger(__name__)
@@ -25,7 +32,7 @@ DAMAGED = "damaged"
 """File in the copy that says that the next fetch is to bring everything, as something is missing."""
 
 UPSTREAM = "fastflow-upstream"
-"""File in the copy that tells what is followed in it, in JSON: the fields of Upstream."""
+"""File in the copy that tells what is followed in it, in JSON: the fields of Upstream, and those of `left` in it."""
 
 BRANCHES = "refs/remotes/origin/"
 TAGS = "refs/tags/"
@@ -75,34 +82,22 @@ class Mirror:
         """The repository itself, for who fetches into it."""
         return self._repository
 
-    def upstream(self) -> Upstream | None:
-        """Returns what the branches, tags and the commit in use here are of.
+    def left(self, upstream: Upstream) -> Upstream | None:
+        """Returns what was in use before `upstream` was set, while no commit of `upstream` was taken into use since.
 
-        None = nothing was fetched so far, or by a version that did not keep it.
+        None = what is in use is of `upstream`, or nothing was in use so far. Once anything else was fetched, to follow
+        what was in use before does not help: branches and tags may be of either. A copy without a note, of a version
+        that kept none, counts as one of `upstream`.
         """
-        try:
-            kept = json.loads((self.path / UPSTREAM).read_bytes())
-            return Upstream(str(kept["url"]), str(kept["branch"]))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError, KeyError):
-            return UNREADABLE
+        followed, left = self._noted()
+        if left is None and followed not in (None, upstream) and (self.path / IN_USE).exists():
+            return followed
+        return left
 
     def follow(self, upstream: Upstream) -> None:
-        """Notes, durable, what is fetched from now on; of anything else no commit is in use any more.
-
-        Raises StorageFault.
-        """
-        known = self.upstream()
-        if known == upstream:
-            return
-        try:
-            if known is not None and (self.path / IN_USE).exists():
-                self._repository.references.delete(IN_USE)
-                sync_folder((self.path / IN_USE).parent)
-            replace_file(self.path / UPSTREAM, json.dumps(asdict(upstream)))
-        except (pygit2.GitError, OSError) as fault:
-            raise StorageFault(str(fault)) from fault
+        """Notes, durable, what is fetched from now on, and what was in use of anything else. Raises StorageFault."""
+        if self._noted()[0] != upstream:
+            self._note(upstream, self.left(upstream))
 
     def in_use(self) -> Commit | None:
         """Returns the commit in use; None = none yet."""
@@ -114,13 +109,16 @@ class Mirror:
         return None if reference is None else self.commit(str(reference.target))
 
     def use(self, commit: str) -> None:
-        """Makes a commit that was fetched the one in use, durable. Raises StorageFault."""
+        """Makes a commit that was fetched the one in use, durable; nothing is `left` then. Raises StorageFault."""
         try:
             self._repository.references.create(IN_USE, pygit2.Oid(hex=commit), force=True)
             sync_file(self.path / IN_USE)
             sync_folder((self.path / IN_USE).parent)
         except (pygit2.GitError, OSError) as fault:
             raise StorageFault(str(fault)) from fault
+        followed, left = self._noted()
+        if followed is not None and left is not None:
+            self._note(followed, None)
 
     def commit(self, commit: str) -> Commit:
         """Returns what a commit says. Raises DamagedRepository where it is missing."""
@@ -143,9 +141,13 @@ class Mirror:
         }
 
     def is_no_commit(self, target: str) -> bool:
-        """Tells whether what a reference points to is here, and is neither a commit nor a tag of one."""
+        """Tells whether what a reference points to is here, and is neither a commit nor a tag of one.
+
+        Raises DamagedRepository.
+        """
         oid = pygit2.Oid(hex=target)
-        return oid in self._repository and _commit_of(self._repository[oid]) is None
+        with telling_damage():
+            return oid in self._repository and _commit_of(self._repository[oid]) is None
 
     def forget(self, references: Iterable[str]) -> None:
         """Removes references, by the names they have here, where they are; their objects stay."""
@@ -153,11 +155,16 @@ class Mirror:
             if name in self._repository.references:
                 self._repository.references.delete(name)
 
-    def forget_missing(self) -> None:
-        """Removes references to what is not here, which a power cut took: libgit2 fetches nothing that is named."""
-        self.forget(
-            name for name, target in self.references().items() if pygit2.Oid(hex=target) not in self._repository
-        )
+    def held_references(self) -> dict[str, str]:
+        """Returns `references`, without and rid of those to what is not here, which a power cut took.
+
+        libgit2 fetches nothing that is named. Raises DamagedRepository for what is here and can not be read.
+        """
+        named = self.references()
+        with telling_damage():
+            held = {name: target for name, target in named.items() if pygit2.Oid(hex=target) in self._repository}
+        self.forget(named.keys() - held.keys())
+        return held
 
     def resolve(self, ref: str) -> Commit:
         """Returns the commit that a branch, a tag, a commit's id or its beginning means. Raises UnknownRef."""
@@ -177,7 +184,8 @@ class Mirror:
                 return _described(found)
         there = ", ".join(sorted(self.branches())[:BRANCHES_NAMED]) or "none"
         raise UnknownRef(
-            f'there is no commit or branch "{ref}"; the branches are: {there}. If it was just pushed, sync first'
+            f'there is no commit or branch "{ref}"; the branches are: {there}. If it was just pushed, sync first: '
+            "`ffctl sync --wait`"
         )
 
     def root(self, commit: str, folder: str) -> TreeFolder:
@@ -185,7 +193,11 @@ class Mirror:
         found = TreeFolder(self._repository, pygit2.Oid(hex=commit))
         for part in filter(None, folder.split("/")):
             if all(entry.name != part or entry.kind is not Kind.FOLDER for entry in found.entries()):
-                raise FolderFault("", f'there is no folder "{folder}" in the repository at commit {commit[:12]}')
+                raise FolderFault(
+                    "",
+                    f'there is no folder "{folder}" in the repository at commit {commit[:12]}: check `path` of the '
+                    "source, or push the folder",
+                )
             found = found.folder(part)
         return found
 
@@ -210,8 +222,8 @@ class Mirror:
         return str(found.id) if isinstance(found, pygit2.Tree) else ""
 
     def holds(self, tree: str) -> bool:
-        """Tells whether a tree is here."""
-        return pygit2.Oid(hex=tree) in self._repository
+        """Tells whether a tree is here; it may be damaged."""
+        return pygit2.Oid(hex=tree) in self._repository.odb
 
     def folder(self, tree: str) -> TreeFolder:
         """Returns the files of a tree."""
@@ -240,12 +252,33 @@ class Mirror:
         """Releases the files."""
         self._repository.free()
 
+    def _noted(self) -> tuple[Upstream | None, Upstream | None]:
+        """Returns what branches and tags are of, None = there is no note, and what was in use before that was."""
+        try:
+            noted = json.loads((self.path / UPSTREAM).read_bytes())
+            return _upstream(noted), _upstream(noted["left"]) if noted.get("left") else None
+        except FileNotFoundError:
+            return None, None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return UNREADABLE, None
+
+    def _note(self, followed: Upstream, left: Upstream | None) -> None:
+        note = asdict(followed) | ({"left": asdict(left)} if left else {})
+        try:
+            replace_file(self.path / UPSTREAM, json.dumps(note))
+        except OSError as fault:
+            raise StorageFault(str(fault)) from fault
+
     def _commit_at(self, name: pygit2.Oid | str) -> pygit2.Commit | None:
         """Returns the commit of an id or its beginning; None = there is none. Raises ValueError where several are."""
         try:
             return _commit_of(self._repository[name])
         except (KeyError, pygit2.GitError):
             return None
+
+
+def _upstream(noted: Mapping[str, Any]) -> Upstream:
+    return Upstream(str(noted["url"]), str(noted["branch"]))
 
 
 def _under(prefix: str, references: Mapping[str, str]) -> dict[str, str]:

@@ -33,8 +33,13 @@ class Changes:
     removed: tuple[str, ...] = ()
     invalid: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All pipelines that are different, those that are gone as well."""
+        return (*self.added, *self.changed, *self.removed)
+
     def __bool__(self) -> bool:
-        return bool(self.added or self.changed or self.removed)
+        return bool(self.names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastflow.pipelines.bundle import Bundle, Sink, pack
 from fastflow.pipelines.code import ANY_SIZE, MAX_CODE_BYTES, Code, read_code
 from fastflow.pipelines.discovery import MAIN, Place, clashes, find_pipelines
 from fastflow.pipelines.folder import DiskFolder, Folder, FolderFault, Signature
@@ -31,6 +30,8 @@ RACY_SECONDS = 2.0
 """The coarsest clock of a file system (FAT): a change within it may leave no trace in the times."""
 
 NANOSECONDS = 1_000_000_000
+
+_ROOT_REMEDY = "make or mount it, or name another one (`folder` of the source, or pipelines_dir)"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class MountedFolder:
     """The source `root`. All methods block and belong to one thread, so a stuck mount holds up nothing else.
 
     `defaults` are the hard limits of pipelines that name none; the code of one may have `max_code_bytes`. Methods raise
-    DamagedRepository where snapshots can not be read back; `repair` helps, and then everything is read anew.
+    DamagedRepository where snapshots can not be read back; `repair` helps.
     """
 
     has_commits = False
@@ -87,7 +88,10 @@ class MountedFolder:
 
         A pipeline that keeps changing stays as it was last time; one that was never read is INVALID until it is.
         """
-        found = find_pipelines(DiskFolder(self._root))
+        try:
+            found = find_pipelines(DiskFolder(self._root))
+        except FolderFault as fault:
+            raise FolderFault(fault.path, f"{fault.message}; {_ROOT_REMEDY}") from None
         clashing = clashes(found.places)
         known: dict[str, _Read] = {}
         snapshots: dict[str, Snapshot] = {}
@@ -137,9 +141,13 @@ class MountedFolder:
         """See `source.Source.holds`; also of what the folder held once, while a kept run was made of it."""
         return self._repository.holds(tree)
 
-    def pack(self, tree: str, sink: Sink) -> Bundle:
-        """See `source.Source.pack`."""
-        return pack(read_code(self._repository.folder(tree), ANY_SIZE), sink)
+    def folder(self, tree: str) -> Folder:
+        """See `source.Source.folder`."""
+        return self._repository.folder(tree)
+
+    def may_come_back(self, tree: str) -> bool:
+        """Returns False: what the folder held once is nowhere else."""
+        return False
 
     def prune(self, trees: Collection[str], unused_since: float) -> int:
         """See `source.Source.prune`."""
@@ -147,9 +155,10 @@ class MountedFolder:
         return self._repository.prune({*trees, *known}, unused_since)
 
     def repair(self) -> None:
-        """Makes the object database anew and forgets what was read."""
-        self._repository.reset()
+        """Removes what is damaged and reads everything anew, which brings back what the folder still holds."""
+        self._repository.repair()
         self._known = {}
+        self.scan()
 
     def close(self) -> None:
         """Releases the files."""

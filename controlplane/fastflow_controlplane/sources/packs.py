@@ -11,8 +11,8 @@ from pathlib import Path
 import pygit2
 from fastflow.durable import sync_file, sync_folder
 
-MANY_PACKS = 50
-"""So many small packs are joined into one."""
+MANY_PACKS = 20
+"""So many small packs are joined into one. Each costs every fetch a few system calls, every join reads them all."""
 
 SMALL_BYTES = 8 * 1024**2
 """Packs up to this size are small: a joined one that has grown larger stays as it is."""
@@ -35,7 +35,10 @@ _PIECE_BYTES = 1024 * 1024
 
 def join_packs(repository: pygit2.Repository, folder: Path) -> None:
     """Joins the small packs of a repository, if there are many."""
-    small = [pack for pack in folder.glob("*.pack") if pack.stat().st_size <= SMALL_BYTES]
+    packs = list(folder.glob("*.pack"))
+    if len(packs) <= MANY_PACKS:
+        return
+    small = [pack for pack in packs if pack.stat().st_size <= SMALL_BYTES]
     if len(small) <= MANY_PACKS:
         return
     builder = pygit2.PackBuilder(repository)
@@ -43,9 +46,8 @@ def join_packs(repository: pygit2.Repository, folder: Path) -> None:
     for pack in small:
         for name in _objects(pack):
             builder.add(pygit2.Oid(raw=name))
-    before = set(folder.glob("*.pack"))
     builder.write(str(folder))
-    joined = set(folder.glob("*.pack")) - before
+    joined = set(folder.glob("*.pack")).difference(packs)
     if not joined:
         return
     for pack in joined:
@@ -58,22 +60,21 @@ def join_packs(repository: pygit2.Repository, folder: Path) -> None:
 
 def sync_packs(folder: Path) -> None:
     """Makes all packs durable. Raises OSError."""
-    for pack in folder.glob("*.pack"):
-        marker = pack.with_suffix(_SYNCED)
-        if not marker.exists():
-            sync_file(pack)
-            sync_file(pack.with_suffix(".idx"))
-            marker.touch()
+    for pack in _unsynced(folder):
+        sync_file(pack)
+        sync_file(pack.with_suffix(".idx"))
+        pack.with_suffix(_SYNCED).touch()
     sync_folder(folder)
 
 
 def remove_cut_off(folder: Path) -> None:
     """Removes what the end of a process, or of the power, left of packs that were being written or removed."""
-    for file in list(folder.iterdir()):
-        if file.suffix not in _PACK_SUFFIXES or not all(file.with_suffix(each).exists() for each in _ESSENTIAL):
+    files = set(folder.iterdir())
+    for file in files:
+        if file.suffix not in _PACK_SUFFIXES or not files.issuperset(map(file.with_suffix, _ESSENTIAL)):
             file.unlink(missing_ok=True)
-    for pack in folder.glob("*.pack"):
-        if not pack.with_suffix(_SYNCED).exists() and not _is_whole(pack):
+    for pack in _unsynced(folder):
+        if not _is_whole(pack):
             _remove(pack)
 
 
@@ -93,6 +94,12 @@ def adopt_packs(folder: Path, fresh: Path) -> None:
     for pack in folder.glob("*.pack"):
         if pack.name not in names and (not _is_whole(pack) or held.issuperset(_objects(pack))):
             _remove(pack)
+
+
+def _unsynced(folder: Path) -> list[Path]:
+    """Returns the packs that are not known to be on disk. Lists the folder and asks for no single file: most are."""
+    files = set(folder.iterdir())
+    return [file for file in files if file.suffix == ".pack" and file.with_suffix(_SYNCED) not in files]
 
 
 def _remove(pack: Path) -> None:

@@ -8,11 +8,13 @@ import threading
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from fastflow.pipelines.bundle import Bundle
+from fastflow.pipelines.bundle import Bundle, pack
+from fastflow.pipelines.code import ANY_SIZE, read_code
 from fastflow.pipelines.discovery import PipelineState
 from fastflow.pipelines.folder import FolderFault
 
@@ -31,6 +33,16 @@ T = TypeVar("T")
 
 ANSWER_SECONDS = 30.0
 """How long callers wait for a source: 256 MiB on a slow mount take seconds, a mount that hangs takes minutes."""
+
+
+class Kept(Enum):
+    """What a source has of the code that a bundle is to be written from."""
+
+    WHOLE = auto()
+    """The bundle is on disk, durable."""
+    DAMAGED = auto()
+    """It can not be read, and no sync will change that."""
+    NOTHING = auto()
 
 
 class SourceReader:
@@ -64,6 +76,16 @@ class SourceReader:
         self._next: asyncio.Task[None] | None = None
         self._refreshed = float("-inf")
 
+    @property
+    def was_never_synced(self) -> bool:
+        """Whether it is known to have nothing, as its first sync is still to come."""
+        return self.is_known and self.source.has_commits and self.contents.commit is None
+
+    @property
+    def was_read(self) -> bool:
+        """Whether its pipelines are known, or were when it was last read."""
+        return self.is_known and not self.was_never_synced
+
     async def refresh(self, max_age: float = 0.0) -> None:
         """Brings `contents` up to date, unless they were so within the last `max_age` seconds.
 
@@ -94,15 +116,17 @@ class SourceReader:
             self._take(contents)
             return pinned, contents.commit
 
-    async def holds(self, tree: str) -> bool:
-        """See `Source.holds`. Raises Unavailable."""
-        async with self._my_turn(self._answer_seconds):
-            return await self._in_thread(lambda: self.source.holds(tree), self._answer_seconds)
+    def has_now(self, tree: str) -> bool:
+        """Whether `tree` is the code of a pipeline in `contents`."""
+        return any(snapshot.tree == tree for snapshot in self.contents.snapshots.values())
 
-    async def store_bundle(self, bundle: Bundle, tree: str) -> None:
-        """Makes sure that the bundle of the code in `tree`, which the source holds, is on disk."""
+    async def store_bundle(self, bundle: Bundle, tree: str) -> Kept:
+        """Makes sure that the bundle of the code in `tree` is on disk, if the source has it. Raises Unavailable."""
+        is_current = self.has_now(tree)
         async with self._my_turn(self._answer_seconds):
-            await self._in_thread(lambda: self._store_bundle(bundle, tree), self._answer_seconds)
+            return await self._in_thread(
+                lambda: self._store_kept(bundle, tree, is_current=is_current), self._answer_seconds
+            )
 
     async def prune(self, trees: Collection[str], unused_since: float) -> int:
         """See `Source.prune`. Raises Unavailable."""
@@ -133,18 +157,32 @@ class SourceReader:
             pinned = contents.snapshots.get(name)
         elif pinned is not known:
             contents = Contents({**contents.snapshots, name: pinned}, contents.notes, contents.commit)
-        if pinned is not None and pinned.bundle is not None:
-            self._store_bundle(pinned.bundle, pinned.tree)
+        self._store_pinned(pinned)
         return contents, pinned
 
     def _pin_at(self, name: str, ref: str) -> tuple[Snapshot | None, Commit]:
         pinned, commit = self.source.at(name, ref)
-        if pinned is not None and pinned.bundle is not None:
-            self._store_bundle(pinned.bundle, pinned.tree)
+        self._store_pinned(pinned)
         return pinned, commit
 
-    def _store_bundle(self, bundle: Bundle, tree: str) -> None:
-        self._bundles.ensure(bundle, lambda sink: self.source.pack(tree, sink))
+    def _store_pinned(self, pinned: Snapshot | None) -> None:
+        if pinned is not None and pinned.bundle is not None:
+            self._store(pinned.bundle, pinned.tree)
+
+    def _store_kept(self, bundle: Bundle, tree: str, *, is_current: bool) -> Kept:
+        try:
+            if not is_current and not self.source.holds(tree):
+                return Kept.NOTHING
+            self._store(bundle, tree)
+        except DamagedRepository:
+            # A repair for what it does not bring back would cost other code, or a fetch of everything.
+            if is_current or self.source.may_come_back(tree):
+                raise
+            return Kept.DAMAGED
+        return Kept.WHOLE
+
+    def _store(self, bundle: Bundle, tree: str) -> None:
+        self._bundles.ensure(bundle, lambda sink: pack(read_code(self.source.folder(tree), ANY_SIZE), sink))
 
     def _repaired(self, operation: Callable[[], T]) -> T:
         try:
@@ -191,9 +229,17 @@ class SourceReader:
         except KeepsChanging as fault:
             raise Unavailable(f"{fault}; try again when it is at rest", reason="PIPELINE_CHANGING") from None
         except DamagedRepository as fault:
-            raise self._unavailable(f"its copy is damaged and is fetched anew at the next sync: {fault}") from None
+            raise self._unavailable(f"{self._next_for_damage()}: {fault}") from None
         except (OSError, StorageFault) as fault:
             raise self._not_stored(fault) from fault
+
+    def _next_for_damage(self) -> str:
+        if self.source.has_commits:
+            return "its copy is damaged and is fetched anew at the next sync"
+        return (
+            f"code that was kept of it in {self.source.objects} is damaged, and is not in the folder any more; run the "
+            "pipeline anew, and if that does not help, see to the disk"
+        )
 
     async def _wait_for_job(self, seconds: float) -> None:
         if self._job is None or self._job.done():
@@ -252,8 +298,9 @@ class SourceReader:
             log.info(what, pipeline=name, source=self.name, state=pipeline.state.value, problems=problems)
         for name in changes.removed:
             log.info("pipeline gone", pipeline=name, source=self.name)
-        if contents.notes != before.notes:
-            for note in set(contents.notes) - set(before.notes):
+        known = set(before.notes)
+        for note in contents.notes:
+            if note not in known:
                 log.info("not a pipeline", path=note.path, why=note.message)
         if changes:
             self.on_change(self, changes)

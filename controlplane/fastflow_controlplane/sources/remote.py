@@ -37,6 +37,12 @@ class Address:
     host: str
     user: str
 
+    @property
+    def keyscan(self) -> str:
+        """The command that prints the host keys of an SSH server."""
+        port = urlsplit(self.url).port if "://" in self.url else None
+        return f"ssh-keyscan -p {port} {self.host}" if port else f"ssh-keyscan {self.host}"
+
 
 @dataclass(frozen=True)
 class Credentials:

@@ -1,12 +1,11 @@
 """Snapshots: the exact files of a pipeline in a Git object database, named by their tree id.
 
 A bare repository without references. Its objects are a cache of what was read: the bundles made of them are kept apart
-and durable, so after damage (a power cut can leave empty objects) it is simply made anew.
+and durable. What a power cut or the disk damaged is removed, and written again where its file is read again.
 """
 
 import io
 import os
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from fastflow.pipelines.code import Code, CodeFile, open_exactly
 from fastflow.pipelines.folder import Entry, FolderFault, Kind
 from pygit2.enums import ConfigLevel, FileMode
 
-from fastflow_controlplane.sources.powercut import is_intact, note_boot
+from fastflow_controlplane.sources.powercut import damaged, is_of_this_boot, note_boot
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -83,11 +82,8 @@ class SnapshotRepository:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists() and not is_intact(path):
-            log.warning(
-                "the object database of snapshots was cut off, perhaps by a power cut: made anew", path=str(path)
-            )
-            shutil.rmtree(path)
+        if not is_of_this_boot(path):
+            self._remove_damaged()
         self._repository = open_bare(path)
         note_boot(path)
 
@@ -110,8 +106,8 @@ class SnapshotRepository:
             raise StorageFault(str(fault)) from fault
 
     def holds(self, tree: str) -> bool:
-        """Tells whether a tree is here."""
-        return pygit2.Oid(hex=tree) in self._repository
+        """Tells whether a tree is here; it may be damaged."""
+        return pygit2.Oid(hex=tree) in self._repository.odb
 
     def folder(self, tree: str) -> "TreeFolder":
         """Returns the files of a tree. Raises DamagedRepository where it is missing."""
@@ -120,12 +116,17 @@ class SnapshotRepository:
     def prune(self, trees: Collection[str], unused_since: float) -> int:
         """Removes objects that belong to none of `trees` and are older than `unused_since`, seconds since 1970.
 
-        Returns how many. A tree that is not here is passed over.
+        Returns how many. A tree that is not here is passed over; where one is damaged nothing is removed, as what
+        belongs to it can not be told.
         """
         needed: set[str] = set()
         for tree in trees:
             if self.holds(tree):
-                self._gather(pygit2.Oid(hex=tree), needed)
+                try:
+                    self._gather(pygit2.Oid(hex=tree), needed)
+                except DamagedRepository as fault:
+                    log.warning("no old snapshots are removed, as one is damaged", tree=tree, why=str(fault))
+                    return 0
         removed = 0
         for file in (self.path / "objects").glob("[0-9a-f][0-9a-f]/*"):
             if file.parent.name + file.name not in needed and file.stat().st_mtime < unused_since:
@@ -137,20 +138,24 @@ class SnapshotRepository:
         if str(tree) in needed:
             return
         needed.add(str(tree))
-        with _damage():
+        with telling_damage():
             for item in self._repository[tree].peel(pygit2.Tree):
                 if item.filemode == FileMode.TREE:
                     self._gather(item.id, needed)
                 else:
                     needed.add(str(item.id))
 
-    def reset(self) -> None:
-        """Makes the database anew, empty."""
-        log.warning("the object database of snapshots is damaged and made anew", path=str(self.path))
+    def repair(self) -> None:
+        """Removes what is damaged, so that `write` brings it back: it writes no object that is there."""
         self._repository.free()
-        shutil.rmtree(self.path)
+        self._remove_damaged()
         self._repository = open_bare(self.path)
         note_boot(self.path)
+
+    def _remove_damaged(self) -> None:
+        for file in damaged(self.path):
+            log.warning("an object of a snapshot is damaged and removed", path=str(file))
+            file.unlink()
 
     def close(self) -> None:
         """Releases the files."""
@@ -197,7 +202,7 @@ class TreeFolder:
     @cached_property
     def tree(self) -> pygit2.Tree:
         """The folder itself. It is read when it is needed: one that is known by its id need not be."""
-        with _damage():
+        with telling_damage():
             return self._repository[self._oid].peel(pygit2.Tree)
 
     @cached_property
@@ -234,7 +239,7 @@ class TreeFolder:
         if mode == FileMode.COMMIT:
             return Entry(name, Kind.SUBMODULE)
         kind = Kind.LINK if mode == FileMode.LINK else Kind.FILE
-        with _damage():
+        with telling_damage():
             _, size = self._repository.odb.read_header(item.id)
         return Entry(name, kind, size, executable=mode == FileMode.BLOB_EXECUTABLE)
 
@@ -249,7 +254,7 @@ class TreeFolder:
 
     def _blob(self, name: str, *modes: FileMode) -> pygit2.Blob:
         item = self._find(name, *modes)
-        with _damage():
+        with telling_damage():
             return self._repository[item.id].peel(pygit2.Blob)
 
 
@@ -278,7 +283,8 @@ def _mode(file: CodeFile) -> FileMode:
 
 
 @contextmanager
-def _damage() -> Iterator[None]:
+def telling_damage() -> Iterator[None]:
+    """Turns what libgit2 raises for an object that is missing or can not be read into DamagedRepository."""
     try:
         yield
     except (KeyError, pygit2.GitError) as fault:

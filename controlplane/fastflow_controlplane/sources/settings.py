@@ -71,14 +71,13 @@ class SourceSettings(BaseModel):
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
         if (self.folder is None) == (not self.url):
-            raise ValueError("a source has either folder or url")
+            raise ValueError("a source has either folder or url; a folder inside the repository at url is its path")
         if self.folder is not None and (self.branch or self.path or self.known_hosts):
             raise ValueError("branch, path and known_hosts belong to a source with url")
         if self.url and self.address.transport == "ssh" and not self.known_hosts:
-            host = self.address.host
             raise ValueError(
-                f"a source over ssh needs known_hosts, the pinned host key: see `ssh-keyscan {host}`, and compare it "
-                "with what the server's operator publishes"
+                f"a source over ssh needs known_hosts, the pinned host key: see `{self.address.keyscan}`, and compare "
+                "it with what the server's operator publishes"
             )
         return self
 

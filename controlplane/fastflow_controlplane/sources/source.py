@@ -4,8 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
-from fastflow.pipelines.bundle import Bundle, Sink
-from fastflow.pipelines.folder import FolderFault
+from fastflow.pipelines.folder import Folder, FolderFault
 
 from fastflow_controlplane.sources.model import Commit, Contents, Snapshot
 
@@ -48,13 +47,19 @@ class Source(Protocol):
         """Returns one pipeline as it is now. None = only `scan` can tell what became of it."""
 
     def at(self, name: str, ref: str) -> tuple[Snapshot | None, Commit]:
-        """Returns a pipeline as it is at a commit or branch, None where it is not there. Raises UnknownRef."""
+        """Returns a pipeline as it is at a commit or branch, None where it is not there.
+
+        Raises UnknownRef, and as `scan` where nothing can be looked up.
+        """
 
     def holds(self, tree: str) -> bool:
         """Whether the code of this tree is kept; it may be damaged."""
 
-    def pack(self, tree: str, sink: Sink) -> Bundle:
-        """Writes the bundle of the code in a tree that it holds."""
+    def folder(self, tree: str) -> Folder:
+        """Returns the code of a tree that it holds."""
+
+    def may_come_back(self, tree: str) -> bool:
+        """Whether a sync may bring code of `tree` that was found damaged, and is that of no pipeline now."""
 
     def prune(self, trees: Collection[str], unused_since: float) -> int:
         """Removes what is kept of code that is neither in `trees` nor current nor younger; returns how many objects.
@@ -63,7 +68,7 @@ class Source(Protocol):
         """
 
     def repair(self) -> None:
-        """Makes anew what is kept of it, or has the next sync do so."""
+        """Makes anew what is damaged of what is kept of it, or has the next sync do so. Raises as `scan`."""
 
     def close(self) -> None:
         """Releases its files."""

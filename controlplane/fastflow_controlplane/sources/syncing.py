@@ -165,6 +165,8 @@ class SyncService:
     async def _view(self, name: str, follower: "_Follower") -> SourceView:
         reader = follower.reader
         newest = follower.newest or await self._store.read(lambda connection: queries.newest(connection, name))
+        # That nothing was fetched so far is no fault while the first sync is under way.
+        condition = "" if follower.syncing and reader.was_never_synced else reader.condition
         return SourceView(
             name=name,
             is_git=follower.is_git,
@@ -172,7 +174,7 @@ class SyncService:
             branch=follower.branch,
             commit=reader.contents.commit,
             pipelines=len(reader.contents.snapshots),
-            error=(newest.error if newest else "") or reader.condition,
+            error=(newest.error if newest else "") or condition,
             problems=self._catalog.problems(name),
             clashes=self._catalog.clashes(name),
             syncing=follower.syncing,

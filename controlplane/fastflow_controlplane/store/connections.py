@@ -1,7 +1,9 @@
 """How each kind of database is connected to."""
 
 from functools import cache
+from pathlib import Path
 from sqlite3 import Connection as SqliteConnection
+from sqlite3 import OperationalError
 from typing import Any
 
 from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
@@ -151,8 +153,14 @@ def _tune_sqlite(engine: Engine, *, writing: bool) -> None:
             cursor.execute("PRAGMA query_only = ON")
         cursor.close()
 
+    def connecting(_dialect: Any, _record: Any, arguments: list[Any], _options: Any) -> None:
+        # SQLite would make a new file, and the next start take it for the database.
+        if not writing and not Path(arguments[0]).exists():
+            raise OperationalError("the file is not there")
+
     def begun(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
+    event.listen(engine, "do_connect", connecting)
     event.listen(engine, "connect", connected)
     event.listen(engine, "begin", begun)

@@ -28,6 +28,8 @@ def back_up(url: str, copy: Path) -> None:
     parsed = parse_url(url)
     if copy.exists():
         raise AlreadyExists(f"{copy} is there already: name another file, or remove it")
+    if not copy.parent.is_dir():
+        raise FailedPrecondition(f"there is no folder {copy.parent}: make it, or name another file")
     draft = copy.with_name(f".{copy.name}.partial")
     with _explained(copy, parsed):
         # It holds what runs printed as messages, and who did what: for its owner alone.
@@ -108,7 +110,10 @@ def _check_copy(copy: Path) -> None:
     with _read_only(copy) as connection:
         try:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        except sqlite3.OperationalError:
+        except sqlite3.DatabaseError as error:
+            # No such table, or no database at all.
+            if error.sqlite_errorcode not in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB):
+                raise
             row = None
     if row is None:
         raise FailedPrecondition(f"{copy} is no copy of a database of Fast-Flow")

@@ -39,11 +39,16 @@ class WriteLink:
         """Why nothing is written any more, ever."""
 
     def connect(self) -> None:
-        """Makes sure of a connection that owns the database. Raises DBAPIError, Deposed."""
+        """Makes sure of a connection that owns the database. Raises DBAPIError, Deposed.
+
+        Raises FileNotFoundError where there is none any more; the connection stays, through which it can be rescued.
+        """
         if self.deposed is not None:
             raise self.deposed
         # What was given up on may have come in the end.
         self.was_cut = False
+        if self._ownership.displaced():
+            self.drop()
         if self._connection is not None:
             return
         self._connection = self._engine.connect()

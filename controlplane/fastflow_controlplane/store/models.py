@@ -151,7 +151,7 @@ runs = Table(
     # The run that this one repeats; NULL = none. `latest` = only its parameters.
     Column("rerun_of", Id),
     Column("rerun_latest", Boolean),
-    # What the environment of a repeated run shall hold, "name==version"; NULL = what resolves.
+    # What the environment of a repeated run shall hold, "name==version" or "name @ address"; NULL = what resolves.
     Column("pinned_packages", JSON(none_as_null=True)),
     # Names given with --env; the values are sealed in run_parameters.
     Column("environment_names", JSON, nullable=False),

@@ -47,6 +47,9 @@ class Ownership(Protocol):
     def hold(self, connection: Connection) -> None:
         """Takes the right, or makes sure of it, for a new connection. Raises FailedPrecondition: it is another's."""
 
+    def displaced(self) -> bool:
+        """Whether another database is now where the one was that `hold` took. Raises FileNotFoundError: none is."""
+
     def release(self) -> None:
         """Gives it up."""
 
@@ -60,10 +63,12 @@ class FileOwnership:
         self._database = database
         self._file = database.with_name(f"{database.name}.lock")
         self._descriptor = -1
+        self._held: tuple[int, int] | None = None
 
     def hold(self, connection: Connection) -> None:
         """See `Ownership.hold`."""
         self.prepare()
+        self._held = _identity(self._database)
 
     def prepare(self) -> None:
         """See `Ownership.prepare`."""
@@ -76,6 +81,19 @@ class FileOwnership:
             os.close(descriptor)
             raise _owned(str(self._database), "") from None
         self._descriptor = descriptor
+
+    def displaced(self) -> bool:
+        """See `Ownership.displaced`. SQLite itself goes on with a file that was removed, and all it stores is lost."""
+        if self._held is None:
+            return False
+        try:
+            return _identity(self._database) != self._held
+        except NotADirectoryError as error:
+            raise FileNotFoundError(*error.args) from error
+        except FileNotFoundError:
+            raise
+        except OSError:
+            return False  # SQLite meets that trouble as well, and tells it
 
     def release(self) -> None:
         """See `Ownership.release`."""
@@ -108,6 +126,10 @@ class SessionOwnership:
             time.sleep(POLL_SECONDS)
         connection.rollback()
 
+    def displaced(self) -> bool:
+        """See `Ownership.displaced`: the session would have ended."""
+        return False
+
     def release(self) -> None:
         """See `Ownership.release`: it ends with the session."""
 
@@ -117,6 +139,11 @@ def ownership_of(url: URL, place: str) -> Ownership:
     if url.get_backend_name() == "sqlite":
         return FileOwnership(Path(place))
     return SessionOwnership(place)
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_dev, found.st_ino
 
 
 def _owned(place: str, owner: str) -> FailedPrecondition:

@@ -53,6 +53,10 @@ class Place:
             return Unavailable(message, reason=DATABASE_UNAVAILABLE, metadata={"database": self.name})
         return self._unavailable(f"can not be {what}: {text}", self._remedy)
 
+    def missing(self) -> Unavailable:
+        """Returns the error where the file was taken away while it was in use."""
+        return self._unavailable("is not there any more", f"put the file back, or {RESTORE}")
+
     def silence(self) -> Unavailable:
         """Returns the error for whoever waits for a database that gives no answer at all."""
         return self._unavailable("gives no answer", self._remedy)

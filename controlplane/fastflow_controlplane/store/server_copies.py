@@ -151,8 +151,9 @@ def _reached(url: URL) -> Iterator[_Server]:
         if secrets:
             if "service" in known or "PGSERVICE" in environment:
                 names = " and ".join(secrets)
+                place = "its service=" if "service" in known else "PGSERVICE in the environment"
                 raise FailedPrecondition(
-                    f"database_url holds {names} and there is a service: put {names} into the service's file"
+                    f"database_url holds {names}, and {place} names a service: put {names} into the service's file"
                 )
             environment["PGSERVICEFILE"] = str(_service_file(Path(folder), secrets))
             known["service"] = _SERVICE

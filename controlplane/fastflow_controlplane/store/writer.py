@@ -168,6 +168,8 @@ class Writer:
             self.link.drop()
             outcome.failure = self._place.silence() if self.link.was_cut else self._place.failure(error, "written")
             outcome.doubtful = bool(self.link.doubt) and outcome.executed > 0
+        except FileNotFoundError:
+            outcome.failure = self._place.missing()
         except Deposed as error:
             outcome.failure = Unavailable(error.message, reason=error.reason)
         if outcome.failure:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from ledger import Ledger
 
@@ -86,7 +87,7 @@ def end(ledger: Ledger, code: int) -> int:
     return code
 
 
-KINDS = {
+KINDS: dict[str, Callable[[], int]] = {
     "lines": lambda: lines(0),
     "again": lambda: lines(0),
     "seven": lambda: lines(7),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from fastflow.service.failpoints import VARIABLE, AgentPoint
 
@@ -48,6 +51,40 @@ class HostCluster(Cluster):
             entrance=lab.scope.network_entrance(),
             **{**remote, **settings},
         )
+
+    # The public API is out of reach for the tests themselves: they ask with ffctl, which runs where it is.
+
+    def show(self, run: str) -> dict[str, Any]:
+        done = self.ffctl("runs", "show", run, "-o", "json")
+        assert done.exit_code == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def known_agent(self, name: str) -> dict[str, Any] | None:
+        done = self.ffctl("agents", "show", name, "-o", "json")
+        return dict(json.loads(done.stdout)) if done.exit_code == 0 else None
+
+    def log(self, run: str) -> bytes:
+        done = self.ffctl("logs", run)
+        assert done.exit_code == 0, done.stderr
+        return done.stdout
+
+    def finish(self, run: str, timeout: float = 60.0) -> dict[str, Any]:
+        # One follower that waits costs less than asking again and again, on a machine of two cores.
+        self.ffctl("logs", run, "--follow", timeout=timeout)
+        return super().finish(run, timeout)
+
+    def wait_for_log(self, run: str, text: bytes, timeout: float = 60.0) -> None:
+        follower = self.spawn_ffctl("logs", run, "--follow")
+        assert follower.stdout is not None
+        deadline = threading.Timer(timeout, follower.kill)
+        deadline.start()
+        seen = b""
+        while text not in seen and (more := os.read(follower.stdout.fileno(), 65536)):
+            seen += more
+        deadline.cancel()
+        follower.kill()
+        follower.communicate()
+        assert text in seen, f"{text!r} is not in the log of run {run}: {seen[-2000:]!r}"
 
     def ffctl_environment(self) -> dict[str, str]:
         return {**super().ffctl_environment(), "FASTFLOW_TOKEN": self.token}
@@ -157,11 +194,8 @@ class HostAgent:
 
     def _session(self) -> tuple[int, str]:
         """Return epoch and state of the agent's last session as the control plane has it; 0 before the first."""
-        done = self._cluster.ffctl("agents", "show", self.name, "-o", "json")
-        if done.exit_code != 0:
-            return 0, ""
-        agent = json.loads(done.stdout)
-        return int(agent.get("session_epoch", 0)), agent["state"]
+        agent = self._cluster.known_agent(self.name)
+        return (int(agent.get("session_epoch", 0)), agent["state"]) if agent else (0, "")
 
     def _wait_for_session_after(self, before: tuple[int, str]) -> None:
         # The epoch tells: for some seconds the control plane still has the session that a power cut ended as ACTIVE.
@@ -172,7 +206,7 @@ class HostAgent:
             return epoch > before[0] and state == "AGENT_STATE_ACTIVE"
 
         try:
-            self._cluster.until(active, AGENT_READY_TIMEOUT, f"a new session of agent {self.name}")
+            self._cluster.until(active, f"a new session of agent {self.name}", AGENT_READY_TIMEOUT)
         except AssertionError as error:
             error.add_note(f"--- agent.log of {self.name}\n{tail(self.log())}")
             raise

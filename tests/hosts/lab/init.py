@@ -47,7 +47,7 @@ class Init:
         shutil.copyfile(inside / "daemon.json", root / "etc/docker/daemon.json")
         (units / "multi-user.target.wants").mkdir(parents=True, exist_ok=True)
         delivered = REPOSITORY / "deploy/systemd"
-        for unit in ("run-fastflow-env.mount", "fastflow.slice"):
+        for unit in ("run-fastflow-env.mount", "fastflow.slice", "fastflow-confirm-logs.service"):
             shutil.copyfile(delivered / unit, units / unit)
         shutil.copytree(delivered / "fastflow-.slice.d", units / "fastflow-.slice.d")
         for unit in (*inside.glob("*.service"), delivered / "fastflow-agent.service"):

@@ -42,7 +42,7 @@ class RunningAgent:
         """Stop it as SIGTERM does."""
         if self._task is not None:
             self._stopping.set()
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 await self._task
             self._task = None
 
@@ -52,7 +52,7 @@ class RunningAgent:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until `condition` is true."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110 - files tell nobody that they changed
                 await asyncio.sleep(0.01)
 

@@ -16,6 +16,8 @@ from fastflow.pipelines.folder import DiskFolder
 from fastflow.v1 import limits_pb2
 from google.protobuf.duration_pb2 import Duration
 
+from tests.ports import HeldPort
+
 PATIENCE = 60.0
 """Seconds a test waits for a message before it fails."""
 
@@ -153,7 +155,7 @@ class ScriptedControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
         self._bundles: dict[str, bytes] = {}
         self._packed = 0
         self._server: grpc.aio.Server | None = None
-        self.port = 0
+        self._port = HeldPort()
         self.logs: dict[str, bytes] = {}
         self.sealed: dict[str, int] = {}
 
@@ -163,16 +165,17 @@ class ScriptedControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+        self._port.close()
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"127.0.0.1:{self._port.number}"
 
     async def start(self) -> None:
         """Listen; after `stop` on the same port again."""
         self._server = grpc.aio.server(options=[*channel_options(), ("grpc.so_reuseport", 0)])
         gateway_pb2_grpc.add_AgentGatewayServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self._server.add_insecure_port(self.address)
         await self._server.start()
 
     async def stop(self) -> None:

@@ -19,7 +19,7 @@ from fastflow_agent.model import AttemptKey
 
 from tests.integration.agent_harness.controlplane import ScriptedControlPlane
 
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 
 
 class Ship:

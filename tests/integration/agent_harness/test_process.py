@@ -64,7 +64,7 @@ async def test_a_second_agent_on_the_same_data_folder_is_told_who_has_it(
     second = _agent(settings, tmp_path / "second.log")
     second.start()
     await asyncio.to_thread(second.wait_for_log, f"process {first.pid}")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while second.alive:  # noqa: ASYNC110 - its end tells nobody
             await asyncio.sleep(0.02)
     assert second.stop() == 1
@@ -93,4 +93,5 @@ async def test_an_engine_that_hangs_blocks_placement_and_neither_the_agent_nor_i
         assert await stream.next("goodbye") is not None
         stream.end()
         assert await ending == 0
-        assert time.monotonic() - began < 5
+        # A question to the engine is given up after ten seconds at the earliest.
+        assert time.monotonic() - began < 8

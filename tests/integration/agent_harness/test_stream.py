@@ -75,8 +75,16 @@ async def test_a_run_goes_from_assignment_to_forgotten(controlplane: ScriptedCon
     await stream.delta(word, previous=1, revision=2)
     events = await stream.until_fact("container_gone")
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-    assert facts(events) == ["state_changed", "provenance_known", "state_changed", "ended", "container_gone"]
-    ended = events[3].ended
+    assert facts(events) == [
+        *["state_changed"] * 2,
+        "provenance_known",
+        *["state_changed"] * 2,
+        "ended",
+        "container_gone",
+    ]
+    said = [event.state_changed.message for event in events if event.HasField("state_changed")]
+    assert said == ["", "its environment is being prepared", "its environment is ready", ""]
+    ended = events[5].ended
     assert (ended.exit_code, ended.reason) == (7, 1)
     run = word.key.run_id
     await agent.until(lambda: run in controlplane.sealed)
@@ -131,7 +139,7 @@ async def test_events_are_sent_until_they_are_acknowledged(
     await again.welcome()
     word.known_seq = 3
     await again.full(word)
-    assert [event.sequence for event in await again.events(5)] == [4, 5]
+    assert [event.sequence for event in await again.events(7)] == [4, 5, 6, 7]
 
 
 async def test_the_inventory_tells_what_is_here(controlplane: ScriptedControlPlane, agent: RunningAgent) -> None:
@@ -148,22 +156,26 @@ async def test_the_inventory_tells_what_is_here(controlplane: ScriptedControlPla
     (found,) = await stream.inventory()
     assert found.key == word.key
     assert found.state == 6  # SUCCEEDED
-    assert found.last_event == 5
+    assert found.last_event == 7
     assert found.container_gone
     assert len(found.slot) == 16
+    assert found.pipeline == "p"
 
 
 async def test_a_gap_is_filled_from_where_the_control_plane_stands(
-    controlplane: ScriptedControlPlane, agent: RunningAgent
+    controlplane: ScriptedControlPlane, agent: RunningAgent, tmp_path: Path
 ) -> None:
     stream = await controlplane.stream()
     await stream.welcome()
-    word = controlplane.run(HELLO)
+    # Nothing more is told of it meanwhile.
+    word = controlplane.run(WAITS_FOR_FILE.format(path=tmp_path / "go"))
     await stream.full(word)
     await stream.hear_of(word)
     await stream.events(5)
     await stream.ack(word.key, 1, "GAP")
     assert [event.sequence for event in await stream.events(5)] == [2, 3, 4, 5]
+    (tmp_path / "go").touch()
+    await stream.until_fact("container_gone")
 
 
 @pytest.mark.parametrize("rejection", ["STALE_ATTEMPT", "ALREADY_TERMINAL", "UNKNOWN_ATTEMPT", "BAD_TOKEN"])
@@ -175,14 +187,15 @@ async def test_a_rejection_settles_an_event(
     word = controlplane.run(HELLO)
     await stream.full(word)
     await stream.hear_of(word)
-    await stream.events(5)
-    await stream.ack(word.key, 5, rejection)
-    await stream.next("heartbeat")
+    await stream.events(7)
+    await stream.ack(word.key, 7, rejection)
+    await stream.delta(previous=1, revision=2)
+    await stream.until_applied(2)
     stream.end()
     again = await controlplane.stream()
     await again.welcome()
-    await again.full(word)
-    await again.until_applied(1)
+    await again.full(word, revision=2)
+    await again.until_applied(2)
     assert await _no_events(again)
 
 

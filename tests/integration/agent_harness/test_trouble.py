@@ -129,7 +129,7 @@ async def test_a_program_that_fills_the_disk_is_told_by_its_own_exit_code(
     await stream.full(word)
     await stream.hear_of(word)
     ended = (await stream.until_fact("ended"))[-1].ended
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         # Which comes first, the end or the output, nobody promises.
         while controlplane.logs.get(word.key.run_id) != b"full\n":  # noqa: ASYNC110 - output tells nobody that it came
             await asyncio.sleep(0.01)
@@ -145,7 +145,7 @@ async def test_a_journal_of_a_newer_version_is_said_in_a_line(
     journal.write_bytes(b"%08x %b\n" % (google_crc32c.value(line), line))
     program.start()
     await asyncio.to_thread(program.wait_for_log, "the agent can not start")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while program.alive:  # noqa: ASYNC110 - its end tells nobody
             await asyncio.sleep(0.02)
     assert program.stop() == 1

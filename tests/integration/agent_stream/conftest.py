@@ -16,7 +16,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
 
         async def start(**settings: Any) -> ControlPlane:
             plane = ControlPlane(tmp_path, **settings)
-            stack.push_async_callback(plane.channel.close, None)
+            stack.push_async_callback(plane.close)
             plane.pipeline("hello")
             await plane.start()
             stack.push_async_callback(plane.stop)

@@ -1,7 +1,6 @@
 """A control plane that a test starts, stops and asks."""
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fastflow_controlplane.server import serve
 from fastflow_controlplane.settings import ControlPlaneSettings
 
 from tests.integration.agent_stream.scripted_agent import PATIENCE, ScriptedAgent
+from tests.ports import HeldPort
 
 RUN = desired_pb2.DESIRED_ACTION_RUN
 STOP = desired_pb2.DESIRED_ACTION_STOP
@@ -34,8 +34,8 @@ class ControlPlane:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self._folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self._port = HeldPort()
+        self.address = f"127.0.0.1:{self._port.number}"
         self._settings = settings
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -81,6 +81,11 @@ class ControlPlane:
             self._stopping.set()
             await self._task
             self._task = None
+
+    async def close(self) -> None:
+        """Ends the client, and gives the port back."""
+        await self.channel.close(None)
+        self._port.close()
 
     async def create(self, pipeline: str = "hello", **fields: Any) -> runs_pb2.Run:
         request = runs_pb2.CreateRunRequest(pipeline=pipeline, **fields)

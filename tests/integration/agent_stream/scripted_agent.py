@@ -13,7 +13,7 @@ from fastflow.client import open_channel
 from fastflow.ids import new_id
 from fastflow.v1 import agents_pb2, limits_pb2, runs_pb2
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds a test waits for an answer before it fails."""
 GIB = 1024**3
 
@@ -127,7 +127,7 @@ class Stream:
         """Returns the next message but those on preparing ahead; fails the test when the stream ended."""
         while True:
             answer = await asyncio.wait_for(self._came.get(), PATIENCE)
-            assert answer is not None, f"the stream ended: {self._call.debug_error_string()}"
+            assert answer is not None, f"the stream ended: {await self._call.debug_error_string()}"
             if not answer.HasField("preheat"):
                 return answer
             self.preheat = answer.preheat

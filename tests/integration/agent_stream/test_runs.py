@@ -6,7 +6,7 @@ from fastflow.v1 import (
 )
 
 from tests.integration.agent_stream.plane import FORGET, STOP, Agent, ControlPlane, until
-from tests.integration.agent_stream.scripted_agent import Journal, ScriptedAgent, state_of
+from tests.integration.agent_stream.scripted_agent import PATIENCE, Journal, ScriptedAgent, state_of
 
 
 async def test_a_run_goes_to_the_agent_and_its_result_comes_back(plane: ControlPlane, agent: ScriptedAgent) -> None:
@@ -151,7 +151,7 @@ async def test_what_an_agent_gives_back_when_it_is_drained_counts_as_no_failure(
     stream = await (await agent_of("worker-1")).connect()
     run = await plane.create()
     journal = Journal((await stream.assignment()).key)
-    await plane.agents.DrainAgent(agents_pb2.DrainAgentRequest(name="worker-1"), timeout=10)
+    await plane.agents.DrainAgent(agents_pb2.DrainAgentRequest(name="worker-1"), timeout=PATIENCE)
     page = await stream.desired()
     assert (page.agent.draining, list(page.attempts)) == (True, [])
     changed = attempts_pb2.StateChanged(state="RUN_STATE_QUEUED", reason="REASON_AGENT_DRAINED", message="drained")
@@ -162,6 +162,6 @@ async def test_what_an_agent_gives_back_when_it_is_drained_counts_as_no_failure(
     assert "is draining" in waiting.placements[-1].explanation
     assert not (await plane.agent()).drain.complete
     # Resumed, it may get the run again at once: it did not fail there.
-    await plane.agents.ResumeAgent(agents_pb2.ResumeAgentRequest(name="worker-1"), timeout=10)
+    await plane.agents.ResumeAgent(agents_pb2.ResumeAgentRequest(name="worker-1"), timeout=PATIENCE)
     assert not (await stream.desired()).agent.draining
     assert (await stream.assignment()).key.attempt == 2

@@ -3,7 +3,7 @@
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -94,6 +94,8 @@ class Container:
     sent: tuple[Sent, ...] = ()
     """What the engine tells of signals, to whoever waited for the end."""
     ignores: set[int] = field(default_factory=set)
+    perhaps_unseen: bool = False
+    """The engine tells an exit code that it may have made up."""
     frozen: bool = False
     stuck: bool = False
     """A process in it does not die, so the engine can not remove it."""
@@ -109,7 +111,7 @@ class Container:
             error=self.error,
             wrapper_failed=self.wrapper_failed,
             finished_at=self.finished_at,
-            end_unseen=self.state is SlotState.EXITED and self.exit_code is None,
+            end_unseen=self.state is SlotState.EXITED and (self.exit_code is None or self.perhaps_unseen),
             signals=self.sent,
         )
 
@@ -280,7 +282,7 @@ class FakeShipper:
         assert key in self.spools, "as the real one, it knows only what it has"
         return len(self.logs.get(key, b""))
 
-    async def seal(self, key: AttemptKey) -> int:
+    async def seal(self, key: AttemptKey, until_losses_told: Callable[[], Awaitable[None]]) -> int:
         await self.blocked.wait()
         spool = self.spools[key]
         end = spool.finish()
@@ -289,6 +291,7 @@ class FakeShipper:
             self.logs[key] += data if isinstance(data, bytes) else b"\0" * (end - len(self.logs[key]))
         for loss in spool.take_losses():
             self.on_loss[key](loss)
+        await until_losses_told()
         self.sealed[key] = end
         return end
 
@@ -340,11 +343,24 @@ class FakeUvCache:
         self.suspected: list[SlotId] = []
         self.cleared_up = False
         self.asked_packages: tuple[str, ...] = ()
+        self.ahead: Sequence[int] = ()
+        """What is told one after the other of how many are prepared before."""
+        self.ready = asyncio.Event()
+        """Cleared by who wants environments to take their time."""
+        self.ready.set()
 
     async def ensure(
-        self, code: Path, python_version: str, image_digest: str, packages: Sequence[str] = ()
+        self,
+        code: Path,
+        python_version: str,
+        image_digest: str,
+        packages: Sequence[str] = (),
+        waits: Callable[[int], None] = lambda ahead: None,
     ) -> FakeGeneration:
         self.asked_packages = tuple(packages)
+        for ahead in self.ahead:
+            waits(ahead)
+        await self.ready.wait()
         if self.fault:
             raise self.fault
         return FakeGeneration("generation-1", self.folder)

@@ -13,6 +13,13 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def test_the_help_of_confirming_logs_has_the_settings_it_needs_and_where_the_others_are() -> None:
+    text = CliRunner().invoke(main, ["confirm-logs", "--help"]).output
+    shown = {name for name in AgentSettings.model_fields if f"FASTFLOW_{name.upper()} (" in text}
+    assert shown == {"log_level", "data_dir"}
+    assert "fastflow-agent run --help" in " ".join(text.split())
+
+
 def test_help_explains_every_setting() -> None:
     shown = CliRunner().invoke(main, ["run", "--help"])
     assert shown.exit_code == 0
@@ -98,3 +105,7 @@ def test_an_index_that_is_no_address_is_refused_by_name(name: str, monkeypatch: 
     assert shown.exit_code == 2
     assert name in shown.output
     assert "hush-1" not in shown.output
+
+
+def test_what_a_command_is_for_is_not_cut_off_in_the_list_of_commands() -> None:
+    assert "..." not in CliRunner().invoke(main, ["--help"]).output.partition("Commands:")[2]

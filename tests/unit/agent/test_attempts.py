@@ -10,7 +10,7 @@ import pytest
 from fastflow_agent.attempts import closing
 from fastflow_agent.conditions import ConditionType
 from fastflow_agent.desired import Action, Desired
-from fastflow_agent.facts import LogLossFound, ProvenanceKnown, SoftLimitCrossed
+from fastflow_agent.facts import LogLossFound, ProvenanceKnown, SoftLimitCrossed, StateChanged
 from fastflow_agent.logs.losses import LogLoss
 from fastflow_agent.model import AttemptKey, Reason, State
 from fastflow_agent.runtime.base import RuntimeFault
@@ -36,6 +36,42 @@ async def test_an_attempt_runs_ends_and_leaves_nothing_behind(world: World) -> N
     assert world.known[key].states == [State.PREPARING, State.RUNNING, State.SUCCEEDED]
     assert world.ended(key).exit_code == 0
     assert world.shipper.logs[key] == b"hello\n"
+
+
+async def test_what_is_waited_for_while_packages_are_prepared_is_told_until_the_program_runs(world: World) -> None:
+    await world.start()
+    world.uvcache.ready.clear()
+    world.uvcache.ahead = [25, 12, 2, 2, 1, 0]
+    key = world.assign()
+    await world.until(lambda: "its environment is being prepared" in said(world, key))
+    world.uvcache.ready.set()
+    await world.running(key)
+    place = "it waits for a place to prepare its environment"
+    assert said(world, key) == [
+        "",
+        f"{place}: more than 10 others are prepared there first",
+        f"{place}: 2 others are prepared there first",
+        f"{place}: another one is prepared there first",
+        "its environment is being prepared",
+        "its environment is ready",
+        "",
+    ]
+
+
+async def test_what_is_waited_for_is_not_told_again_by_the_next_agent(world: World) -> None:
+    await world.start()
+    world.uvcache.ready.clear()
+    world.uvcache.ahead = [0]
+    key = world.assign()
+    await world.until(lambda: "its environment is being prepared" in said(world, key))
+    await world.restart()
+    world.uvcache.ready.set()
+    await world.running(key)
+    assert said(world, key) == ["", "its environment is being prepared", "its environment is ready", ""]
+
+
+def said(world: World, key: AttemptKey) -> list[str]:
+    return [fact.message for fact in world.known[key].facts if isinstance(fact, StateChanged)]
 
 
 async def test_a_program_that_fails_is_failed_with_its_exit_code(world: World) -> None:

@@ -8,7 +8,7 @@ from fastflow_agent.bundles import BundleFault
 from fastflow_agent.conditions import ConditionType
 from fastflow_agent.facts import StateChanged
 from fastflow_agent.model import Reason, SlotId, State
-from fastflow_agent.runtime.base import ImageMissing, RuntimeFault, RuntimeUnavailable
+from fastflow_agent.runtime.base import ContainerRemoved, ImageMissing, RuntimeFault, RuntimeUnavailable
 from fastflow_agent.uvcache import EnvironmentFault
 
 from tests.unit.agent.world import World
@@ -95,6 +95,17 @@ async def test_an_engine_that_stays_away_sends_the_attempt_elsewhere_and_never_r
     assert world.runtime.releases == []
 
 
+async def test_a_container_that_somebody_removes_before_its_start_sends_the_attempt_elsewhere(world: World) -> None:
+    await world.start()
+    world.runtime.fail["start"] = ContainerRemoved("it was removed")
+    key = world.assign()
+    await world.forgotten(key)
+    end = world.known[key].end
+    assert isinstance(end, StateChanged)
+    assert (end.state, end.reason, end.message) == (State.QUEUED, Reason.RUNTIME, "could not start: it was removed")
+    assert world.known[key].gone
+
+
 async def test_a_full_disk_sends_the_attempt_elsewhere(world: World) -> None:
     await world.start()
     world.bundles.fault = OSError(errno.ENOSPC, "No space left on device")
@@ -104,6 +115,17 @@ async def test_a_full_disk_sends_the_attempt_elsewhere(world: World) -> None:
     assert isinstance(end, StateChanged)
     assert (end.state, end.reason) == (State.QUEUED, Reason.DISK_FULL)
     assert world.conditions.holds(ConditionType.DISK_FULL)
+
+
+async def test_a_disk_that_fails_otherwise_sends_the_attempt_elsewhere_too(world: World) -> None:
+    await world.start()
+    world.bundles.fault = FileNotFoundError(errno.ENOENT, "No such file or directory", "/data/bundles/new")
+    key = world.assign()
+    await world.forgotten(key)
+    end = world.known[key].end
+    assert isinstance(end, StateChanged)
+    assert (end.state, end.reason) == (State.QUEUED, Reason.RUNTIME)
+    assert end.message == "could not start: [Errno 2] No such file or directory: '/data/bundles/new'"
 
 
 async def test_an_error_nobody_foresaw_fails_that_attempt_alone(world: World) -> None:

@@ -1,5 +1,6 @@
 """What becomes of attempts while their agent is dead or the control plane away, and of those it does not know."""
 
+import itertools
 import signal
 from dataclasses import replace
 
@@ -9,8 +10,9 @@ from fastflow.service.failpoints import AgentPoint
 from fastflow_agent.conditions import ConditionType
 from fastflow_agent.desired import Action, Desired
 from fastflow_agent.facts import ContainerGone, Ended, Event, LogLossFound, StateChanged
-from fastflow_agent.model import AttemptKey, Reason, State, StopCause
+from fastflow_agent.model import AttemptKey, Reason, SlotId, State, StopCause
 from fastflow_agent.reconcile import number
+from fastflow_agent.runtime.base import Observation
 
 from tests.unit.agent.world import SPEC, Known, World
 
@@ -129,6 +131,30 @@ async def test_what_was_never_released_waits_for_the_control_plane_after_a_resta
     world.runtime.end(world.slot(key), 0)
     await world.forgotten(key)
     assert len(world.runtime.releases) == 1
+
+
+async def test_a_program_that_begins_just_as_its_start_is_withdrawn_was_killed_by_the_agent(world: World) -> None:
+    await world.start(die_at=AgentPoint.RELEASING)
+    key = world.assign()
+    await world.until(lambda: not world.alive)
+    await world.kill()
+    (container,) = world.runtime.containers.values()
+    observe, looks = world.runtime.observe, itertools.count(1)
+
+    async def observe_what_begins(slot: SlotId) -> Observation:
+        seen = await observe(slot)
+        if next(looks) == 2:
+            # The agent has just asked whether it was released, for the second time.
+            container.environment = {}
+        return seen
+
+    world.runtime.observe = observe_what_begins
+    await world.start()
+    await world.forgotten(key)
+    assert container.signals == [signal.SIGKILL]
+    ended = world.ended(key)
+    assert (ended.state, ended.reason, ended.exit_code) == (State.FAILED, Reason.RUNTIME, 137)
+    assert "The agent was interrupted" in ended.message
 
 
 async def test_an_attempt_known_to_have_begun_is_never_started_a_second_time(world: World) -> None:
@@ -332,7 +358,8 @@ async def test_a_program_that_tidies_up_at_a_stop_while_its_agent_dies_was_stopp
     assert world.ended(key).state is State.CANCELLED
 
 
-async def test_a_program_that_no_signal_reached_before_its_agent_died_keeps_its_result(world: World) -> None:
+async def outlives_an_agent_that_died_before_its_signal(world: World) -> tuple[AttemptKey, SlotId]:
+    """Returns an attempt that was to be stopped, whose program runs on, and the program's slot."""
     await world.start(die_at=AgentPoint.STOPPING)
     key = world.assign()
     await world.running(key)
@@ -342,10 +369,24 @@ async def test_a_program_that_no_signal_reached_before_its_agent_died_keeps_its_
     await world.clock.advance(11.0)
     (slot,) = world.runtime.containers
     world.runtime.containers[slot].finished_at = world.clock.now()
+    return key, slot
+
+
+async def test_a_program_that_no_signal_reached_before_its_agent_died_keeps_its_result(world: World) -> None:
+    key, slot = await outlives_an_agent_that_died_before_its_signal(world)
     world.runtime.end(slot, 0)
     await world.start()
     await world.forgotten(key, passing=0.5)
     assert world.ended(key).state is State.SUCCEEDED
+
+
+async def test_what_was_to_be_stopped_and_had_an_end_that_nobody_may_have_seen_was_stopped(world: World) -> None:
+    key, slot = await outlives_an_agent_that_died_before_its_signal(world)
+    world.runtime.containers[slot].perhaps_unseen = True
+    world.runtime.end(slot, 255)
+    await world.start()
+    await world.forgotten(key, passing=0.5)
+    assert (world.ended(key).state, world.ended(key).exit_code) == (State.CANCELLED, 255)
 
 
 async def test_a_run_that_killed_itself_before_its_stop_was_not_stopped(world: World) -> None:

@@ -19,6 +19,7 @@ class Sick:
         self.changes = 0
         self.conditions = Conditions(self.clock, self._changed)
         self.runtime = FakeRuntime()
+        self.folder_stands = True
         self.health = Health(
             self.runtime,
             self.conditions,
@@ -28,6 +29,7 @@ class Sick:
             disk_reserve=reserve,
             interval=3.0,
             runtime_name="docker",
+            folder_stands=lambda: self.folder_stands,
         )
 
     def _changed(self) -> None:
@@ -78,6 +80,20 @@ async def test_a_refused_write_is_said_until_there_is_room_again(tmp_path: Path,
     assert host.conditions.holds(ConditionType.DISK_FULL)
     await host.health.look()
     assert not host.conditions.holds(ConditionType.DISK_FULL)
+
+
+async def test_a_data_folder_that_is_lost_blocks_placement_and_says_what_to_do(tmp_path: Path, disk: Executor) -> None:
+    host = Sick(tmp_path, disk)
+    host.folder_stands = False
+    await host.health.look()
+    (held,) = host.conditions.all()
+    assert held.type is ConditionType.DATA_FOLDER_LOST
+    assert held.blocks_placement
+    assert str(tmp_path) in held.message
+    assert "start the agent anew" in held.message
+    host.folder_stands = True
+    await host.health.look()
+    assert host.conditions.all() == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_one_data_folder_takes_one_agent(tmp_path: Path) -> None:
     lock = DataFolderLock(tmp_path)
     other = context.Process(target=_try_lock, args=(tmp_path, answer))
     other.start()
-    assert str(tmp_path) in answer.get(timeout=30)
+    assert str(tmp_path) in answer.get(timeout=60)
     other.join()
     lock.release()
     DataFolderLock(tmp_path).release()
@@ -51,6 +52,29 @@ def test_the_membership_outlives_the_process(tmp_path: Path) -> None:
     assert load_membership(tmp_path) == Membership()
     save_membership(tmp_path, Membership("cluster", 9))
     assert load_membership(tmp_path) == Membership("cluster", 9)
+
+
+def test_an_agent_that_gets_a_new_id_is_no_member_of_a_cluster_yet(tmp_path: Path) -> None:
+    Identity.load(tmp_path)
+    save_membership(tmp_path, Membership("cluster", 9))
+    (tmp_path / "agent-id").unlink()
+    Identity.load(tmp_path)
+    assert load_membership(tmp_path) == Membership()
+    save_membership(tmp_path, Membership("cluster", 9))
+    Identity.load(tmp_path)
+    assert load_membership(tmp_path) == Membership("cluster", 9)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_it_is_noticed_that_a_data_folder_is_lost_under_its_agent(tmp_path: Path, replaced: bool) -> None:
+    folder = tmp_path / "agent"
+    lock = DataFolderLock(folder)
+    assert lock.stands()
+    shutil.rmtree(folder)
+    if replaced:
+        DataFolderLock(folder).release()
+    assert not lock.stands()
+    lock.release()
 
 
 def test_nobody_else_reaches_what_runs_leave_in_the_data_folder(tmp_path: Path) -> None:

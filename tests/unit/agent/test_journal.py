@@ -4,7 +4,6 @@ import os
 import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import google_crc32c
@@ -12,11 +11,10 @@ import pytest
 from fastflow_agent.clock import Clock
 from fastflow_agent.facts import ContainerGone, Ended, LogLossFound, SoftLimitCrossed, StateChanged
 from fastflow_agent.journal import Journal, JournalClosed, UnknownRecord
-from fastflow_agent.model import Limits, Reason, SlotId, State, StopCause
+from fastflow_agent.model import Reason, State, StopCause
 from fastflow_agent.records import (
     Created,
     Exited,
-    Intent,
     OomSeen,
     Prepared,
     Released,
@@ -27,22 +25,8 @@ from fastflow_agent.records import (
     Stopping,
 )
 
-NOW = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=UTC)
-INTENT = Intent(
-    run_id="0190aaaa-0000-7000-8000-000000000001",
-    attempt=2,
-    claim_token="token",
-    slot=SlotId("00112233aabbccdd"),
-    pipeline="p",
-    bundle_digest="sha256:00",
-    limits=Limits(500, 1 << 28, 400, 1 << 27),
-    timeout=30.0,
-    stop_grace=10.0,
-    python_version="3.11",
-    log_limit=1 << 30,
-    boot_id="boot-1",
-    time=NOW,
-)
+from tests.unit.agent.world import INTENT, NOW
+
 PREPARING = StateChanged(State.PREPARING, slot="00112233aabbccdd")
 
 

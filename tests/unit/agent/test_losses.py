@@ -21,8 +21,7 @@ from fastflow_agent.model import AttemptKey
 from fastflow_agent.reconcile import number
 from fastflow_agent.records import Created
 
-from tests.unit.agent.test_journal import INTENT, NOW
-from tests.unit.agent.world import SPEC, World
+from tests.unit.agent.world import INTENT, NOW, SPEC, World
 
 LOSS = LogLossFound("DROPPED", 5, NOW, 7, "too fast")
 
@@ -69,7 +68,8 @@ async def test_a_loss_is_told_though_all_is_to_be_forgotten_before_the_log_is_kn
     assert _told(world, key) == [("DROPPED", dropped.offset, dropped.end - dropped.offset)]
 
 
-async def test_output_past_the_limit_is_told_though_the_agent_died_before_it_said_so(world: World) -> None:
+async def _past_the_limit(world: World) -> AttemptKey:
+    """An attempt that ended with more output than its log may have, none of which has been read."""
     await world.start()
     key = world.assign(log_limit=10)
     await world.running(key)
@@ -77,6 +77,28 @@ async def test_output_past_the_limit_is_told_though_the_agent_died_before_it_sai
     world.write(key, b"more than ten bytes")
     world.runtime.end(world.slot(key), 0)
     await world.until(lambda: world.known[key].gone)
+    return key
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_log_is_sealed_once_the_control_plane_has_what_it_lacks(world: World, restarted: bool) -> None:
+    key = await _past_the_limit(world)
+    world.connected = False
+    world.shipper.blocked.set()
+    await world.until(lambda: any(isinstance(event.fact, LogLossFound) for event in world.attempt(key).unacknowledged))
+    await world.clock.settle()
+    if restarted:
+        await world.restart()
+        await world.clock.settle()
+    assert key not in world.shipper.sealed
+    world.connected = True
+    await world.until(lambda: key in world.shipper.sealed)
+    assert _told(world, key) == [("TRUNCATED", 10, None)]
+    await world.forgotten(key)
+
+
+async def test_output_past_the_limit_is_told_though_the_agent_died_before_it_said_so(world: World) -> None:
+    key = await _past_the_limit(world)
     await world.kill()
     _forget(world, key)
     await world.start()
@@ -152,7 +174,7 @@ async def test_a_fact_that_is_being_written_is_waited_for(world: World, tmp_path
         told = telling.done()
         busy.set()
         assert not told
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not dossier.history.unacked:  # noqa: ASYNC110  # a thread of its own writes it
                 await asyncio.sleep(0.001)
         await world.clock.settle()

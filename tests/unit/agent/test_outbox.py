@@ -44,7 +44,7 @@ def _opened(journals: Journals) -> Outbox:
 
 
 async def _sequences(outbox: Outbox) -> list[int]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         due = await outbox.next()
     assert isinstance(due, EventsDue)
     return [event.sequence for _, event in due.events]

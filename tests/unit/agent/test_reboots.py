@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from fastflow.service.failpoints import AgentPoint
 from fastflow_agent.facts import Ended, LogLossFound
+from fastflow_agent.logs.confirmed import ConfirmedLogs
 from fastflow_agent.model import AttemptKey, Reason, State
 from fastflow_agent.runtime.base import SlotState
 from fastflow_agent.shutdown import Shutdown
@@ -55,14 +56,20 @@ async def test_output_that_was_not_on_disk_when_the_host_went_down_is_lost_to_th
     assert (loss.kind, loss.offset) == ("DISK", len(b"delivered\n"))
 
 
-@pytest.mark.parametrize("delivered", [b"", b"output\n"])
-async def test_nobody_knows_what_was_not_yet_on_disk_when_the_host_went_down(world: World, delivered: bytes) -> None:
+async def down_with_output(world: World, delivered: bytes) -> AttemptKey:
+    """An attempt whose host was restarted when it had written 7 bytes, and `delivered` of them."""
     await world.start()
     key = world.assign()
     await world.running(key)
     world.write(key, b"output\n")
     world.shipper.logs[key] = delivered
     await world.reboot()
+    return key
+
+
+@pytest.mark.parametrize("delivered", [b"", b"output\n"])
+async def test_nobody_knows_what_was_not_yet_on_disk_when_the_host_went_down(world: World, delivered: bytes) -> None:
+    key = await down_with_output(world, delivered)
     # Its end is seen before the control plane names what is to be masked, and its log is opened.
     await world.start(connect=False)
     await world.until(lambda: world.attempt(key).report.state is State.FAILED)
@@ -91,6 +98,46 @@ async def test_what_a_program_that_had_ended_wrote_is_known_when_the_host_goes_d
     await world.forgotten(key)
     assert world.shipper.logs[key] == b"output\n"[:kept]
     assert losses(world, key) == ([] if kept == 7 else [("DISK", 3, None)])
+
+
+@pytest.mark.parametrize("delivered", [b"", b"out"])
+async def test_nothing_is_lost_of_a_log_that_is_as_long_as_the_shutdown_confirmed(
+    world: World, delivered: bytes
+) -> None:
+    key = await down_with_output(world, delivered)
+    world.confirmed_logs = ConfirmedLogs("boot-1", {world.slot(key): 7})
+    # Its end is seen before the control plane names what is to be masked, and before the next boot.
+    await world.start(connect=False)
+    await world.until(lambda: world.attempt(key).report.state is State.FAILED)
+    await world.reboot()
+    world.confirmed_logs = ConfirmedLogs()
+    await world.start()
+    await world.forgotten(key)
+    assert world.shipper.logs[key] == b"output\n"
+    assert losses(world, key) == []
+
+
+async def test_nothing_is_lost_of_a_confirmed_log_that_is_opened_before_the_engine_tells_its_end(world: World) -> None:
+    key = await down_with_output(world, b"")
+    world.confirmed_logs = ConfirmedLogs("boot-1", {world.slot(key): 7})
+    world.runtime.unavailable = True
+    await world.start()
+    await world.until(lambda: key in world.shipper.spools)
+    world.runtime.unavailable = False
+    await world.forgotten(key, passing=1.0)
+    assert losses(world, key) == []
+
+
+@pytest.mark.parametrize(("boot_id", "length"), [("boot-1", 8), ("boot-1", 6), ("boot-0", 7), ("after boot-1", 7)])
+async def test_a_confirmation_of_another_length_or_boot_tells_nothing_of_a_log(
+    world: World, boot_id: str, length: int
+) -> None:
+    key = await down_with_output(world, b"")
+    world.confirmed_logs = ConfirmedLogs(boot_id, {world.slot(key): length})
+    await world.start()
+    await world.forgotten(key)
+    assert world.shipper.logs[key] == b"output\n"
+    assert losses(world, key) == [("DISK", 7, None)]
 
 
 async def test_an_attempt_that_ended_before_the_reboot_keeps_its_result(world: World) -> None:

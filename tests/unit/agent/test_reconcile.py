@@ -20,7 +20,7 @@ from fastflow_agent.reconcile import (
 from fastflow_agent.records import History, Noted, Released, Releasing, Started
 from fastflow_agent.runtime.base import Observation, SlotState
 
-from tests.unit.agent.test_journal import INTENT, NOW
+from tests.unit.agent.world import INTENT, NOW
 
 KEY = AttemptKey("run", 1, "token")
 GRACE = 300.0

@@ -7,7 +7,7 @@ import pytest
 from fastflow_agent.attempts.closing import REMOVE_AGAIN_SECONDS
 from fastflow_agent.conditions import ConditionType
 from fastflow_agent.model import SlotId
-from fastflow_agent.runtime.base import RuntimeFault, SlotState
+from fastflow_agent.runtime.base import Observation, RuntimeFault, SlotState
 from fastflow_agent.strays import STRAY_STOP_SECONDS, Strays
 
 from tests.unit.agent.doubles import Container
@@ -72,6 +72,27 @@ async def test_a_container_without_journal_is_said_and_stopped_only_after_the_gr
     assert not world.conditions.holds(ConditionType.STRAY_CONTAINERS)
 
 
+async def test_a_stray_that_ends_when_it_is_told_to_is_removed_at_once(world: World) -> None:
+    container = _leave_container(world)
+    await world.start()
+    clearing = await _begin(world, _at_once())
+    assert container.signals == [signal.SIGTERM]
+    assert clearing.done()
+    assert not world.runtime.containers
+    assert not world.paths(STRAY).root.exists()
+
+
+async def test_a_stray_whose_end_can_not_be_told_gets_all_its_time(world: World) -> None:
+    _leave_container(world)
+    await world.start()
+    world.runtime.fail["wait"] = RuntimeFault("it does not work")
+    await _begin(world, _at_once())
+    await world.clock.advance(STRAY_STOP_SECONDS - 1)
+    assert list(world.runtime.containers) == [STRAY]
+    await world.clock.advance(2)
+    assert not world.runtime.containers
+
+
 async def test_a_stray_the_engine_can_not_remove_is_said_and_tried_again_and_holds_up_no_other(world: World) -> None:
     stuck, _ = _leave_container(world), _leave_container(world, OTHER)
     stuck.stuck = True
@@ -113,6 +134,25 @@ async def test_what_has_a_journal_is_no_stray(world: World) -> None:
     await _begin_again(world)
     assert not world.conditions.holds(ConditionType.STRAY_CONTAINERS)
     assert list(world.runtime.containers) == [world.slot(key)]
+
+
+async def test_what_is_over_by_the_time_the_engine_has_told_its_container_is_no_stray(world: World) -> None:
+    await world.start()
+    key = world.assign()
+    await world.running(key)
+    list_slots = world.runtime.slots
+
+    async def list_slots_slowly() -> dict[SlotId, Observation]:
+        found = await list_slots()
+        world.runtime.end(world.slot(key), 0)
+        await world.forgotten(key)
+        return found
+
+    world.runtime.slots = list_slots_slowly
+    clearing = asyncio.create_task(_begin_again(world))
+    await world.clock.settle()
+    assert not world.conditions.holds(ConditionType.STRAY_CONTAINERS)
+    await clearing
 
 
 async def _begin_again(world: World) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -17,9 +18,11 @@ from fastflow_agent.conditions import Conditions
 from fastflow_agent.desired import Action, Desired, RunSpec, Secret
 from fastflow_agent.facts import ContainerGone, Ended, Event, StateChanged
 from fastflow_agent.health import Health
+from fastflow_agent.logs.confirmed import ConfirmedLogs
 from fastflow_agent.logs.shipper import Shipper
 from fastflow_agent.model import AttemptKey, Limits, SlotId, State, StopCause
 from fastflow_agent.reconcile import number
+from fastflow_agent.records import Intent
 from fastflow_agent.runtime.base import SlotPaths
 from fastflow_agent.shutdown import Shutdown
 from fastflow_agent.uvcache import UvCache
@@ -38,6 +41,22 @@ SPEC = RunSpec(
     log_limit=0,
     variables={"GREETING": "hello"},
     secrets=(Secret("TOKEN", b"s3cret-value", 4),),
+)
+NOW = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=UTC)
+INTENT = Intent(
+    run_id="0190aaaa-0000-7000-8000-000000000001",
+    attempt=2,
+    claim_token="token",
+    slot=SlotId("00112233aabbccdd"),
+    pipeline="p",
+    bundle_digest="sha256:00",
+    limits=Limits(500, 1 << 28, 400, 1 << 27),
+    timeout=30.0,
+    stop_grace=10.0,
+    python_version="3.11",
+    log_limit=1 << 30,
+    boot_id="boot-1",
+    time=NOW,
 )
 
 
@@ -94,6 +113,7 @@ class World:
         self.boot_id = "boot-1"
         self.grace = 300.0
         self.last_shutdown: Shutdown | None = None
+        self.confirmed_logs = ConfirmedLogs()
         self.shutting_down = False
         self.connected = True
         self.strays_gone = asyncio.Event()
@@ -191,6 +211,7 @@ class World:
             start_patience=20.0,
             spool_quota=1 << 30,
             last_shutdown=self.last_shutdown,
+            confirmed_logs=self.confirmed_logs,
             shutting_down=self._shutting_down,
             until_strays_gone=self.strays_gone.wait,
             reach=reach,
@@ -278,7 +299,7 @@ class World:
                 known.word = Desired(key, Action.FORGET)
                 self.say(key)
 
-    async def until(self, condition: Callable[[], object], *, passing: float = 0.0, seconds: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], object], *, passing: float = 0.0, seconds: float = 60.0) -> None:
         """Wait until `condition` is true, while the control plane works; each look lets `passing` seconds pass."""
         async with asyncio.timeout(seconds):
             while not condition():

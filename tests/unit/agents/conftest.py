@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from fastflow.ids import new_id
-from fastflow_controlplane.agents.abandoned import Abandoned
 from fastflow_controlplane.agents.assignments import Assignments
 from fastflow_controlplane.agents.duplicates import Duplicates
 from fastflow_controlplane.agents.preheat import Preheat
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions, SessionParts
+from fastflow_controlplane.agents.unreported import Unreported
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.logs.files import FileLogStore
 from fastflow_controlplane.runs.changes import Changes
@@ -31,8 +31,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     scheduler = Scheduler(clock, changes, 5.0, 300.0)
     registry = AgentRegistry(store, clock, settings, scheduler)
     logs = FileLogStore(tmp_path / "logs")
-    abandoned = Abandoned(store, clock, logs, changes, scheduler, 300.0)
-    assignments = Assignments(store, clock, NoSecrets(), logs, changes, scheduler, registry, abandoned, 1, 10.0)
+    unreported = Unreported(store, clock, logs, changes, scheduler, registry, settings.orphan_grace)
+    assignments = Assignments(store, clock, NoSecrets(), logs, changes, scheduler, registry, unreported, 1, 10.0)
     parts = SessionParts(
         store=store,
         clock=clock,
@@ -41,11 +41,11 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         registry=registry,
         duplicates=Duplicates(registry, clock, settings),
         assignments=assignments,
-        preheat=Preheat(False, list, registry),
+        preheat=Preheat(False, lambda name: None, registry),
         scheduler=scheduler,
         changes=changes,
         version="test",
     )
-    yield World(store, clock, registry, AgentSessions(parts), parts, [], logs)
+    yield World(store, clock, registry, AgentSessions(parts), parts, {}, logs, unreported)
     await logs.aclose()
     await store.close()

@@ -12,6 +12,7 @@ from fastflow.v1 import agents_pb2
 from fastflow_controlplane.agents.preheat import Preheat
 from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.agents.session import AgentSessions, SessionParts
+from fastflow_controlplane.agents.unreported import Unreported
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.errors import Unavailable
 from fastflow_controlplane.logs.files import FileLogStore
@@ -83,11 +84,23 @@ class Peer:
         self._requests.put_nowait(request)
 
     async def hears(self) -> gateway_pb2.ConnectResponse:
-        return await asyncio.wait_for(self.answers.get(), 5)
+        return await asyncio.wait_for(self.answers.get(), 60)
 
-    async def greets(self) -> None:
+    async def comes_with_more(self, cluster_id: str, attempts: Iterable[gateway_pb2.InventoryAttempt]) -> None:
+        """Says Hello with these attempts, having seen more than the database knows, and hears Welcome."""
+        hello = gateway_pb2.Hello()
+        hello.CopyFrom(HELLO)
+        hello.cluster_id, hello.last_revision = cluster_id, 7
+        self.say(gateway_pb2.ConnectRequest(hello=hello))
+        self.say(gateway_pb2.ConnectRequest(inventory=gateway_pb2.InventoryPage(attempts=attempts, last_page=True)))
+        assert (await self.hears()).welcome.quarantine_reason
+
+    async def greets(self, protocol: int = 1) -> None:
         """Says Hello with an empty inventory, and hears Welcome and the full set."""
-        self.say(gateway_pb2.ConnectRequest(hello=HELLO))
+        hello = gateway_pb2.Hello()
+        hello.CopyFrom(HELLO)
+        hello.protocol_max = protocol
+        self.say(gateway_pb2.ConnectRequest(hello=hello))
         self.say(gateway_pb2.ConnectRequest(inventory=gateway_pb2.InventoryPage(last_page=True)))
         assert (await self.hears()).HasField("welcome")
         assert (await self.hears()).desired.last_page
@@ -110,13 +123,14 @@ class World:
     registry: AgentRegistry
     sessions: AgentSessions
     parts: SessionParts
-    pipelines: list[PipelineView]
+    pipelines: dict[str, PipelineView]
     logs: FileLogStore
+    unreported: Unreported
 
     @asynccontextmanager
     async def preheating(self, *, enabled: bool = True) -> AsyncIterator[Preheat]:
         """Sessions that tell agents what to prepare of `pipelines`."""
-        preheat = Preheat(enabled, lambda: self.pipelines, self.registry)
+        preheat = Preheat(enabled, self.pipelines.get, self.registry)
         self.sessions = AgentSessions(replace(self.parts, preheat=preheat))
         watching = asyncio.create_task(preheat.watch())
         yield preheat

@@ -10,6 +10,7 @@ from fastflow.ids import new_id
 from fastflow_controlplane.agents.model import AgentFacts, AgentState, Capacity
 from fastflow_controlplane.agents.operations import AgentOperations
 from fastflow_controlplane.agents.registry import AgentRegistry
+from fastflow_controlplane.agents.wanted import Before
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from fastflow_controlplane.runs.changes import Changes
@@ -37,7 +38,7 @@ class Stream:
 
     def cut(self) -> None: ...
 
-    def preheat_changed(self) -> None: ...
+    def preheat_changed(self, before: Before) -> None: ...
 
     def desired_changed(self) -> None:
         self.told += 1
@@ -51,10 +52,10 @@ class World:
     operations: AgentOperations
     stream: Stream
 
-    async def connect(self) -> None:
+    async def connect(self, belonging: Belonging | None = None) -> None:
         facts = AgentFacts("id of w", "w", new_id(), capacity=Capacity(4000, 2**33))
         row = await self.store.write(
-            lambda connection: register(connection, facts, [], Belonging(), "c", self.clock.now())
+            lambda connection: register(connection, facts, [], belonging or Belonging(), "c", self.clock.now())
         )
         self.stream = Stream(row.session_epoch)
         self.registry.attach(row, self.stream)
@@ -134,6 +135,14 @@ async def test_an_empty_agent_is_drained_at_once(world: World) -> None:
     view = await world.operations.drain("w")
     assert view.drain is not None
     assert view.drain.complete
+
+
+async def test_an_agent_in_quarantine_is_not_called_empty_as_nobody_knows_what_runs_there(world: World) -> None:
+    await world.connect(Belonging("c", revision=7))
+    view = await world.operations.drain("w")
+    assert view.state is AgentState.QUARANTINED
+    assert view.drain is not None
+    assert (view.drain.attempts, view.drain.complete) == (0, False)
 
 
 async def test_runs_left_at_the_deadline_are_stopped_once(world: World) -> None:

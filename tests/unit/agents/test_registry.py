@@ -12,10 +12,12 @@ from fastflow_controlplane.agents.model import (
     Capacity,
     Condition,
     EnvironmentKey,
+    EnvironmentReport,
     EnvironmentResult,
     RuntimeFacts,
 )
 from fastflow_controlplane.agents.registry import AgentRegistry
+from fastflow_controlplane.agents.wanted import Before
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.conditions import Problem
 from fastflow_controlplane.errors import NotFound
@@ -41,7 +43,7 @@ class Stream:
     def desired_changed(self) -> None:
         self.told.append("desired changed")
 
-    def preheat_changed(self) -> None:
+    def preheat_changed(self, before: Before) -> None:
         self.told.append("preheat changed")
 
 
@@ -308,15 +310,18 @@ async def test_placement_learns_which_environments_are_ready_and_keeps_that_over
     agent_id, stream = await world.connect()
     one, two, three = (("sha256:" + name, "") for name in ("one", "two", "three"))
     ready, failed = EnvironmentResult("READY"), EnvironmentResult("FAILED", "no such package")
-    world.registry.prepared(agent_id, stream, {one: ready, two: failed}, full=True)
+    world.registry.prepared(agent_id, stream, EnvironmentReport({one: ready, two: failed}, full=True))
     assert world.offers.environments["w"] == {one}
-    world.registry.prepared(agent_id, stream, {two: ready}, full=False)
+    world.registry.prepared(agent_id, stream, EnvironmentReport({two: ready}))
     assert world.offers.environments["w"] == {one, two}
+    world.registry.prepared(agent_id, stream, EnvironmentReport({three: ready}, gone=[one, three]))
+    assert world.offers.environments["w"] == {two}
+    world.registry.prepared(agent_id, stream, EnvironmentReport({one: ready}))
     agent_id, newer = await world.connect()
     assert world.offers.environments["w"] == {one, two}
-    world.registry.prepared(agent_id, stream, {}, full=True)
+    world.registry.prepared(agent_id, stream, EnvironmentReport({}, full=True))
     assert world.offers.environments["w"] == {one, two}
-    world.registry.prepared(agent_id, newer, {three: ready}, full=True)
+    world.registry.prepared(agent_id, newer, EnvironmentReport({three: ready}, full=True))
     assert world.offers.environments["w"] == {three}
     assert [result for _, result in world.registry.environment_results(three)] == [ready]
     world.registry.detach(agent_id, newer)

@@ -4,12 +4,17 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from fastflow.agent.v1 import desired_pb2, gateway_pb2
-from fastflow.v1 import agents_pb2
+from fastflow.agent.v1 import attempts_pb2, desired_pb2, gateway_pb2
+from fastflow.ids import new_id
+from fastflow.v1 import agents_pb2, runs_pb2
 from fastflow_controlplane.agents import session as session_module
+from fastflow_controlplane.agents.acceptance import Acceptance
+from fastflow_controlplane.agents.model import UnknownAttempt
+from fastflow_controlplane.agents.unreported import STRAY_STOP_SECONDS
 from fastflow_controlplane.errors import Unavailable
 from fastflow_controlplane.logs.store import LogKey
 from fastflow_controlplane.runs.model import AttemptKey
+from fastflow_controlplane.runs.states import RunState
 from fastflow_controlplane.store.queries import runs
 from fastflow_controlplane.store.queries.lost_attempts import lose_all
 from fastflow_controlplane.store.queries.transitions import Epochs
@@ -104,6 +109,25 @@ async def test_what_an_agent_did_not_deliver_is_a_recorded_loss_also_where_the_f
     (attempt,) = (await world.store.read(lambda connection: runs.read_run(connection, key.run_id))).attempts
     assert (attempt.log_sealed, attempt.log_bytes) == (True, 9)
     assert [(loss.kind, loss.offset) for loss in attempt.log_losses] == [("DISK", 9)]
+
+
+async def test_an_agent_of_the_first_protocol_is_told_at_once_to_forget_what_is_taken_for_gone(world: World) -> None:
+    first = world.dial()
+    await first.greets()
+    key = await world.live_attempt()
+    first.say(None)
+    await first.served
+    await world.store.write(lambda connection: lose_all(connection, "id of w", "away", Epochs(0, 1), 0))
+
+    again = world.dial()
+    await again.greets()
+    await world.clock.advance(world.parts.settings.orphan_grace + STRAY_STOP_SECONDS)
+    assert again.answers.empty()
+    await world.unreported.check()
+    (told,) = (await again.hears()).desired.attempts
+    assert (told.key.run_id, told.action) == (key.run_id, desired_pb2.DESIRED_ACTION_FORGET)
+    again.say(None)
+    await again.served
 
 
 async def test_more_events_than_can_wait_end_the_stream_so_that_they_come_again(
@@ -208,3 +232,33 @@ async def test_an_attempt_that_was_lost_before_its_agent_had_it_lost_no_output(
     run = await world.store.read(lambda connection: runs.read_run(connection, key.run_id))
     (attempt,) = run.attempts
     assert (attempt.released, attempt.log_sealed, len(attempt.log_losses)) == (False, True, losses)
+
+
+async def test_what_an_agent_in_quarantine_has_is_shown_until_it_is_accepted(world: World) -> None:
+    cluster_id = world.parts.leadership.cluster_id
+    acceptance = Acceptance(world.store, world.clock, world.registry, cluster_id)
+    peer = world.dial()
+    key = attempts_pb2.AttemptKey(run_id=new_id(), attempt=1, claim_token="token")
+    newer = gateway_pb2.InventoryAttempt(key=key, state=runs_pb2.RUN_STATE_RUNNING, pipeline="etl")
+    await peer.comes_with_more(cluster_id, [newer])
+    await world.clock.advance(1)
+    shown = (await world.registry.get("w")).unknown_attempts
+    assert shown == (UnknownAttempt(key.run_id, 1, "etl", RunState.RUNNING, None),)
+    # A list has no room for it.
+    (listed,) = (await world.registry.list()).agents
+    assert listed.unknown_attempts is None
+    # Nobody else knows, so it is told also while the agent is away.
+    peer.say(None)
+    await peer.served
+    assert (await world.registry.get("w")).unknown_attempts == shown
+    assert (await acceptance.accept("w")).unknown_attempts is None
+
+
+async def test_an_agent_in_quarantine_that_did_not_tell_what_it_has_is_not_said_to_have_nothing(world: World) -> None:
+    peer = world.dial()
+    await peer.comes_with_more(world.parts.leadership.cluster_id, [])
+    assert (await world.registry.get("w")).unknown_attempts == ()
+    peer.say(None)
+    await peer.served
+    await world.registry.restore()
+    assert (await world.registry.get("w")).unknown_attempts is None

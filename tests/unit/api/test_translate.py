@@ -7,12 +7,15 @@ from fastflow.pipelines.discovery import PipelineState
 from fastflow.pipelines.metadata import Limits, Metadata
 from fastflow.pipelines.problems import error
 from fastflow.v1 import pipelines_pb2, runs_pb2
-from fastflow_controlplane.api.translate import pipeline_message, run_message
+from fastflow_controlplane.agents.model import AgentFacts, AgentState, AgentView, Capacity, UnknownAttempt
+from fastflow_controlplane.api.translate import UNKNOWN_NAMED, agent_message, pipeline_message, run_message
 from fastflow_controlplane.runs.model import AttemptView, OutOfMemory, Placement, RunView, SoftLimitWarning, Usage
 from fastflow_controlplane.runs.states import Reason, RunState
 from fastflow_controlplane.sources.model import PipelineView
 
 NOON = 1_763_900_000_000_000
+
+AGENT = AgentView(AgentFacts("id", "w", "i"), AgentState.QUARANTINED, Capacity(), (), (), NOON, NOON, 1, "")
 
 WAITING = RunView(
     id="01890a5d-ac96-774b-bcce-b302099a8057",
@@ -109,6 +112,16 @@ def test_every_state_and_reason_has_its_name_in_the_protocol() -> None:
             run = run_message(replace(WAITING, state=state, reason=reason))
             assert runs_pb2.RunState.Name(run.state) == f"RUN_STATE_{state}"
             assert runs_pb2.Reason.Name(run.reason).removeprefix("REASON_") == (reason or "UNSPECIFIED")
+
+
+def test_an_agent_with_more_unknown_attempts_than_an_answer_names_is_said_to_have_more() -> None:
+    attempt = UnknownAttempt("run", 1, "", None, RunState.QUEUED)
+    for number, more in ((UNKNOWN_NAMED, False), (UNKNOWN_NAMED + 1, True)):
+        message = agent_message(replace(AGENT, unknown_attempts=(attempt,) * number)).unknown_attempts
+        assert (len(message.attempts), message.more) == (UNKNOWN_NAMED, more)
+        first = message.attempts[0]
+        assert (first.state, first.run_state) == (runs_pb2.RUN_STATE_UNSPECIFIED, runs_pb2.RUN_STATE_QUEUED)
+    assert not agent_message(AGENT).HasField("unknown_attempts")
 
 
 def test_times_and_limits_keep_their_units() -> None:

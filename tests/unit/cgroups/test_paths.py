@@ -1,5 +1,6 @@
 """Where control groups lie, and making and removing them."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,6 +125,22 @@ def test_slices_are_systemds_to_start_and_stop(v2: Path) -> None:
 def test_a_group_that_can_not_be_made_is_told_with_what_is_needed(tmp_path: Path) -> None:
     with pytest.raises(CgroupFault, match="must run as root"):
         CgroupHost("v2", "cgroupfs", tmp_path / "missing").make(SLOT)
+
+
+def test_a_slice_that_systemd_does_not_start_is_told_in_its_words_with_where_to_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text("#!/bin/sh\necho 'Failed to start it: Unit is masked.' >&2\nexit 1\n")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(CgroupFault) as fault:
+        CgroupHost("v2", "systemd", tmp_path).make(SLOT)
+    unit = f"fastflow-{SLOT}.slice"
+    assert str(fault.value) == (
+        f"The control group {unit} could not be made (Failed to start it: Unit is masked). "
+        f"See `systemctl status {unit}` on the worker host; the agent must run as root."
+    )
 
 
 def test_an_oom_is_made_everybodys_in_the_containers_own_group(v2: Path, recorded: Callable[[str], SlotGroup]) -> None:

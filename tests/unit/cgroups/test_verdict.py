@@ -1,6 +1,6 @@
 """The verdict, as a table: what was seen, and what is said of it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pytest
 from fastflow_agent.cgroups.stats import Reading, Usage
@@ -40,20 +40,26 @@ class Case:
     state: State
     reason: Reason
     oom: bool = False
-    says: tuple[str, ...] = field(default=())
-    silent: bool = False
+    says: tuple[str, ...] = ()
+
+
+def failed(name: str, evidence: Evidence, reason: Reason, *says: str, oom: bool = False) -> Case:
+    return Case(name, evidence, State.FAILED, reason, oom, says)
 
 
 GONE = Observation(SlotState.ABSENT)
 UNSEEN = Observation(SlotState.EXITED, end_unseen=True)
+PERHAPS_UNSEEN = Observation(SlotState.EXITED, 255, end_unseen=True)
 ENDINGS = [
     Case("success", evidence(exited(0)), State.SUCCEEDED, Reason.NONE),
-    Case("exit code", evidence(exited(7)), State.FAILED, Reason.EXIT_CODE, says=("exit code 7",)),
-    Case("exit code without groups", evidence(exited(1), "none"), State.FAILED, Reason.EXIT_CODE),
-    Case("segfault", evidence(exited(139)), State.FAILED, Reason.SIGNAL, says=("SIGSEGV",)),
-    Case("own sigkill", evidence(exited(137)), State.FAILED, Reason.SIGNAL, says=("SIGKILL",)),
-    Case("255 is a code, not signal 127", evidence(exited(255)), State.FAILED, Reason.EXIT_CODE),
-    Case("128 is a code, not signal 0", evidence(exited(128)), State.FAILED, Reason.EXIT_CODE),
+    failed("exit code", evidence(exited(7)), Reason.EXIT_CODE, "exit code 7"),
+    failed("exit code without groups", evidence(exited(1), "none"), Reason.EXIT_CODE),
+    failed("segfault", evidence(exited(139)), Reason.SIGNAL, "SIGSEGV"),
+    failed("own sigkill", evidence(exited(137)), Reason.SIGNAL, "SIGKILL"),
+    failed("killed as it began", evidence(exited(137), withdrawn=True), Reason.RUNTIME, "agent was interrupted"),
+    failed("ended before it was killed", evidence(exited(7), withdrawn=True), Reason.EXIT_CODE),
+    failed("255 is a code, not signal 127", evidence(exited(255)), Reason.EXIT_CODE),
+    failed("128 is a code, not signal 0", evidence(exited(128)), Reason.EXIT_CODE),
 ]
 STOPS = [
     Case("cancelled", evidence(exited(143), stop=StopCause.CANCEL), State.CANCELLED, Reason.CANCEL_REQUESTED),
@@ -77,173 +83,141 @@ STOPS = [
     Case("cancelled and removed", evidence(GONE, stop=StopCause.CANCEL), State.CANCELLED, Reason.CANCEL_REQUESTED),
 ]
 MEMORY = [
-    Case(
+    failed(
         "group kill",
         evidence(exited(137), reading=GROUP_KILL_V2),
-        State.FAILED,
         Reason.OOM_KILLED,
+        "100 MiB",
+        "process: unknown",
+        "`mem_hard_limit`",
         oom=True,
-        says=("100 MiB", "process: unknown", "`mem_hard_limit`"),
     ),
-    Case(
+    failed(
         "group kill, and the kernel's log names whom it chose",
         evidence(exited(137), reading=GROUP_KILL_V2, victims=("python3",)),
-        State.FAILED,
         Reason.OOM_KILLED,
+        "process: python3)",
         oom=True,
-        says=("process: python3)",),
     ),
-    Case("kernel before 5.17", evidence(exited(137), reading=OLD_KERNEL_V2), State.FAILED, Reason.OOM_KILLED, oom=True),
-    Case(
+    failed("kernel before 5.17", evidence(exited(137), reading=OLD_KERNEL_V2), Reason.OOM_KILLED, oom=True),
+    failed(
         "a child, and the program exits 0",
         evidence(exited(0), reading=OLD_KERNEL_V2),
-        State.FAILED,
         Reason.OOM_KILLED,
+        "exited 0",
         oom=True,
-        says=("exited 0",),
     ),
-    Case(
-        "the host's own shortage",
-        evidence(exited(137), reading=HOST_OOM_V2),
-        State.FAILED,
-        Reason.SIGNAL,
-        says=("host itself",),
-    ),
-    Case("137 and flag, but version 2 says no", evidence(exited(137, oom_flag=True)), State.FAILED, Reason.SIGNAL),
-    Case(
+    failed("the host's own shortage", evidence(exited(137), reading=HOST_OOM_V2), Reason.SIGNAL, "host itself"),
+    failed("137 and flag, but version 2 says no", evidence(exited(137, oom_flag=True)), Reason.SIGNAL),
+    failed(
         "full page cache on version 2",
         evidence(exited(137), reading=Reading(FULL, oom_kills=0, limit_hits=0)),
-        State.FAILED,
         Reason.SIGNAL,
     ),
-    Case(
+    failed(
         "version 1, gone first: 137, flag and peak",
         evidence(exited(137, oom_flag=True), "hybrid", reading=ENDED_FULL_V1),
-        State.FAILED,
         Reason.OOM_KILLED,
+        "100 MiB",
         oom=True,
-        says=("100 MiB",),
     ),
-    Case(
-        "version 1, gone first: no flag",
-        evidence(exited(137), "hybrid", reading=ENDED_FULL_V1),
-        State.FAILED,
-        Reason.SIGNAL,
-    ),
-    Case("version 1, gone first: no peak", evidence(exited(137, oom_flag=True), "hybrid"), State.FAILED, Reason.SIGNAL),
-    Case(
+    failed("version 1, gone first: no flag", evidence(exited(137), "hybrid", reading=ENDED_FULL_V1), Reason.SIGNAL),
+    failed("version 1, gone first: no peak", evidence(exited(137, oom_flag=True), "hybrid"), Reason.SIGNAL),
+    failed(
         "version 1, a child seen while it lived",
         evidence(exited(137), "hybrid", reading=CHILD_KILL_V1, oom_seen=True),
-        State.FAILED,
         Reason.OOM_KILLED,
         oom=True,
     ),
-    Case(
+    failed(
         "version 1, a child in the last sample",
         evidence(exited(1), "hybrid", reading=CHILD_KILL_V1),
-        State.FAILED,
         Reason.OOM_KILLED,
         oom=True,
     ),
-    Case(
+    failed(
         "version 1, exit 0 before the agent could act",
         evidence(exited(0, oom_flag=True), "hybrid", reading=ENDED_FULL_V1),
-        State.FAILED,
         Reason.OOM_KILLED,
+        "exited 0",
         oom=True,
-        says=("exited 0",),
     ),
-    Case(
-        "version 1, the host's own shortage",
-        evidence(exited(137), "hybrid", reading=HOST_KILL_V1),
-        State.FAILED,
-        Reason.SIGNAL,
-    ),
-    Case(
+    failed("version 1, the host's own shortage", evidence(exited(137), "hybrid", reading=HOST_KILL_V1), Reason.SIGNAL),
+    failed(
         "version 1, gone first: the kernel's log alone tells of a child",
         evidence(exited(0), "hybrid", reading=ENDED_FULL_V1, victims=("cc1plus",)),
-        State.FAILED,
         Reason.OOM_KILLED,
+        "process: cc1plus)",
+        "exited 0",
         oom=True,
-        says=("process: cc1plus)", "exited 0"),
     ),
-    Case("no groups: 137 and flag alone", evidence(exited(137, oom_flag=True), "none"), State.FAILED, Reason.SIGNAL),
+    failed("no groups: 137 and flag alone", evidence(exited(137, oom_flag=True), "none"), Reason.SIGNAL),
 ]
 TERM_BEFORE = OutsideSignal(15, 1.25)
 SIGNALS = [
-    Case(
+    failed(
         "tidied up and said 0 at somebody else's SIGTERM",
         evidence(exited(0), outside=TERM_BEFORE),
-        State.FAILED,
         Reason.SIGNAL,
-        says=("exit code 0", "1.2 s after", "SIGTERM", "Fast-Flow did not send", "`docker stop`"),
+        "exit code 0",
+        "1.2 s after",
+        "SIGTERM",
+        "Fast-Flow did not send",
+        "`docker stop`",
     ),
-    Case("said 3 at it", evidence(exited(3), outside=TERM_BEFORE), State.FAILED, Reason.SIGNAL, says=("cut short",)),
-    Case(
+    failed("said 3 at it", evidence(exited(3), outside=TERM_BEFORE), Reason.SIGNAL, "cut short"),
+    failed(
         "did not handle it",
         evidence(exited(143), outside=TERM_BEFORE),
-        State.FAILED,
         Reason.SIGNAL,
-        says=("ended by signal 15", "Fast-Flow did not send"),
+        "ended by signal 15",
+        "Fast-Flow did not send",
     ),
-    Case(
+    failed(
         "ran out of memory",
         evidence(exited(137), reading=GROUP_KILL_V2, outside=TERM_BEFORE),
-        State.FAILED,
         Reason.OOM_KILLED,
         oom=True,
     ),
-    Case(
-        "shutdown that goes on",
-        evidence(exited(0), outside=TERM_BEFORE, shutdown=True),
-        State.FAILED,
-        Reason.HOST_REBOOT,
-    ),
+    failed("shutdown that goes on", evidence(exited(0), outside=TERM_BEFORE, shutdown=True), Reason.HOST_REBOOT),
 ]
 MISHAPS = [
-    Case("vanished", evidence(GONE), State.FAILED, Reason.CONTAINER_VANISHED, says=("removed it",)),
-    Case("vanished with a reboot", evidence(GONE, rebooted=True), State.FAILED, Reason.HOST_REBOOT),
-    Case("power cut", evidence(UNSEEN, rebooted=True), State.FAILED, Reason.HOST_REBOOT),
-    Case(
+    failed("vanished", evidence(GONE), Reason.CONTAINER_VANISHED, "removed it"),
+    failed("vanished with a reboot", evidence(GONE, rebooted=True), Reason.HOST_REBOOT),
+    failed("power cut", evidence(UNSEEN, rebooted=True), Reason.HOST_REBOOT),
+    failed(
         "unseen end of an engine's restart",
         evidence(UNSEEN),
-        State.FAILED,
         Reason.RUNTIME,
-        says=("how is not known", "engine was restarted"),
+        "how is not known",
+        "engine was restarted",
     ),
+    failed(
+        "an end that the engine may have seen",
+        evidence(PERHAPS_UNSEEN),
+        Reason.RUNTIME,
+        "ended with 255",
+        "either the program's own exit code or",
+    ),
+    failed("perhaps a power cut", evidence(PERHAPS_UNSEEN, rebooted=True), Reason.HOST_REBOOT),
     Case("unseen end, cancelled", evidence(UNSEEN, stop=StopCause.CANCEL), State.CANCELLED, Reason.CANCEL_REQUESTED),
-    Case("shutdown", evidence(exited(143), rebooted=True), State.FAILED, Reason.HOST_REBOOT),
-    Case(
-        "killed before a shutdown that was seen",
-        evidence(exited(143), rebooted=True, shutdown=False),
-        State.FAILED,
-        Reason.SIGNAL,
+    failed("shutdown", evidence(exited(143), rebooted=True), Reason.HOST_REBOOT),
+    failed(
+        "killed before a shutdown that was seen", evidence(exited(143), rebooted=True, shutdown=False), Reason.SIGNAL
     ),
-    Case(
+    failed(
         "tidied up and said 0 in a shutdown",
         evidence(exited(0), rebooted=True, shutdown=True),
-        State.FAILED,
         Reason.HOST_REBOOT,
-        says=("exit code 0", "shut down"),
+        "exit code 0",
+        "shut down",
     ),
-    Case(
-        "said 3 in a shutdown that goes on",
-        evidence(exited(3), shutdown=True),
-        State.FAILED,
-        Reason.HOST_REBOOT,
-    ),
+    failed("said 3 in a shutdown that goes on", evidence(exited(3), shutdown=True), Reason.HOST_REBOOT),
     Case(
         "cancelled as the shutdown began",
         evidence(exited(0), rebooted=True, shutdown=True, stop=StopCause.CANCEL),
         State.CANCELLED,
         Reason.CANCEL_REQUESTED,
-    ),
-    Case(
-        "succeeded before the shutdown",
-        evidence(exited(0), rebooted=True, shutdown=False),
-        State.SUCCEEDED,
-        Reason.NONE,
-        silent=True,
     ),
     Case(
         "succeeded some time before the reboot",
@@ -252,28 +226,24 @@ MISHAPS = [
         Reason.NONE,
         says=("is not known",),
     ),
-    Case(
+    failed(
         "failed some time before the reboot",
         evidence(exited(3), rebooted=True),
-        State.FAILED,
         Reason.EXIT_CODE,
-        says=("exit code 3", "is not known"),
+        "exit code 3",
+        "is not known",
     ),
-    Case(
-        "wrapper failed before the release",
-        evidence(exited(125, wrapper_failed=True), released=False),
-        State.FAILED,
-        Reason.WRAPPER,
+    failed(
+        "wrapper failed before the release", evidence(exited(125, wrapper_failed=True), released=False), Reason.WRAPPER
     ),
-    Case("killed before the release", evidence(exited(137), released=False), State.FAILED, Reason.WRAPPER),
-    Case("uv missing", evidence(exited(125, wrapper_failed=True)), State.FAILED, Reason.WRAPPER, says=("log",)),
-    Case("the program's own 125", evidence(exited(125)), State.FAILED, Reason.EXIT_CODE),
-    Case(
+    failed("killed before the release", evidence(exited(137), released=False), Reason.WRAPPER),
+    failed("uv missing", evidence(exited(125, wrapper_failed=True)), Reason.WRAPPER, "log"),
+    failed("the program's own 125", evidence(exited(125)), Reason.EXIT_CODE),
+    failed(
         "could not be started",
         evidence(exited(127, error="exec format error"), released=False),
-        State.FAILED,
         Reason.RUNTIME,
-        says=("exec format error",),
+        "exec format error",
     ),
 ]
 
@@ -286,8 +256,13 @@ def test_the_verdict_follows_from_the_evidence(case: Case) -> None:
     assert verdict.exit_code == case.evidence.observation.exit_code
     for word in case.says:
         assert word in verdict.message
-    assert not (case.silent and verdict.message)
     assert verdict.state is State.SUCCEEDED or verdict.message.endswith(".")
+
+
+def test_of_a_success_before_a_shutdown_that_was_seen_nothing_is_said() -> None:
+    verdict = judge(evidence(exited(0), rebooted=True, shutdown=False))
+    assert (verdict.state, verdict.reason, verdict.message) == (State.SUCCEEDED, Reason.NONE, "")
+    assert (verdict.exit_code, verdict.out_of_memory) == (0, None)
 
 
 def test_the_finding_names_limit_peak_and_what_it_rests_on() -> None:

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from fastflow.service.settings import SettingsError
+from fastflow_controlplane.__main__ import main
 from fastflow_controlplane.settings import ControlPlaneSettings
 
 
@@ -30,7 +32,7 @@ def test_preparing_ahead_is_on_until_one_of_its_two_variables_or_the_file_says_e
     monkeypatch.setenv("FASTFLOW_UV_PRE_HEAT", "0")
     assert not ControlPlaneSettings.load(tmp_path / "settings.toml").uv_pre_heat
     monkeypatch.setenv("FASTFLOW_UV_PRE_HEAT", "never")
-    with pytest.raises(SettingsError, match=r"setting uv_pre_heat \(FASTFLOW_UV_PRE_HEAT\): .*boolean"):
+    with pytest.raises(SettingsError, match=r"setting uv_pre_heat \(FASTFLOW_UV_PRE_HEAT\): true or false is expected"):
         ControlPlaneSettings.load()
 
 
@@ -93,6 +95,19 @@ def test_every_setting_is_explained() -> None:
         assert f"FASTFLOW_{name.upper()} (" in description
 
 
+@pytest.mark.parametrize("command", ["upgrade", "check", "backup", "restore"])
+def test_the_help_of_a_database_command_has_the_settings_it_needs_and_where_the_others_are(command: str) -> None:
+    text = CliRunner().invoke(main, ["db", command, "--help"]).output
+    shown = {name for name in ControlPlaneSettings.model_fields if f"FASTFLOW_{name.upper()} (" in text}
+    assert shown == {"log_level", "data_dir", "database_url"}
+    assert "fastflow-controlplane serve --help" in " ".join(text.split())
+
+
 def test_the_database_lies_in_the_data_folder_unless_told_otherwise(tmp_path: Path) -> None:
     assert load(tmp_path, data_dir=str(tmp_path)).database == f"sqlite:///{tmp_path}/fastflow.db"
     assert load(tmp_path, database_url="postgresql://db/ff").database == "postgresql://db/ff"
+
+
+@pytest.mark.parametrize("words", [[], ["db"]])
+def test_what_a_command_is_for_is_not_cut_off_in_the_list_of_commands(words: list[str]) -> None:
+    assert "..." not in CliRunner().invoke(main, [*words, "--help"]).output.partition("Commands:")[2]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass
@@ -27,9 +28,11 @@ from fastflow.v1 import (
     sources_pb2_grpc,
 )
 from ffctl import __main__ as program
-from ffctl import connection, follow, output
+from ffctl import follow, output
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
+from tests.ports import HeldPort
 
 from .terminal import PATIENCE_SECONDS
 
@@ -49,6 +52,17 @@ _SERVICES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def in_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Times are shown as where the clock is UTC, wherever this runs."""
+    monkeypatch.setenv("TZ", "UTC")
+    # A process looks at the variable once.
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
 class ScriptedServer:
     """A gRPC server of the public services; `answers` maps a method's name to what it does.
 
@@ -59,25 +73,30 @@ class ScriptedServer:
         self.answers: dict[str, Handler] = {}
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []
-        self.port = 0
+        self._port = HeldPort()
         self.start()
 
     @property
     def address(self) -> str:
         """Where it listens."""
-        return f"127.0.0.1:{self.port}"
+        return f"127.0.0.1:{self._port.number}"
 
     def start(self) -> None:
         """Starts it, on the same port as before."""
-        self._server = grpc.server(futures.ThreadPoolExecutor(8))
+        self._server = grpc.server(futures.ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
         for messages, stubs, service in _SERVICES:
             getattr(stubs, f"add_{service}Servicer_to_server")(self._servicer(messages, stubs, service), self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self._server.add_insecure_port(self.address)
         self._server.start()
 
     def stop(self) -> None:
         """Stops it at once, in the middle of whatever it does."""
         self._server.stop(None).wait()
+
+    def close(self) -> None:
+        """Ends it, and gives its port back."""
+        self.stop()
+        self._port.close()
 
     def asked(self, kind: type[Any]) -> list[Any]:
         """The requests of one kind."""
@@ -137,7 +156,7 @@ Ffctl = Callable[..., Ended]
 def server() -> Iterator[ScriptedServer]:
     scripted = ScriptedServer()
     yield scripted
-    scripted.stop()
+    scripted.close()
 
 
 @pytest.fixture
@@ -145,7 +164,6 @@ def ffctl(server: ScriptedServer, capfdbinary: pytest.CaptureFixture[bytes], mon
     """Runs a command inside this process, which is faster; its stdout and stderr are files, no terminals."""
     monkeypatch.setenv("FASTFLOW_SERVER", server.address)
     monkeypatch.delenv("FASTFLOW_TOKEN", raising=False)
-    monkeypatch.setattr(connection, "PATIENCE_S", 0.5)
     monkeypatch.setattr(follow, "QUIET_AFTER_LOST_S", 0.1)
 
     def run(*arguments: str) -> Ended:

@@ -23,7 +23,6 @@ def agent_of(attempts: int, logs: int = 0) -> agents_pb2.Agent:
 @pytest.fixture
 def answers(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Lets the server answer with these agents, one after the other."""
-    monkeypatch.setenv("TZ", "UTC")
     monkeypatch.setattr(draining, "POLL_S", 0.01)
 
     def answer(first: agents_pb2.Agent, *then: agents_pb2.Agent) -> None:
@@ -48,6 +47,21 @@ def test_it_is_told_what_is_left_until_nothing_is(
     ]
     (request,) = server.asked(agents_pb2.DrainAgentRequest)
     assert (request.name, request.deadline.seconds, len(request.request_id)) == ("worker-1", 5400, 36)
+
+
+def test_what_keeps_an_agent_in_quarantine_from_being_called_empty_is_told(
+    ffctl: Ffctl, answers: Callable[..., None]
+) -> None:
+    unknown = agent_of(0)
+    unknown.drain.complete = False
+    unknown.state = agents_pb2.AGENT_STATE_QUARANTINED
+    unknown.message = "is in quarantine: run ffctl agents accept worker-1"
+    answers(unknown, agent_of(0))
+    ended = ffctl("agents", "drain", "worker-1")
+    assert ended.err.splitlines() == [
+        "worker-1: nobody knows what runs there; it is in quarantine: run ffctl agents accept worker-1",
+        "worker-1 is empty. It takes runs again after: ffctl agents resume worker-1",
+    ]
 
 
 def test_without_waiting_it_is_told_how_to_see_more(ffctl: Ffctl, answers: Callable[..., None]) -> None:

@@ -1,6 +1,7 @@
 """How far a pipeline's packages are, as `ffctl pipelines show` tells it."""
 
 import json
+import re
 import time
 
 import pytest
@@ -32,7 +33,7 @@ def test_an_agent_that_is_ready_is_shown_with_time_and_packages(pipeline: pipeli
 def test_a_failure_is_shown_in_uvs_words_with_what_to_do(pipeline: pipelines_pb2.Pipeline, ffctl: Ffctl) -> None:
     failed = pipeline.environments.add(agent="worker-1", state=pipelines_pb2.ENVIRONMENT_STATE_FAILED)
     failed.message = "× No solution found when resolving dependencies:\n╰─▶ Because there is no version of pandsa"
-    failed.retry_time.FromSeconds(int(time.time()) + 3601)
+    failed.retry_time.FromSeconds(int(time.time()) + 3630)
     text = ffctl("pipelines", "show", "etl").out.decode()
     assert "worker-1  FAILED  tried again in 1 h" in text
     assert "Because there is no version of pandsa" in text
@@ -50,3 +51,68 @@ def test_programs_get_the_same_as_json(pipeline: pipelines_pb2.Pipeline, ffctl: 
     assert shown["environments"] == [
         {"agent": "worker-1", "state": "ENVIRONMENT_STATE_WAITING", "message": "disk is full", "packages": []}
     ]
+
+
+Counts = pipelines_pb2.EnvironmentCounts
+
+
+def row_of(ffctl: Ffctl, server: ScriptedServer, pipeline: pipelines_pb2.Pipeline) -> list[str]:
+    """The cells of a pipeline's row in the list."""
+    server.answers["ListPipelines"] = lambda request, context: pipelines_pb2.ListPipelinesResponse(pipelines=[pipeline])
+    head, row = ffctl("pipelines", "list").out.decode().splitlines()
+    assert head.split() == ["PIPELINE", "STATE", "PACKAGES", "CPU", "MEMORY", "DESCRIPTION"]
+    return re.split(" {2,}", row)
+
+
+@pytest.mark.parametrize(
+    ("counts", "shown"),
+    [
+        (Counts(ready=3), "READY"),
+        (Counts(ready=2, preparing=1), "PREPARING 1/3"),
+        (Counts(preparing=1, waiting=1), "WAITING 1/2"),
+        (Counts(ready=1, preparing=1, waiting=1, failed=1), "FAILED 1/4"),
+        (Counts(failed=1), "FAILED"),
+        (Counts(), "–"),
+        (None, "–"),
+    ],
+)
+def test_the_list_tells_the_worst_state_of_a_pipelines_packages_and_how_many_agents_are_in_it(
+    pipeline: pipelines_pb2.Pipeline,
+    server: ScriptedServer,
+    ffctl: Ffctl,
+    counts: pipelines_pb2.EnvironmentCounts | None,
+    shown: str,
+) -> None:
+    if counts is not None:
+        pipeline.environment_counts.CopyFrom(counts)
+    assert row_of(ffctl, server, pipeline)[1:3] == ["READY", shown]
+
+
+def test_the_list_tells_which_pipelines_need_no_packages(
+    pipeline: pipelines_pb2.Pipeline, server: ScriptedServer, ffctl: Ffctl
+) -> None:
+    pipeline.has_requirements = False
+    assert row_of(ffctl, server, pipeline)[2] == "none"
+
+
+def test_the_list_tells_where_to_see_why_packages_can_not_be_prepared(
+    pipeline: pipelines_pb2.Pipeline, server: ScriptedServer, ffctl: Ffctl
+) -> None:
+    pipeline.description = "Reads orders"
+    pipeline.environment_counts.CopyFrom(Counts(ready=1))
+    assert row_of(ffctl, server, pipeline)[-1] == "Reads orders"
+    pipeline.environment_counts.CopyFrom(Counts(failed=2))
+    assert row_of(ffctl, server, pipeline)[-1] == "packages can not be prepared: ffctl pipelines show etl"
+    pipeline.environment_counts.CopyFrom(Counts(ready=1, preparing=1, failed=1))
+    assert (
+        row_of(ffctl, server, pipeline)[-1] == "packages can not be prepared on 1 of 3 agents: ffctl pipelines show etl"
+    )
+
+
+def test_programs_get_the_counts_of_the_list_as_json(
+    pipeline: pipelines_pb2.Pipeline, server: ScriptedServer, ffctl: Ffctl
+) -> None:
+    pipeline.environment_counts.CopyFrom(Counts(failed=2))
+    server.answers["ListPipelines"] = lambda request, context: pipelines_pb2.ListPipelinesResponse(pipelines=[pipeline])
+    (listed,) = json.loads(ffctl("pipelines", "list", "-o", "json").out)["pipelines"]
+    assert listed["environment_counts"] == {"waiting": 0, "preparing": 0, "ready": 0, "failed": 2}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fastflow.v1 import logs_pb2, runs_pb2
-from ffctl.follow import Outages
+from ffctl.follow import Notes, Outages
 
 from .conftest import RUN_ID, SHORT_ID, Ffctl, Gate, ScriptedServer, refuse, run_of
 from .terminal import CTRL_C, PATIENCE_SECONDS, Terminal
@@ -65,6 +65,48 @@ def following(server: ScriptedServer) -> Gate:
         "CancelRun": cancel,
     }
     return gate
+
+
+def test_what_a_run_waits_for_while_it_is_prepared_is_told_as_it_changes_and_is_no_warning(
+    server: ScriptedServer, ffctl: Ffctl
+) -> None:
+    def prepared(said: str, trouble: str = "") -> runs_pb2.WatchRunResponse:
+        attempts = [runs_pb2.Attempt(number=1, agent="worker-1", message=said)]
+        return runs_pb2.WatchRunResponse(run=run_of("PREPARING", attempt=1, attempts=attempts, message=trouble or said))
+
+    watched = [
+        prepared("it waits for a place"),
+        prepared("it waits for a place", 'agent "worker-1" is out of reach'),
+        prepared("its environment is being prepared"),
+        runs_pb2.WatchRunResponse(run=running()),
+        runs_pb2.WatchRunResponse(run=ended()),
+    ]
+    server.answers |= {
+        "GetRun": lambda request, context: runs_pb2.GetRunResponse(run=prepared("it waits for a place").run),
+        "WatchRun": lambda request, context: watched,
+        "ReadLog": lambda request, context: [log_message(0, b"", sealed=True)],
+    }
+    done = ffctl("logs", "-f", SHORT_ID)
+    assert done.code == 0
+    assert done.err.splitlines()[:6] == [
+        f"run {SHORT_ID}: preparing on worker-1: it waits for a place",
+        'warning: agent "worker-1" is out of reach',
+        'agent "worker-1" is back to normal',
+        f"run {SHORT_ID}: preparing on worker-1: its environment is being prepared",
+        f"run {SHORT_ID}: running on worker-1",
+        done.err.splitlines()[5],
+    ]
+
+
+def test_an_agent_out_of_reach_is_not_told_to_be_back_once_another_has_the_next_attempt() -> None:
+    said: list[str] = []
+    notes = Notes(said.append)
+    away = running()
+    away.message = 'agent "worker-1" is out of reach'
+    # What was between them a slow follower never saw.
+    for run in (away, running(2)):
+        notes.of_run(run)
+    assert said == ['warning: agent "worker-1" is out of reach']
 
 
 def test_a_broken_stream_is_resumed_at_the_next_byte(server: ScriptedServer, ffctl: Ffctl) -> None:
@@ -209,7 +251,7 @@ def test_a_lost_run_ends_although_its_log_was_never_completed(server: ScriptedSe
     def read(_request: Any, context: Any) -> Iterator[logs_pb2.ReadLogResponse]:
         context.add_callback(never.set)
         yield log_message(0, b"half a line")
-        never.wait(20)
+        never.wait(PATIENCE_SECONDS)
 
     server.answers |= {
         "CreateRun": lambda request, context: runs_pb2.CreateRunResponse(run=run_of("QUEUED")),
@@ -227,7 +269,7 @@ def test_a_run_cancelled_while_queued_ends_although_it_never_had_a_log(server: S
 
     def read(_request: Any, context: Any) -> Iterator[logs_pb2.ReadLogResponse]:
         context.add_callback(never.set)
-        never.wait(20)
+        never.wait(PATIENCE_SECONDS)
         yield from ()
 
     server.answers |= {
@@ -303,7 +345,7 @@ def test_ctrl_c_detaches_although_nobody_takes_the_output(
     def read(_request: Any, context: Any) -> Iterator[logs_pb2.ReadLogResponse]:
         context.add_callback(full.set)
         yield log_message(0, b"x" * 1_000_000)
-        full.wait(20)
+        full.wait(PATIENCE_SECONDS)
 
     server.answers["ReadLog"] = read
     process = spawn("run", "etl", "--follow")

@@ -1,6 +1,7 @@
 """Lists and shows: tables that answer the next question, and their JSON twins."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -49,11 +50,6 @@ def one_run(server: ScriptedServer) -> runs_pb2.Run:
         "GetRun": lambda request, context: runs_pb2.GetRunResponse(run=run),
     }
     return run
-
-
-@pytest.fixture(autouse=True)
-def _in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "UTC")
 
 
 def test_runs_are_listed_with_what_happened_to_them(ffctl: Ffctl, one_run: runs_pb2.Run) -> None:
@@ -151,11 +147,22 @@ def test_a_queued_run_shows_per_agent_why_it_waits(server: ScriptedServer, ffctl
     assert "no agent has 64 GiB of memory" in ffctl("runs", "list").out.decode()
 
 
+def test_a_run_that_is_prepared_says_where_to_see_how_far_its_packages_are(
+    server: ScriptedServer, ffctl: Ffctl
+) -> None:
+    run = run_of("PREPARING", attempt=1, attempts=[runs_pb2.Attempt(number=1, agent="worker-1")])
+    server.answers["GetRun"] = lambda request, context: runs_pb2.GetRunResponse(run=run)
+    assert f"ffctl pipelines show {run.pipeline}" in ffctl("runs", "show", SHORT_ID).out.decode()
+
+
 def test_cancel_says_what_became_of_the_run(server: ScriptedServer, ffctl: Ffctl) -> None:
-    server.answers["CancelRun"] = lambda request, context: runs_pb2.CancelRunResponse(run=run_of("STOPPING"))
+    server.answers["CancelRun"] = lambda request, context: runs_pb2.CancelRunResponse(
+        run=run_of("RUNNING", message='agent "worker-1" is out of reach')
+    )
     ended = ffctl("runs", "cancel", SHORT_ID)
     assert (ended.code, ended.out) == (0, b"")
     assert f"run {SHORT_ID} is asked to stop" in ended.err
+    assert 'agent "worker-1" is out of reach' in ended.err
 
 
 def test_unknown_names_are_refused_with_the_nearest(server: ScriptedServer, ffctl: Ffctl) -> None:
@@ -210,6 +217,39 @@ def test_agents_show_capacity_reserved_and_conditions(server: ScriptedServer, ff
     assert "0.5 cores, 512 MiB by 1 run" in text
     assert "DiskFull: less than 1 GiB free on /var; gets no runs" in text
     assert SHORT_ID in text
+
+
+def test_of_an_agent_in_quarantine_it_is_told_what_the_database_does_not_know_and_what_becomes_of_it(
+    server: ScriptedServer, ffctl: Ffctl
+) -> None:
+    agent = agents_pb2.Agent(name="worker-1", state=agents_pb2.AGENT_STATE_QUARANTINED)
+    agent.connect_time.FromSeconds(1_763_900_002)
+    server.answers["GetAgent"] = lambda request, context: agents_pb2.GetAgentResponse(agent=agent)
+    assert "does not know" not in ffctl("agents", "show", "worker-1").out.decode()
+
+    agent.unknown_attempts.SetInParent()
+    text = ffctl("agents", "show", "worker-1").out.decode()
+    assert "It had nothing when it connected (2025-11-23 12:13:22) that the database does not know." in text
+
+    states = [
+        (runs_pb2.RUN_STATE_RUNNING, runs_pb2.RUN_STATE_UNSPECIFIED),
+        (runs_pb2.RUN_STATE_RUNNING, runs_pb2.RUN_STATE_QUEUED),
+        (runs_pb2.RUN_STATE_SUCCEEDED, runs_pb2.RUN_STATE_QUEUED),
+        (runs_pb2.RUN_STATE_UNSPECIFIED, runs_pb2.RUN_STATE_LOST),
+    ]
+    for there, here in states:
+        agent.unknown_attempts.attempts.add(run_id=RUN_ID, attempt=2, pipeline="etl", state=there, run_state=here)
+    lines = ffctl("agents", "show", "worker-1").out.decode().splitlines()
+    head, *rows = [re.split(" {2,}", line) for line in lines[-5:]]
+    assert head == ["RUN", "ATTEMPT", "PIPELINE", "THERE", "DATABASE", "ONCE ACCEPTED"]
+    assert rows == [
+        [SHORT_ID, "2", "etl", "RUNNING", "–", "stopped"],
+        [SHORT_ID, "2", "etl", "RUNNING", "QUEUED", "stopped, begins again"],
+        [SHORT_ID, "2", "etl", "SUCCEEDED", "QUEUED", "forgotten, begins again"],
+        [SHORT_ID, "2", "etl", "–", "LOST", "stopped"],
+    ]
+    agent.unknown_attempts.more = True
+    assert "first 4; there are more" in ffctl("agents", "show", "worker-1").out.decode()
 
 
 def test_logs_print_what_there_is_and_succeed_whatever_the_run_did(

@@ -1,5 +1,6 @@
 """The program around the commands: fast to answer, and without tracebacks."""
 
+import json
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ def test_help_answers_without_loading_grpc_or_rich() -> None:
         "import sys\nfrom ffctl.__main__ import run\nrun(['--help'])\n"
         "sys.exit(sum(name in sys.modules for name in ('grpc', 'rich', 'google.protobuf', 'asyncio')))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=False)
     assert done.returncode == 0
     assert b"Exit codes" in done.stdout
 
@@ -49,7 +50,7 @@ def test_help_fits_a_terminal_of_80_columns(environment: dict[str, str]) -> None
     for arguments in [[], *([name] for name in program.COMMANDS)]:
         command = [sys.executable, "-m", "ffctl", *arguments, "--help"]
         done = subprocess.run(
-            command, env={**environment, "COLUMNS": "80"}, capture_output=True, text=True, timeout=30, check=True
+            command, env={**environment, "COLUMNS": "80"}, capture_output=True, text=True, timeout=60, check=True
         )
         assert max(len(line) for line in done.stdout.splitlines()) <= 80
         assert "..." not in done.stdout.partition("Commands:")[2]
@@ -65,3 +66,16 @@ def test_a_defect_is_told_in_one_line_without_traceback(
     assert ended.code == 1
     assert "this is a defect of ffctl: KeyError" in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_a_mistyped_variable_is_told_by_commands_that_ask_the_server(
+    server: ScriptedServer, ffctl: Ffctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.answers["ListRuns"] = lambda request, context: runs_pb2.ListRunsResponse()
+    monkeypatch.setenv("FASTFLOW_TOKN", "correct horse")
+    ended = ffctl("runs", "list", "-o", "json")
+    assert "warning: the environment variable FASTFLOW_TOKN" in ended.err
+    assert "did you mean FASTFLOW_TOKEN?" in ended.err
+    assert "correct horse" not in ended.err
+    assert json.loads(ended.out) == {"runs": []}
+    assert "FASTFLOW_TOKN" not in ffctl("runs", "list", "--help").err

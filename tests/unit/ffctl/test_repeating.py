@@ -22,11 +22,6 @@ CODE = """diff --git a/main.py b/main.py
 """
 
 
-@pytest.fixture(autouse=True)
-def _in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "UTC")
-
-
 def provenance(*packages: str) -> runs_pb2.Provenance:
     return runs_pb2.Provenance(
         image="runner:1",

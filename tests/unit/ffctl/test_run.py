@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from fastflow.v1 import logs_pb2, runs_pb2
+from ffctl import connection
 
-from .conftest import RUN_ID, SHORT_ID, Ffctl, ScriptedServer, refuse, run_of
+from .conftest import RUN_ID, SHORT_ID, Ffctl, Gate, ScriptedServer, refuse, run_of
 
 
 def answer_with(server: ScriptedServer, *states: runs_pb2.Run, output: bytes = b"") -> None:
@@ -190,6 +191,20 @@ def test_an_unreachable_server_is_exit_code_3_and_says_what_to_do(server: Script
     assert "Traceback" not in ended.err
 
 
+def test_a_server_that_is_there_and_silent_is_not_said_to_be_missing(
+    server: ScriptedServer, ffctl: Ffctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "CALL_TIMEOUT_S", 0.2)
+    gate = Gate()
+    server.answers["CreateRun"] = lambda _request, _context: gate.wait()
+    ended = ffctl("run", "etl")
+    gate.open()
+    assert (ended.code, ended.out) == (3, b"")
+    assert f"no answer from {server.address} within 0.2 s" in ended.err
+    assert "its database" in ended.err
+    assert "ffctl up" not in ended.err
+
+
 def test_the_token_travels_as_a_bearer_token(
     server: ScriptedServer, ffctl: Ffctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,5 +238,5 @@ def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         environment.pop(name, None)
     process = spawn("run", "etl")
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode == 0

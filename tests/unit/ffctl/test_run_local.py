@@ -1,5 +1,6 @@
 """`ffctl run --local`: which options go with it; what it does is tested with the agent it becomes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,18 @@ def test_a_code_limit_that_is_no_size_is_a_usage_error(ffctl: Ffctl, tmp_path: P
     ended = ffctl("run", "--local", str(tmp_path), "--code-limit", "large")
     assert ended.code == 2
     assert "'large'" in ended.err
+
+
+def test_a_timeout_of_zero_is_passed_on_as_none_at_all(
+    ffctl: Ffctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[list[str]] = []
+
+    def become(_script: object, arguments: list[str], _environment: object) -> None:
+        became.append(arguments)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execve", become)
+    with pytest.raises(SystemExit):
+        ffctl("run", "--local", str(tmp_path), "--timeout", "0")
+    assert became == [["fastflow-agent", "local", "--timeout=0.0", "--", str(tmp_path)]]

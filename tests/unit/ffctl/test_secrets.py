@@ -126,3 +126,15 @@ def test_the_list_shows_scopes_and_versions(server: ScriptedServer, ffctl: Ffctl
     assert first.startswith("API_TOKEN  all pipelines  3")
     assert second.startswith("PIN        etl            4")
     assert second.endswith("too short to be masked")
+
+
+def test_nothing_is_said_of_logs_where_no_run_gets_a_secret(server: ScriptedServer, ffctl: Ffctl, spawn: Spawn) -> None:
+    of_source = [secrets_pb2.Secret(name="TOKEN", source="main", version=1)]
+    server.answers |= {
+        "SetSecret": lambda request, context: secrets_pb2.SetSecretResponse(secrets=of_source),
+        "ListSecrets": lambda request, context: secrets_pb2.ListSecretsResponse(secrets=of_source),
+        "DeleteSecret": lambda request, context: secrets_pb2.DeleteSecretResponse(),
+    }
+    assert "masked" not in store_from_stdin(spawn, b"12345", "--source", "main")[2]
+    assert "masked" not in ffctl("secrets", "list").out.decode()
+    assert ffctl("secrets", "delete", "TOKEN", "--source", "main").err == "TOKEN is deleted\n"

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +50,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
             writer,
             on_written=lambda data: made.written.append(data),
             on_sealed=lambda: made.sealed.set(),
-            on_reader_left=lambda: made.left.set(),
+            on_reader_left=lambda why: made.left.set(),
         ),
         reader,
         tmp_path / "log",
@@ -110,3 +110,34 @@ async def test_a_reader_that_does_not_read_holds_up_nothing_once_it_is_given_up(
     assert await bench.read(1) == b"x"
     bench.printer.give_up()
     assert await sealing == 1 << 20
+
+
+def closed_terminal() -> int:
+    side, terminal = os.openpty()
+    os.close(side)
+    return terminal
+
+
+def full_disk() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [(closed_terminal, ""), (full_disk, "the output can not be written: No space left on device")],
+)
+async def test_a_place_that_takes_no_output_is_told_and_the_log_still_ends(
+    tmp_path: Path, place: Callable[[], int], reason: str
+) -> None:
+    told: list[str] = []
+    descriptor = place()
+    printer = Printer(descriptor, on_written=print, on_sealed=lambda: None, on_reader_left=told.append)
+    (tmp_path / "log").write_bytes(b"nobody sees this")
+    printer.add(KEY, Spool.open(tmp_path / "log", spool_quota=1 << 30), 0, print)
+    try:
+        assert await printer.seal(KEY) == 16
+    finally:
+        await printer.remove(KEY)
+        printer.close()
+        os.close(descriptor)
+    assert told == [reason]

@@ -56,7 +56,7 @@ class World:
             yield log
 
     async def all(self, **arguments: Any) -> list[Piece]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return [piece async for piece in self.follower.read(RUN, **arguments)]
 
     async def text(self, **arguments: Any) -> bytes:
@@ -243,6 +243,41 @@ async def test_lost_bytes_are_told_and_never_sent(world: World) -> None:
     ]
     world.view = replace(world.view, state=RunState.SUCCEEDED)
     assert (await world.all())[0].losses == (LOSS,)
+
+
+async def test_who_is_told_that_a_log_is_complete_was_told_what_it_lacks(world: World) -> None:
+    async with world.log() as log:
+        await log.append(0, [b"head"])
+        following = asyncio.create_task(world.all(follow=True))
+        await settle()
+        # The loss is recorded, and the log sealed, before the follower has heard of either.
+        world.view = run(RunState.SUCCEEDED, attempt(1, RunState.SUCCEEDED, losses=(LOSS,)))
+        await log.skip(4, 100)
+        await log.seal(100)
+        pieces = await following
+    assert [(piece.offset, piece.data, piece.sealed, piece.losses) for piece in pieces] == [
+        (0, b"head", False, ()),
+        (100, b"", False, (LOSS,)),
+        (100, b"", True, (LOSS,)),
+    ]
+
+
+async def test_what_an_attempt_lacks_is_told_before_the_next_one_begins(world: World) -> None:
+    async with world.log(1) as first, world.log(2) as second:
+        await first.append(0, [b"head"])
+        following = asyncio.create_task(world.all(follow=True))
+        await settle()
+        world.view = run(
+            RunState.SUCCEEDED, attempt(1, RunState.FAILED, losses=(LOSS,)), attempt(2, RunState.SUCCEEDED)
+        )
+        await second.seal(0)
+        await first.seal(4)
+        pieces = await following
+    assert [(piece.attempt, piece.data, piece.losses) for piece in pieces] == [
+        (1, b"head", ()),
+        (1, b"", (LOSS,)),
+        (2, b"", ()),
+    ]
 
 
 async def test_a_follower_that_stops_reading_holds_up_nobody(world: World) -> None:

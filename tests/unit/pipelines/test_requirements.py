@@ -3,12 +3,13 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from fastflow.pipelines.problems import Severity
-from fastflow.pipelines.requirements import check_header, requirements_problems
+from fastflow.pipelines.problems import Problem, Severity
+from fastflow.pipelines.requirements import MAX_PROBLEMS, check_header, requirements_problems
 from fastflow.pipelines.scriptheader import HeaderFault, script_header
 from uv import find_uv_bin
 
@@ -46,16 +47,22 @@ GOOD = [
     "./wheels/tiny-1-py3-none-any.whl",
     "tiny-1-py3-none-any.whl",
     "-e ./tiny",
-    "--index-url https://example.org/simple",
+    "--pre",
     "tiny @ file://${PROJECT_ROOT}/tiny",
 ]
 
 
 def told(text: str | bytes, *present: str) -> list[str]:
+    problems = found(text, *present)
+    assert {problem.severity for problem in problems} <= {Severity.ERROR}
+    return [problem.message for problem in problems]
+
+
+def found(text: str | bytes, *present: str) -> list[Problem]:
     data = text if isinstance(text, bytes) else text.encode()
     problems = requirements_problems(data, "requirements.txt", set(present))
-    assert {(problem.severity, problem.file) for problem in problems} <= {(Severity.ERROR, "requirements.txt")}
-    return [problem.message for problem in problems]
+    assert {problem.file for problem in problems} <= {"requirements.txt"}
+    return problems
 
 
 @pytest.mark.parametrize("line", BAD)
@@ -96,10 +103,37 @@ def test_several_names_on_a_line_are_said_to_be_several() -> None:
 
 def test_an_included_file_has_to_be_in_the_folder() -> None:
     assert told("-r base.txt\n--constraint=sub/pins.txt\n", "base.txt", "sub/pins.txt") == []
-    assert told("-r base.txt") == ["line 1: names base.txt, which is not in the folder"]
+    assert told("-r base.txt") == [
+        "line 1: names base.txt, which is not in the folder; add that file, or remove the line"
+    ]
     (outside,) = told("-r ../common.txt")
     assert "outside the folder" in outside
     assert "copy it in" in outside
+
+
+INDEXES = [
+    "--index-url https://me:s3cret@example.org/simple",
+    "--extra-index-url=https://me:s3cret@example.org/simple",
+    "-i https://me:s3cret@example.org/simple  # ours",
+    "--find-links https://me:s3cret@example.org/wheels",
+    "-f https://me:s3cret@example.org/wheels",
+    "--no-index",
+]
+
+
+@pytest.mark.parametrize("line", INDEXES)
+def test_an_index_that_uv_passes_over_is_warned_about_without_its_login(line: str, tmp_path: Path) -> None:
+    option = line.replace("=", " ").split()[0]
+    (problem,) = found(f"tiny\n{line}\n")
+    assert (problem.severity, problem.message.split(" has ")[0]) == (Severity.WARNING, f"line 2: {option}")
+    assert "FASTFLOW_INDEX_URL" in problem.message
+    assert "s3cret" not in problem.message
+    assert "Ignoring `--" in _uv_run(f"{line}\ntiny\n", tmp_path).stderr
+
+
+def test_many_lines_that_uv_passes_over_are_no_error() -> None:
+    problems = found("--no-index\n" * (MAX_PROBLEMS + 1))
+    assert [problem.severity for problem in problems] == [Severity.WARNING] * MAX_PROBLEMS
 
 
 def test_lines_that_go_on_are_left_to_uv() -> None:
@@ -177,8 +211,21 @@ def _header(content: str) -> bytes:
 def _uv(line: str, folder: Path, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
     file = folder / "requirements.txt"
     file.write_text(f"{line}\n", encoding=encoding)
+    return _call(folder, "pip", "compile", "--offline", "--no-deps", "--no-config", str(file))
+
+
+def _uv_run(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    file = folder / "requirements.txt"
+    file.write_text(text)
+    python = ("--python", sys.executable)
+    return _call(
+        folder, "run", "--offline", "--no-project", "--no-config", *python, "--with-requirements", str(file), "true"
+    )
+
+
+def _call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [shutil.which("uv") or find_uv_bin(), "pip", "compile", "--offline", "--no-deps", "--no-config", str(file)],
+        [shutil.which("uv") or find_uv_bin(), *arguments],
         env={"PATH": os.environ["PATH"], "UV_CACHE_DIR": str(folder / "cache"), "HOME": str(folder)},
         capture_output=True,
         text=True,

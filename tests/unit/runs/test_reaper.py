@@ -54,6 +54,17 @@ async def test_runs_of_an_agent_that_stays_away_are_lost(world: World) -> None:
     assert '"w" was out of reach' in lost.message
 
 
+async def test_a_cancel_that_an_agent_out_of_reach_does_not_know_yet_is_told(world: World) -> None:
+    world.configure(offline_after=10.0)
+    _, run = await live_run(world)
+    await world.clock.advance(11)
+    assert "asked to stop" not in (await world.service.get(run.id)).message
+    cancelled = await world.service.cancel(run.id)
+    assert cancelled.state is RunState.ASSIGNED
+    assert "out of reach" in cancelled.message
+    assert cancelled.message.endswith("; the run is asked to stop, and its agent is told so as soon as it is back")
+
+
 async def test_nothing_is_lost_before_the_recovery_window_is_over(world: World) -> None:
     world.configure(lost_after=1.0, recovery_window=60.0)
     _, run = await live_run(world)

@@ -26,7 +26,11 @@ def test_an_agents_events_never_go_back(target: RunState) -> None:
     if target is RunState.QUEUED:
         assert sources(Actor.AGENT, target) == (RunState.ASSIGNED, RunState.PREPARING)
     else:
-        assert all(order.index(source) < order.index(target) for source in sources(Actor.AGENT, target))
+        assert all(order.index(source) <= order.index(target) for source in sources(Actor.AGENT, target))
+
+
+def test_only_what_is_prepared_says_again_what_it_does() -> None:
+    assert [state for state in RunState if allowed(Actor.AGENT, state, state)] == [RunState.PREPARING]
 
 
 def test_an_agents_events_may_skip_states() -> None:

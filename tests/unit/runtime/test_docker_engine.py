@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from fastflow_agent.model import Limits, SlotId
+from fastflow_agent.runtime import folders
 from fastflow_agent.runtime.base import (
+    ContainerRemoved,
     ImageMissing,
     PreparerSpec,
     RuntimeFault,
@@ -19,10 +21,10 @@ from fastflow_agent.runtime.base import (
     SlotState,
 )
 from fastflow_agent.runtime.docker import DockerRuntime
+from fastflow_agent.runtime.docker_engine import Engine
 from fastflow_agent.runtime.docker_options import DockerOptions, DockerTimes
 
 from tests.unit.runtime.scripted_engine import IMAGE_ID, ScriptedEngine
-from tests.unit.runtime.test_interpreters import OUTPUT
 
 SLOT = SlotId("00000000000000aa")
 QUESTIONS_OF_A_PROBE = ("GET /version", "GET /info", "GET /images/IMAGE/json")
@@ -120,6 +122,15 @@ async def test_an_engine_that_refuses_all_work_for_now_is_away(
         await runtime.start(SLOT)
 
 
+async def test_what_ended_with_255_while_no_agent_listened_may_have_said_so_itself(
+    engine: ScriptedEngine, runtime: DockerRuntime
+) -> None:
+    state = {"Status": "exited", "ExitCode": 255, "FinishedAt": "2026-01-02T03:04:05.678Z"}
+    engine.answers["GET /containers/NAME/json"] = (200, {"State": state})
+    seen = await runtime.wait(SLOT)
+    assert (seen.state, seen.exit_code, seen.end_unseen) == (SlotState.EXITED, 255, True)
+
+
 async def test_one_operation_that_is_refused_is_a_fault_of_that_one(
     engine: ScriptedEngine, runtime: DockerRuntime, spec: SlotSpec
 ) -> None:
@@ -144,6 +155,34 @@ async def test_an_image_that_went_is_missing_and_anything_else_that_is_missing_i
     engine.refuse("POST /containers/create", 404, "network none-such not found")
     with pytest.raises(RuntimeFault, match="none-such not found"):
         await runtime.create(spec)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "fault"),
+    [
+        (404, "No such container: ff-00000000000000aa", ContainerRemoved),
+        (409, "container is marked for removal and cannot be started", ContainerRemoved),
+        (404, "network none-such not found", RuntimeFault),
+    ],
+)
+async def test_a_container_that_is_gone_at_its_start_is_told_apart_from_one_that_can_not_start(
+    engine: ScriptedEngine, runtime: DockerRuntime, status: int, message: str, fault: type[RuntimeFault]
+) -> None:
+    engine.refuse("POST /containers/NAME/start", status, message)
+    with pytest.raises(RuntimeFault) as raised:
+        await runtime.start(SLOT)
+    assert raised.type is fault
+
+
+async def test_a_container_that_ends_while_it_is_paused_had_ended(
+    engine: ScriptedEngine, runtime: DockerRuntime
+) -> None:
+    """What Docker 20.10 says until it has heard of the end itself."""
+    for verb in ("pause", "unpause"):
+        message = f"Cannot {verb} container X: OCI runtime {verb} failed: container not running: unknown"
+        engine.refuse(f"POST /containers/NAME/{verb}", 500, message)
+    assert not await runtime.freeze(SLOT)
+    await runtime.thaw(SLOT)
 
 
 @pytest.mark.parametrize("question", QUESTIONS_OF_A_PROBE)
@@ -184,7 +223,7 @@ async def test_what_is_refused_costs_no_connection(engine: ScriptedEngine, runti
 async def test_an_image_is_known_though_the_disk_does_not_keep_what_was_found(
     engine: ScriptedEngine, runtime: DockerRuntime, tmp_path: Path
 ) -> None:
-    _forget_image(engine, tmp_path, OUTPUT.encode())
+    _forget_image(engine, tmp_path, b"uv 0.9.30\n/usr/bin/python3\n[]\n")
     (tmp_path / "images").touch()
     facts = await runtime.probe()
     assert (facts.image_digest, facts.uv_version, facts.problem) == (IMAGE_ID, "0.9.30", "")
@@ -197,3 +236,52 @@ async def test_an_image_whose_uv_is_not_understood_is_no_runner(
     facts = await runtime.probe()
     assert "runner:1 is no runner image" in facts.problem
     assert facts.image_digest == ""
+
+
+async def test_the_template_is_made_once_for_runs_that_start_together(
+    engine: ScriptedEngine, runtime: DockerRuntime, spec: SlotSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.answers["POST /containers/create"] = (201, {"Id": "slot"})
+    await runtime.probe()
+    make, made, go_on = folders.make_template, list[Path](), threading.Event()
+
+    def make_slowly(data_dir: Path) -> Path:
+        made.append(data_dir)
+        go_on.wait(60)
+        return make(data_dir)
+
+    monkeypatch.setattr(folders, "make_template", make_slowly)
+    creating = [asyncio.create_task(runtime.create(spec)) for _ in range(2)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(*creating)
+    assert len(made) == 1
+
+
+async def test_no_thread_listens_any_more_once_a_runtime_is_closed(
+    engine: ScriptedEngine, runtime: DockerRuntime
+) -> None:
+    answered = engine.held["GET /events"] = threading.Event()
+    engine.answers["POST /containers/NAME/start"] = (204, b"")
+    await runtime.start(SLOT)
+    while "GET /events" not in engine.asked:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
+    closing = asyncio.create_task(runtime.aclose())
+    await asyncio.sleep(0)
+    answered.set()
+    await closing
+    assert "docker-events" not in [thread.name for thread in threading.enumerate()]
+
+
+async def test_an_engine_that_is_away_costs_no_descriptor(tmp_path: Path) -> None:
+    engine = Engine(f"unix://{tmp_path}/none.sock", threads=1)
+    # The thread and the event loop have theirs.
+    with pytest.raises(RuntimeUnavailable):
+        await engine.call(lambda client: client.info(), 60)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(RuntimeUnavailable) as away:
+        await engine.call(lambda client: client.info(), 60)
+    assert "none.sock can not be reached (No such file or directory)" in str(away.value)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    engine.close()

@@ -2,10 +2,11 @@
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from fastflow_agent.model import SlotId
-from fastflow_agent.runtime.base import SlotPaths
+from fastflow_agent.runtime.base import RuntimeFault, SlotPaths
 from fastflow_agent.runtime.folders import make_slot_folders, make_template
 
 SLOT = SlotId("0123456789abcdef")
@@ -27,6 +28,21 @@ def test_folders_are_made_once_and_what_stands_in_them_stays(paths: SlotPaths) -
     assert oct(paths.root.stat().st_mode & 0o777) == "0o700"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")
+def test_a_folder_that_a_dead_agent_had_made_but_not_given_away_is_given_away(
+    paths: SlotPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(os, "chown", die)
+        with pytest.raises(KeyboardInterrupt):
+            make_slot_folders(paths, 1000)
+    make_slot_folders(paths, 1000)
+    assert {folder.stat().st_uid for folder in (paths.out, paths.tmp, paths.upper, paths.work)} == {1000}
+
+
 def test_a_log_that_became_a_link_is_not_followed(paths: SlotPaths, tmp_path: Path) -> None:
     make_slot_folders(paths, os.geteuid())
     paths.log.unlink()
@@ -34,6 +50,20 @@ def test_a_log_that_became_a_link_is_not_followed(paths: SlotPaths, tmp_path: Pa
     with pytest.raises(OSError, match="symbolic links"):
         make_slot_folders(paths, os.geteuid())
     assert not (tmp_path / "victim").exists()
+
+
+def test_a_folder_of_environments_that_somebody_removed_is_made_again_where_no_secret_reaches_a_disk(
+    tmp_path: Path,
+) -> None:
+    with TemporaryDirectory(dir="/dev/shm") as memory:
+        paths = SlotPaths.of(tmp_path / "data", Path(memory) / "fastflow" / "env", SLOT)
+        make_slot_folders(paths, os.geteuid())
+        assert (paths.env / "release").is_fifo()
+        assert oct(paths.env.parent.stat().st_mode & 0o777) == "0o700"
+    on_disk = SlotPaths.of(tmp_path / "data", tmp_path / "env", SLOT)
+    with pytest.raises(RuntimeFault, match="on a tmpfs"):
+        make_slot_folders(on_disk, os.geteuid())
+    assert not on_disk.env.exists()
 
 
 def test_the_template_is_made_once_and_holds_what_is_mounted_on(tmp_path: Path) -> None:

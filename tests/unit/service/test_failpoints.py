@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fastflow.service import failpoints
 from fastflow.service.failpoints import CATALOGUE, VARIABLE, AgentPoint, UnknownFailPoint, arm, mark, reach
 
 from tests.cluster.program import BIN
@@ -21,7 +22,7 @@ for number in range(1, 6):
     reach(AgentPoint.{POINT.name})
     print(number, flush=True)
 """
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 def pass_five_times(words: str) -> "subprocess.Popen[str]":
@@ -77,6 +78,21 @@ def test_a_point_is_armed_by_a_file_while_the_process_runs(tmp_path: Path) -> No
         words.write_text(f"{POINT}=kill")
         assert process.communicate("\n", timeout=SECONDS) == ("", f"{mark(POINT)}\n")
     assert process.returncode == -signal.SIGKILL
+
+
+def test_a_file_of_points_that_is_removed_just_then_arms_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = tmp_path / "points"
+    words.write_text(f"{POINT}=kill")
+    read_text = Path.read_text
+
+    def removed_first(path: Path) -> str:
+        path.unlink(missing_ok=True)
+        return read_text(path)
+
+    monkeypatch.setattr(failpoints, "_file", None)
+    arm(f"@{words}")
+    monkeypatch.setattr(Path, "read_text", removed_first)
+    reach(POINT)
 
 
 @pytest.mark.parametrize(

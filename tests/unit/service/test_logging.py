@@ -20,7 +20,7 @@ except ValueError as error:
 
 
 def test_a_traceback_on_a_terminal_shows_where_it_was_and_no_values() -> None:
-    done = subprocess.run([sys.executable, "-c", FAIL], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", FAIL], capture_output=True, text=True, timeout=60, check=True)
     assert "ValueError: it does not fit" in done.stderr
     assert "in use" in done.stderr
     assert "correct-horse" not in done.stderr

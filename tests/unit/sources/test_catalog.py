@@ -15,7 +15,7 @@ from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.model import PinnedCode
 from fastflow_controlplane.sources.mounted import MountedFolder
 
-from tests.unit.sources.conftest import DEFAULTS, catalog_of, make
+from tests.unit.sources.conftest import DEFAULTS, catalog_of, make, on_disk
 
 
 def names(catalog: Catalog) -> list[str]:
@@ -104,7 +104,7 @@ async def test_the_bundle_of_the_code_as_it_is_now_is_written_when_an_agent_asks
 
 async def test_a_change_of_the_pipelines_is_told_once(catalog: Catalog, root: Path) -> None:
     told: list[list[str]] = []
-    catalog.on_change = lambda: told.append(names(catalog))
+    catalog.on_change = lambda changes: told.append(names(catalog))
     folder = make(root / "a", main='# /// script\n# dependencies = ["x"]\n# ///\n')
     await catalog.refresh()
     await catalog.refresh()
@@ -189,6 +189,10 @@ async def test_a_python_that_no_agent_has_makes_the_pipeline_invalid(
     assert catalog.get("p").state is PipelineState.READY, "no agent is known yet"
     python_versions |= versions
     assert catalog.get("p").state is state
+    # An agent that has it may come, and is to prepare its packages then.
+    written = catalog.as_written("p")
+    assert written is not None
+    assert written.state is PipelineState.READY
     if state is PipelineState.INVALID:
         with pytest.raises(
             InvalidArgument, match=r'"3\.13" is in the runner image of no agent; there are: 3\.9\.2, 3\.11\.4'
@@ -262,8 +266,7 @@ async def test_a_bundle_cut_short_on_disk_is_written_again(
 ) -> None:
     make(root / "p")
     pinned = await catalog.snapshot("p")
-    file = data_dir / "bundles" / "sha256" / pinned.bundle_digest.removeprefix("sha256:")
-    file.write_bytes(b"")
+    on_disk(data_dir, pinned).write_bytes(b"")
     await code_of(catalog, await catalog.snapshot("p"), tmp_path / "code")
 
 
@@ -285,7 +288,7 @@ class Gate:
         def held(source: MountedFolder) -> object:
             self.looks += 1
             self.begun.set()
-            assert self.opened.wait(20)
+            assert self.opened.wait(60)
             return look(source)
 
         monkeypatch.setattr(MountedFolder, "scan", held)

@@ -10,7 +10,7 @@ from fastflow_controlplane.sources.bundles import PARTIAL_PREFIX
 from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.model import PinnedCode
 
-from tests.unit.sources.conftest import Followed, make
+from tests.unit.sources.conftest import Followed, Runs, catalog_of, make, on_disk
 
 LATER = time.time() + 7200.0
 """Everything a test made was last used before this."""
@@ -56,6 +56,23 @@ async def test_of_a_folder_that_is_edited_again_and_again_only_code_of_kept_runs
     async with await catalog.open_bundle(again.bundle_digest) as bundle:
         assert bundle.size == again.bundle_size
     assert await catalog.diff(kept.tree, again.tree)
+
+
+async def test_a_damaged_tree_of_one_run_costs_no_other_run_its_code(
+    catalog: Catalog, root: Path, data_dir: Path, runs: Runs
+) -> None:
+    spoilt, whole, _ = await edited(catalog, make(root / "p"), 3)
+    file = data_dir / "snapshots.git" / "objects" / spoilt.tree[:2] / spoilt.tree[2:]
+    file.unlink()
+    file.write_bytes(b"spoilt")
+    runs.add(whole)
+    on_disk(data_dir, whole).unlink()
+    # Another one, for this one remembers trees that it read.
+    again = catalog_of(root, data_dir, runs=runs)
+    await again.prune({spoilt.bundle_digest, whole.bundle_digest}, {spoilt.tree, whole.tree}, LATER)
+    async with await again.open_bundle(whole.bundle_digest) as bundle:
+        assert bundle.size == whole.bundle_size
+    await again.close()
 
 
 async def test_code_that_was_just_looked_up_stays_though_no_run_of_it_is_stored_yet(

@@ -181,7 +181,7 @@ async def test_a_repository_that_is_gone_is_told_and_forgets_nothing(followed: F
     followed.origin.push({"a/main.py": ""})
     await followed.sync()
     followed.origin.path.rename(tmp_path / "elsewhere")
-    with pytest.raises(FetchFailed, match="there is no repository at url"):
+    with pytest.raises(FetchFailed, match="can not be fetched: there is no repository at url; check the path, and "):
         await followed.sync()
     assert (await followed.catalog.snapshot("a")).pipeline == "a"
 

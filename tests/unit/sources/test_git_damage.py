@@ -14,34 +14,7 @@ from fastflow_controlplane.sources.remote import Credentials, Remote, parse_addr
 
 from tests.origins import Origin
 from tests.unit.sources.conftest import follow
-
-
-def packs(data: Path) -> set[Path]:
-    return set((data / "repository.git" / "objects" / "pack").glob("*.pack"))
-
-
-def replace(pack: Path, content: bytes) -> None:
-    # Another file, for this process may have mapped the one that is there.
-    pack.unlink()
-    pack.write_bytes(content)
-
-
-def damage(pack: Path) -> None:
-    """Makes what lies in the middle of a pack unreadable."""
-    content, middle = pack.read_bytes(), pack.stat().st_size // 2
-    replace(pack, content[:middle] + bytes(8) + content[middle + 8 :])
-
-
-async def pushed_over(origin: Origin, data: Path) -> tuple[str, str, Path, Path]:
-    """Syncs a commit and another one that was pushed over it; returns both, and the pack of each."""
-    first = origin.push({"a/main.py": "1", "a/data": os.urandom(10_000)})
-    async with follow(origin, data) as followed:
-        await followed.sync()
-        (old,) = packs(data)
-        second = origin.push({"a/main.py": "2", "a/data": os.urandom(10_000)}, force=True)
-        await followed.sync()
-    (new,) = packs(data) - {old}
-    return first, second, old, new
+from tests.unit.sources.packs import damage, packs, pushed_over, replace
 
 
 @pytest.mark.parametrize("left", ["nothing", "the index", "half", "an orphan"])
@@ -68,14 +41,23 @@ async def test_a_pack_that_a_power_cut_took_is_fetched_again_and_nothing_else_is
             assert (await again.catalog.snapshot("a", ref)).commit == commit
 
 
-async def test_a_branch_whose_commit_a_power_cut_took_is_fetched_again(origin: Origin, tmp_path: Path) -> None:
-    origin.push({"a/main.py": "1"})
-    async with follow(origin, tmp_path) as followed:
+async def pushed_aside(origin: Origin, data: Path) -> tuple[str, str, Path]:
+    """Pushes to the main branch and then to `side`, each synced.
+
+    Returns the commits, and the pack that the last one came in.
+    """
+    main = origin.push({"a/main.py": "1"})
+    async with follow(origin, data) as followed:
         await followed.sync()
-        before = packs(tmp_path)
+        before = packs(data)
         side = origin.push({"a/main.py": "side"}, branch="side")
         await followed.sync()
-    (cut,) = packs(tmp_path) - before
+    (pack,) = packs(data) - before
+    return main, side, pack
+
+
+async def test_a_branch_whose_commit_a_power_cut_took_is_fetched_again(origin: Origin, tmp_path: Path) -> None:
+    _, side, cut = await pushed_aside(origin, tmp_path)
     for suffix in (".pack", ".idx", ".synced"):
         cut.with_suffix(suffix).unlink()
     async with follow(origin, tmp_path) as again:
@@ -131,6 +113,21 @@ async def test_a_damaged_commit_is_fetched_anew_and_what_was_pushed_over_stays(o
     async with follow(origin, tmp_path) as restarted:
         await restarted.catalog.refresh()
         assert restarted.catalog.get("a").commit == third
+
+
+@pytest.mark.parametrize("moved_on", [False, True])
+async def test_a_damaged_commit_of_another_branch_is_fetched_anew_by_the_sync_that_meets_it(
+    origin: Origin, tmp_path: Path, moved_on: bool
+) -> None:
+    newest, side, pack = await pushed_aside(origin, tmp_path)
+    content = pack.read_bytes()
+    replace(pack, content[:12] + bytes(len(content) - 32) + content[-20:])
+    if moved_on:
+        newest = origin.push({"a/main.py": "2"})
+    async with follow(origin, tmp_path) as again:
+        await again.sync()
+        assert (await again.catalog.snapshot("a")).commit == newest
+        assert (await again.catalog.snapshot("a", "side")).commit == side
 
 
 async def test_a_fetch_anew_that_is_cut_off_begins_again(origin: Origin, tmp_path: Path) -> None:

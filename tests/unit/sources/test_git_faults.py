@@ -20,7 +20,7 @@ from fastflow_controlplane.sources.remote import Credentials
 from fastflow_controlplane.sources.repository import SnapshotRepository
 
 from tests.origins import Origin
-from tests.unit.sources.conftest import DEFAULTS, PATIENCE_SECONDS, Followed, at_rest, follow, make
+from tests.unit.sources.conftest import DEFAULTS, PATIENCE_SECONDS, Followed, Runs, at_rest, follow, make
 
 
 async def test_a_fetch_that_takes_too_long_is_ended_and_the_next_one_works(followed: Followed) -> None:
@@ -140,7 +140,7 @@ async def test_a_name_belongs_to_the_first_source_and_the_clash_is_told_at_the_o
     make(root / "c")
     folder = MountedFolder(root, SnapshotRepository(data_dir / "snapshots.git"), DEFAULTS, at_rest())
     async with follow(origin, data_dir) as followed:
-        both = Catalog({"git": followed.source, "local": folder}, data_dir, set, ManualClock())
+        both = Catalog({"git": followed.source, "local": folder}, data_dir, set, Runs().code, ManualClock())
         commit = await followed.process.fetch(Credentials())
         await both.readers["git"].take(lambda: followed.source.advance(commit), PATIENCE_SECONDS)
         await both.refresh()

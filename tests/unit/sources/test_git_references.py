@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 from fastflow_controlplane.clock import ManualClock
-from fastflow_controlplane.errors import InvalidArgument, NotFound
+from fastflow_controlplane.errors import InvalidArgument, NotFound, Unavailable
 from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.fetch_process import FetchFailed
 from fastflow_controlplane.sources.mirror import BRANCHES, IN_USE, TAGS, Mirror
+from fastflow_controlplane.sources.remote import Credentials
 from pygit2.enums import ObjectType
 
 from tests.origins import Origin
-from tests.unit.sources.conftest import Followed, follow
+from tests.unit.sources.conftest import Followed, Runs, follow
 
 
 @pytest.mark.parametrize(("before", "after"), [("feature", "feature/one"), ("feature/one", "feature")])
@@ -118,7 +119,8 @@ async def test_a_ref_without_the_folder_of_the_settings_is_refused_and_troubles_
     origin.push({"README": "no pipelines here"}, branch="pages")
     async with follow(origin, tmp_path, folder="pipelines") as followed:
         await followed.sync()
-        with pytest.raises(InvalidArgument, match='"pages" can not be used: there is no folder "pipelines"'):
+        told = r'"pages" can not be used: there is no folder "pipelines" .*: check `path`'
+        with pytest.raises(InvalidArgument, match=told):
             await followed.catalog.snapshot("a", "pages")
         assert followed.catalog.condition == ""
 
@@ -134,11 +136,22 @@ async def test_a_pipeline_that_no_source_has_at_a_ref_is_told_so(followed: Follo
         follow(Origin(tmp_path / "never"), tmp_path / "second") as unsynced,
     ):
         await second.sync()
-        sources = {"git": followed.source, "second": second.source, "unsynced": unsynced.source}
-        both = Catalog(sources, tmp_path, set, ManualClock())
+        sources = {"git": followed.source, "unsynced": unsynced.source, "second": second.source}
+        both = Catalog(sources, tmp_path, set, Runs().code, ManualClock())
         await both.refresh()
         with pytest.raises(NotFound, match='there is no pipeline "nope" at "main"'):
             await both.snapshot("nope", "main")
         with pytest.raises(InvalidArgument, match='there is no commit or branch "nope"; the branches are: main'):
             await both.snapshot("nope", "nope")
+        second.origin.push({"c/main.py": "1"}, branch="c")
+        await second.process.fetch(Credentials())
+        assert (await both.snapshot("c", "c")).pipeline == "c", "the one before it has nothing that could be meant"
         await both.close()
+
+
+async def test_a_ref_that_can_not_be_looked_up_for_now_is_told_as_what_passes(followed: Followed) -> None:
+    followed.origin.push({"a/main.py": "1"})
+    with pytest.raises(Unavailable, match='the source "git": was not synced yet: `ffctl sources show git`'):
+        await followed.catalog.snapshot("a", "main")
+    await followed.sync()
+    assert (await followed.catalog.snapshot("a", "main")).pipeline == "a"

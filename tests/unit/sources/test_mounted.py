@@ -183,7 +183,7 @@ def test_metadata_that_leaves_the_folder_makes_the_pipeline_invalid(root: Path, 
 
 def test_a_root_that_is_gone_is_a_fault(root: Path, source: MountedFolder) -> None:
     root.rmdir()
-    with pytest.raises(FolderFault):
+    with pytest.raises(FolderFault, match="No such file or directory; make or mount it, or name another one"):
         source.scan()
 
 

@@ -12,7 +12,7 @@ from fastflow_controlplane.sources.mirror import Mirror
 from fastflow_controlplane.sources.opening import copy_of, open_sources
 
 from tests.origins import Origin
-from tests.unit.sources.conftest import make
+from tests.unit.sources.conftest import Runs, make
 
 
 @pytest.mark.parametrize(("limit", "refused"), [("1k", {"git", "plain"}), ("2k", set())])
@@ -28,7 +28,7 @@ async def test_code_above_the_limit_is_refused_whatever_it_lies_in(
     fetched.repository.remotes.create_anonymous(origin.url).fetch(["+refs/heads/*:refs/remotes/origin/*"])
     fetched.use(commit)
     sources = open_sources(settings.all_sources, data_dir, settings.default_limits, settings.max_code_bytes)
-    catalog = Catalog(sources, data_dir, set, ManualClock())
+    catalog = Catalog(sources, data_dir, set, Runs().code, ManualClock())
     await catalog.refresh()
     found = {view.name: view.state for view in catalog.list()}
     assert found.keys() == {"git", "plain"}

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 from fastflow_controlplane.clock import ManualClock
-from fastflow_controlplane.errors import Unavailable
+from fastflow_controlplane.errors import NotFound, Unavailable
 from fastflow_controlplane.sources.catalog import Catalog
 from fastflow_controlplane.sources.git import GitSource
 from fastflow_controlplane.sources.mirror import Mirror, Upstream
 from fastflow_controlplane.sources.model import Contents
 from fastflow_controlplane.sources.mounted import MountedFolder
+from fastflow_controlplane.sources.remote import Credentials
 from fastflow_controlplane.sources.repository import SnapshotRepository
 from fastflow_controlplane.sources.source import Source
 
 from tests.origins import Origin
-from tests.unit.sources.conftest import DEFAULTS, at_rest, follow, make
+from tests.unit.sources.conftest import DEFAULTS, Runs, at_rest, follow, make
 
 
 class Slow(GitSource):
@@ -32,6 +33,13 @@ class Slow(GitSource):
         return super().scan()
 
 
+def moved_to(url: str, data: Path) -> Slow:
+    """The source of which `data` has a copy, set to `url` and read at once."""
+    moved = Slow(data, url)
+    moved.go.set()
+    return moved
+
+
 @pytest.fixture
 def restarted(root: Path, data_dir: Path) -> Callable[[Source], Catalog]:
     """Makes the catalog of a source and, after it, a folder, which alone was read."""
@@ -40,7 +48,7 @@ def restarted(root: Path, data_dir: Path) -> Callable[[Source], Catalog]:
 
     def catalog(first: Source) -> Catalog:
         folder = MountedFolder(root, SnapshotRepository(data_dir / "snapshots.git"), DEFAULTS, at_rest())
-        return Catalog({"first": first, "local": folder}, data_dir, set, ManualClock())
+        return Catalog({"first": first, "local": folder}, data_dir, set, Runs().code, ManualClock())
 
     data_dir.mkdir()
     return catalog
@@ -87,8 +95,7 @@ async def test_a_run_is_refused_while_an_earlier_source_with_another_url_was_not
     origin.push({"p/main.py": "git"})
     async with follow(origin, data_dir) as followed:
         await followed.sync()
-    moved = Slow(data_dir, "/elsewhere")
-    moved.go.set()
+    moved = moved_to("/elsewhere", data_dir)
     catalog = restarted(moved)
     await catalog.refresh()
     with pytest.raises(Unavailable, match=r'may be one of the source "first", .* its url was changed from'):
@@ -96,11 +103,56 @@ async def test_a_run_is_refused_while_an_earlier_source_with_another_url_was_not
     await catalog.close()
 
 
+@pytest.mark.parametrize("back", [False, True], ids=["moved", "moved back"])
+async def test_a_run_is_refused_also_after_a_first_fetch_from_another_url_that_was_not_taken_into_use_and_a_restart(
+    restarted: Callable[[Source], Catalog], origin: Origin, tmp_path: Path, data_dir: Path, back: bool
+) -> None:
+    other = Origin(tmp_path / "other.git")
+    for upstream in (origin, other):
+        upstream.push({"p/main.py": "git"})
+    async with follow(origin, data_dir) as followed:
+        await followed.sync()
+    fetched = (other, origin) if back else (other,)
+    for upstream in fetched:
+        async with follow(upstream, data_dir) as dying:
+            newest = await dying.process.fetch(Credentials())
+    moved = moved_to(fetched[-1].url, data_dir)
+    catalog = restarted(moved)
+    await catalog.refresh()
+    why = "its url or branch was changed and changed back" if back else "its url was changed from"
+    with pytest.raises(Unavailable, match=rf'may be one of the source "first", .* {why}'):
+        await catalog.snapshot("p")
+    moved.advance(newest)
+    assert (await catalog.snapshot("p")).commit == newest
+    await catalog.close()
+
+
+async def test_a_source_of_which_nothing_was_in_use_holds_up_no_other_once_its_url_is_changed(
+    restarted: Callable[[Source], Catalog], origin: Origin, data_dir: Path
+) -> None:
+    origin.push({"p/main.py": "git"})
+    async with follow(origin, data_dir) as dying:
+        await dying.process.fetch(Credentials())
+    moved = moved_to("/elsewhere", data_dir)
+    catalog = restarted(moved)
+    assert (await catalog.snapshot("p")).pipeline == "p"
+    await catalog.close()
+
+
+async def test_of_a_pipeline_that_is_not_there_a_source_that_was_not_read_yet_is_named(
+    restarted: Callable[[Source], Catalog], data_dir: Path
+) -> None:
+    catalog = restarted(moved_to("/nowhere", data_dir))
+    with pytest.raises(NotFound, match=r'no pipeline "z"; the source "first" was not read yet .* sources show first`$'):
+        await catalog.snapshot("z")
+    with pytest.raises(NotFound, match=r'did you mean "p".*; the source "first" was not read yet and may have it'):
+        catalog.get("pp")
+    await catalog.close()
+
+
 async def test_a_source_that_was_never_synced_holds_up_no_other(
     restarted: Callable[[Source], Catalog], data_dir: Path
 ) -> None:
-    never = Slow(data_dir, "/nowhere")
-    never.go.set()
-    catalog = restarted(never)
+    catalog = restarted(moved_to("/nowhere", data_dir))
     assert (await catalog.snapshot("p")).pipeline == "p"
     await catalog.close()

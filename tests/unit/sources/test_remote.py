@@ -1,13 +1,13 @@
 """Addresses of repositories: what is taken, and what is refused because it would be shown."""
 
+from pathlib import Path
+
 import pytest
 from fastflow.service.settings import SettingsError
 from fastflow_controlplane.settings import ControlPlaneSettings
 from fastflow_controlplane.sources.remote import Credentials, check_folder, may_carry_token, parse_address
 from fastflow_controlplane.sources.settings import SourceSettings
 from pydantic import ValidationError
-
-HOST_KEY = "git.example ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIK"
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,20 @@ def test_a_credential_in_a_setting_reaches_no_message(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ('[{"name": "a", "url": "/x", "token": "s3cret"}]', r"sources\[0\] .*token: a credential is no setting"),
-        ('[{"name": "a", "url": "/x", "s3": 1}]', r"setting sources\[0\]\.s3 \(FASTFLOW_SOURCES\): there is no such"),
+        ('[{"name": "a", "url": "/x", "token": "s3cret"}]', r"sources\[\"a\"\] .*token: a credential is no setting"),
+        ('[{"name": "a", "url": "/x", "s3": 1}]', r'setting sources\["a"\]\.s3 \(FASTFLOW_SOURCES\): there is no such'),
+        ('[{"name": "a", "url": "/x"}, {"name": "b"}]', r'setting sources\["b"\] \(FASTFLOW_SOURCES\): a source has'),
+        ('[{"name": 7, "url": "/x"}]', r"setting sources\[0\]\.name \(FASTFLOW_SOURCES\): .*string"),
+        ('["a"]', r"setting sources\[0\] \(FASTFLOW_SOURCES\): "),
+        (
+            '[{"name": "a", "url": "git@h:x", "known_hosts": ["h ssh-rsa AAAA", 7]}]',
+            r'setting sources\["a"\]\.known_hosts\[1\] \(FASTFLOW_SOURCES\): ',
+        ),
         ('{"name": "a", "url": "/x"}', r"setting sources \(FASTFLOW_SOURCES\): a list is expected"),
+        (
+            '[{"name": "a", "url": "g@h:x", "known_hosts": "h k"}]',
+            r'sources\["a"\]\.known_hosts .*a list is expected: \[',
+        ),
         ('[{"url": "/x"}]', r"setting sources\[0\]\.name \(FASTFLOW_SOURCES\): is not there"),
         ("s3cret", r"^setting sources \(FASTFLOW_SOURCES\): is no valid JSON$"),
     ],
@@ -94,9 +105,11 @@ def test_sources_that_can_not_be_read_are_told_for_people(
     [
         ({"name": "a/b", "folder": "x"}, "name has letters"),
         ({"name": "a"}, "either folder or url"),
-        ({"name": "a", "folder": "x", "url": "/y"}, "either folder or url"),
+        ({"name": "a", "folder": "x", "url": "/y"}, "either folder or url; a folder inside .* is its path"),
         ({"name": "a", "folder": "x", "branch": "main"}, "belong to a source with url"),
-        ({"name": "a", "url": "git@git.example:x"}, "needs known_hosts, the pinned host key"),
+        ({"name": "a", "url": "git@git.example:x"}, "needs known_hosts, the pinned host key: see `ssh-keyscan git.exa"),
+        ({"name": "a", "url": "ssh://git.example/x"}, "see `ssh-keyscan git.example`"),
+        ({"name": "a", "url": "ssh://git@git.example:2222/x"}, "see `ssh-keyscan -p 2222 git.example`"),
         ({"name": "a", "url": "git@git.example:x", "known_hosts": ["no key"]}, "as ssh-keyscan prints them"),
         ({"name": "a", "url": "/x", "path": "../y"}, "must stay in the repository"),
         ({"name": "a", "url": "/x", "brunch": "main"}, "brunch"),
@@ -105,6 +118,18 @@ def test_sources_that_can_not_be_read_are_told_for_people(
 def test_a_source_that_can_not_work_is_refused_by_field(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SourceSettings(**values)
+
+
+def test_a_source_in_a_file_is_named_unless_the_environment_has_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "controlplane.toml"
+    config.write_text('[[sources]]\nname = "flows"\nurl = "/x"\nbrunch = "main"\n')
+    with pytest.raises(SettingsError, match=r'setting sources\["flows"\]\.brunch \(FASTFLOW_SOURCES\): there is no'):
+        ControlPlaneSettings.load(config)
+    monkeypatch.setenv("FASTFLOW_SOURCES", '[{"name": "ops", "url": "/x", "brunch": "main"}]')
+    with pytest.raises(SettingsError, match=r'setting sources\["ops"\]\.brunch'):
+        ControlPlaneSettings.load(config)
 
 
 def test_sources_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

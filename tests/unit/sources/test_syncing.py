@@ -27,7 +27,7 @@ from fastflow_controlplane.store.engine import Store
 from fastflow_controlplane.store.queries.syncs import SyncRecord, SyncTrigger
 
 from tests.origins import Origin
-from tests.unit.sources.conftest import DEFAULTS, PATIENCE_SECONDS, catalog_of, make
+from tests.unit.sources.conftest import DEFAULTS, PATIENCE_SECONDS, Runs, catalog_of, make
 
 INTERVAL = 60.0
 
@@ -67,7 +67,7 @@ async def control_plane(origin: Origin, data: Path, answer_seconds: float = ANSW
     """Follows `origin` from a start to an end of the control plane; all it keeps is in `data`."""
     clock = ManualClock()
     source = GitSource("git", Upstream(origin.url), "", Mirror(data / "copy.git"), DEFAULTS)
-    catalog = Catalog({"git": source}, data, set, clock, answer_seconds)
+    catalog = Catalog({"git": source}, data, set, Runs().code, clock, answer_seconds)
     remote = Remote("git", parse_address(origin.url))
     process = FetchProcess(remote, Workplace(data / "copy.git", data / "home"), PATIENCE_SECONDS)
 
@@ -85,16 +85,17 @@ async def control_plane(origin: Origin, data: Path, answer_seconds: float = ANSW
 
 @asynccontextmanager
 async def running(
-    data: Path, clock: ManualClock, catalog: Catalog, fetching: Mapping[str, Fetching]
+    data: Path, clock: ManualClock, catalog: Catalog, fetching: Mapping[str, Fetching], *, synced: bool = True
 ) -> AsyncIterator[SyncService]:
-    """Syncs the sources of a catalog; each was synced once."""
+    """Syncs the sources of a catalog; each was synced once, if that is to be waited for."""
     store = Store(f"sqlite:///{data / 'fastflow.db'}")
     store.open()
     await store.start()
     service = SyncService(store, clock, catalog, fetching, INTERVAL)
     task = asyncio.create_task(service.run())
     try:
-        await eventually(service.list, lambda sources: not any(each.syncing or not each.newest for each in sources))
+        if synced:
+            await eventually(service.list, lambda sources: not any(each.syncing or not each.newest for each in sources))
         yield service
     finally:
         task.cancel()
@@ -133,6 +134,28 @@ async def test_a_source_is_synced_at_start_and_at_the_interval(world: World) -> 
     await world.clock.advance(INTERVAL)
     newest, *_ = await world.until(lambda found: found[0].repeat_count == 1)
     assert (newest.added, newest.error) == ((), "")
+
+
+async def test_a_first_sync_under_way_is_no_error(origin: Origin, tmp_path: Path) -> None:
+    origin.push({"a/main.py": ""})
+    clock, may_fetch = ManualClock(), asyncio.Event()
+    source = GitSource("git", Upstream(origin.url), "", Mirror(tmp_path / "copy.git"), DEFAULTS)
+    catalog = Catalog({"git": source}, tmp_path, set, Runs().code, clock)
+    remote = Remote("git", parse_address(origin.url))
+    process = FetchProcess(remote, Workplace(tmp_path / "copy.git", tmp_path / "home"), PATIENCE_SECONDS)
+
+    async def credentials() -> Credentials:
+        await may_fetch.wait()
+        return Credentials()
+
+    fetching = Fetching(process, credentials, "", PATIENCE_SECONDS)
+    async with running(tmp_path, clock, catalog, {"git": fetching}, synced=False) as service:
+        found = await eventually(partial(service.get, "git"), lambda _: bool(catalog.condition))
+        assert (found.syncing, found.error) == (True, "")
+        shutil.rmtree(origin.path)
+        may_fetch.set()
+        found = await eventually(partial(service.get, "git"), lambda found: not found.syncing)
+        assert "there is no repository at url" in found.error
 
 
 async def test_who_asks_during_a_sync_shares_the_one_after_it(world: World) -> None:
@@ -186,7 +209,7 @@ class Held(GitSource):
 async def test_nobody_waits_for_what_takes_long_to_read(origin: Origin, tmp_path: Path) -> None:
     commit = origin.push({"a/main.py": ""})
     source = Held("git", Upstream(origin.url), "", Mirror(origin.path), DEFAULTS)
-    catalog = Catalog({"git": source}, tmp_path, set, ManualClock(), answer_seconds=0.0)
+    catalog = Catalog({"git": source}, tmp_path, set, Runs().code, ManualClock(), answer_seconds=0.0)
     reader = catalog.readers["git"]
     reading = asyncio.create_task(reader.take(partial(source.advance, commit), PATIENCE_SECONDS))
     await asyncio.to_thread(source.begun.wait)

@@ -12,8 +12,9 @@ from fastflow_agent.runtime.base import PreparerResult, PreparerSpec
 from fastflow_agent.uvcache import EnvironmentFault, Generation
 from fastflow_agent.uvcache.holding import COMMITS, CONSTRAINTS
 from fastflow_agent.uvcache.needs import Needs
+from structlog.testing import capture_logs
 
-from tests.unit.uvcache.test_cache import IMAGE, Uv, World
+from tests.unit.uvcache.world import IMAGE, Uv, World
 
 
 class UvOfVersions(Uv):
@@ -91,7 +92,10 @@ async def test_packages_uv_does_not_take_though_it_was_told_their_commits_give_w
         asked.append(spec.environment.get(COMMITS, ""))
 
     world.uv.during = look
-    assert (await world.again(of_commit)).packages == ("alpha==1.0",)
+    with capture_logs() as entries:
+        assert (await world.again(of_commit)).packages == ("alpha==1.0",)
+    (why,) = [entry["why"] for entry in entries if "why" in entry]
+    assert why == f"uv could not be held to these packages: it did not take {of_commit}; it took alpha==1.0 besides"
     assert asked[0] == of_commit
     assert asked[-1] == ""
     # What was prepared in vain is not taken for what it was to be.

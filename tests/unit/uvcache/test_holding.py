@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fastflow.pipelines.scriptheader import script_header
-from fastflow_agent.uvcache.holding import COMMITS, CONSTRAINTS, commits, constraints, hold, holds
+from fastflow_agent.uvcache.holding import COMMITS, CONSTRAINTS, commits, constraints, differences, hold, holds
 
 
 def header(*lines: str) -> bytes:
@@ -84,3 +84,11 @@ def test_a_header_that_can_not_get_any_stays_as_it_is(lines: tuple[str, ...]) ->
 def test_without_versions_a_header_stays_as_it_is() -> None:
     assert hold(header("# dependencies = []"), []) == header("# dependencies = []")
     assert hold(b"", ["six==1.16.0"]) == b""
+
+
+def test_it_is_told_which_packages_uv_did_not_take_and_which_it_took_though_not_all_of_many() -> None:
+    asked = [f"a{number}==1.0" for number in range(9)]
+    assert differences(asked, [*asked, "b==1.0"]) == "it took b==1.0 besides"
+    assert differences(asked, asked[:8]) == "it did not take a8==1.0"
+    many = "a0==1.0, a1==1.0, a2==1.0, a3==1.0, a4==1.0 and 4 more"
+    assert differences(asked, ["b==1.0"]) == f"it did not take {many}; it took b==1.0 besides"

@@ -124,6 +124,18 @@ def test_of_two_versions_of_a_package_the_one_that_is_imported_is_listed(tmp_pat
     assert [package for package in installed(output) if "imes" in package] == ["Two.Times==2.0"]
 
 
+def test_where_no_variable_tells_the_folder_a_file_elsewhere_is_told_to_be_there(tmp_path: Path) -> None:
+    info = tmp_path / "packages" / "away-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: away\nVersion: 1.0\n")
+    (info / "direct_url.json").write_text('{"url": "file:///elsewhere/away.whl", "archive_info": {}}')
+    Needs().write(tmp_path / "made")
+    command = [sys.executable, str(tmp_path / "made" / "main.py")]
+    environment = {"PYTHONPATH": str(info.parent)}
+    output = subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+    assert [package for package in installed(output) if "away" in package] == ["away @ file:///elsewhere/away.whl"]
+
+
 @pytest.mark.parametrize(
     ("listing", "packages"),
     [

@@ -73,8 +73,7 @@ class World:
     preheat: Preheat
 
     def told(self) -> dict[str, Result]:
-        results, _ = self.preheat.report()
-        return {result.key[0].removeprefix("sha256:"): result for result in results}
+        return {result.key[0].removeprefix("sha256:"): result for result in self.preheat.report().results}
 
     def states(self) -> dict[str, str]:
         return {name: result.state.value for name, result in self.told().items()}
@@ -124,26 +123,63 @@ async def test_environments_are_prepared_one_at_a_time_in_the_order_they_are_wan
 async def test_a_report_begins_with_everything_and_goes_on_with_what_changed(world: World) -> None:
     world.preheat.take([ONE, TWO])
     await world.clock.settle()
-    results, full = world.preheat.report()
-    assert (len(results), full) == (2, True)
+    report = world.preheat.report()
+    assert (len(report.results), report.full) == (2, True)
     world.preheat.note("sha256:seen", "", Generation("1", Path("1"), ("seen==1",)))
-    results, full = world.preheat.report()
-    assert ([result.key for result in results], full) == ([("sha256:seen", "")], False)
+    report = world.preheat.report()
+    assert ([result.key for result in report.results], report.full) == ([("sha256:seen", "")], False)
     # A new stream brings the set anew.
     world.preheat.take([ONE, TWO])
-    results, full = world.preheat.report()
-    assert (len(results), full) == (3, True)
+    report = world.preheat.report()
+    assert (len(report.results), report.full) == (3, True)
     assert world.host.asked == ["one", "two"]
+
+
+async def test_of_a_difference_only_that_is_told(world: World) -> None:
+    world.preheat.take([ONE, TWO])
+    await world.clock.settle()
+    assert world.states() == {"one": "READY", "two": "READY"}
+    world.preheat.change([THREE], [ONE.key, ("sha256:unknown", "")])
+    await world.clock.settle()
+    report = world.preheat.report()
+    assert [result.key for result in report.results] == [THREE.key]
+    assert (list(report.gone), report.full) == ([ONE.key], False)
+    assert world.host.asked == ["one", "two", "three"]
+    # What comes back is begun anew, what is told twice goes on.
+    world.preheat.change([ONE, THREE], [])
+    await world.clock.settle()
+    assert world.states() == {"one": "READY"}
+    assert world.host.asked == ["one", "two", "three", "one"]
+
+
+async def test_what_is_no_longer_wanted_is_not_prepared_to_its_end(world: World) -> None:
+    world.host.gate.clear()
+    world.preheat.take([ONE])
+    await world.clock.settle()
+    world.preheat.change([TWO], [ONE.key])
+    world.host.gate.set()
+    await world.clock.settle()
+    assert world.host.asked == ["one", "two"]
+    assert list(world.host.prepared) == ["two"]
+
+
+async def test_runs_environments_of_long_ago_are_taken_back(world: World) -> None:
+    for number in range(REMEMBERED + 1):
+        world.preheat.note(f"sha256:{number}", "", Generation("1", Path("1")))
+    gone = []
+    while (report := world.preheat.report()).results or report.gone:
+        gone += report.gone
+    assert gone == [("sha256:0", "")]
 
 
 async def test_many_results_are_told_in_several_messages(world: World) -> None:
     world.preheat.take([Wanted(f"sha256:{number}", 1) for number in range(REPORTED + 5)])
     before = world.host.changes
-    results, full = world.preheat.report()
-    assert (len(results), full) == (REPORTED, True)
+    report = world.preheat.report()
+    assert (len(report.results), report.full) == (REPORTED, True)
     assert world.host.changes == before + 1
-    results, full = world.preheat.report()
-    assert (len(results), full) == (5, False)
+    report = world.preheat.report()
+    assert (len(report.results), report.full) == (5, False)
 
 
 async def test_what_uv_refuses_is_told_in_its_own_words_and_tried_again_ever_more_seldom(world: World) -> None:
@@ -301,6 +337,6 @@ async def test_only_the_last_environments_of_runs_are_remembered(world: World) -
         world.preheat.note(f"sha256:{number}", "", Generation("1", Path("1")))
     world.preheat.take([])
     told = 0
-    while results := world.preheat.report()[0]:
+    while results := world.preheat.report().results:
         told += len(results)
     assert told == REMEMBERED

@@ -7,15 +7,17 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastflow_agent.runtime.base import PreparerSpec, PreparerStep
 from fastflow_agent.uvcache import EnvironmentFault, UvCache, tree
-from fastflow_agent.uvcache.generations import Held
+from fastflow_agent.uvcache.generations import Generations, Held
 
-from tests.unit.uvcache.test_cache import SLOT, World
+from tests.unit.uvcache.world import SLOT, World
 
 DAY = 24 * 3600.0
 
@@ -75,6 +77,19 @@ async def test_the_last_use_is_known_to_the_next_agent_and_forgotten_with_the_en
     assert len(list(markers.iterdir())) == 1
 
 
+async def test_a_cache_at_rest_has_noted_the_last_use(world: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch = Generations.touch
+
+    def slow_touch(*arguments: Any) -> None:
+        # The disk is slow: longer than it takes to ask for the cache to be at rest.
+        time.sleep(0.2)
+        touch(*arguments)
+
+    monkeypatch.setattr(Generations, "touch", slow_touch)
+    await world.use("alpha")
+    assert len(list((world.folder / "cache" / "used").iterdir())) == 1
+
+
 async def test_uses_of_what_is_not_held_are_forgotten_at_the_start(world: Kept) -> None:
     await world.use("alpha")
     markers = world.folder / "cache" / "used"
@@ -127,12 +142,12 @@ async def test_what_is_removed_was_handed_out_to_nobody_meanwhile(world: Kept) -
 
     def slowly(out: Sequence[Held], remains: Iterable[int]) -> None:
         removing.set()
-        go_on.wait(10)
+        go_on.wait(60)
         remove(out, remains)
 
     world.cache._generations.remove = slowly  # type: ignore[method-assign]
     tidying = asyncio.create_task(world.cache.tidy())
-    await asyncio.to_thread(removing.wait, 10)
+    await asyncio.to_thread(removing.wait, 60)
     asked = asyncio.create_task(world.ensure("alpha"))
     for _ in range(20):
         await asyncio.sleep(0)
@@ -142,6 +157,61 @@ async def test_what_is_removed_was_handed_out_to_nobody_meanwhile(world: Kept) -
     await tidying
     assert int(generation.id) != first
     assert (generation.path / "archive-v0/alpha/module.py").exists()
+
+
+async def test_too_large_a_cache_is_tidied_though_something_is_pruned_while_it_is_measured(
+    world: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = await world.use("alpha")
+    world.cache.pin(str(old), SLOT)
+    await world.again("alpha")
+    await world.use(header="one")
+    last = await world.use(header="two")
+    await world.open(size_limit=1)
+    world.cache.pin(str(old), SLOT)
+    measuring, go_on = threading.Event(), threading.Event()
+    sizes = tree.sizes
+
+    def measure_slowly(roots: Iterable[Path]) -> list[int]:
+        measuring.set()
+        go_on.wait(60)
+        return sizes(roots)
+
+    monkeypatch.setattr(tree, "sizes", measure_slowly)
+    tidying = asyncio.create_task(world.cache.tidy())
+    await asyncio.to_thread(measuring.wait, 60)
+    world.cache.unpin(SLOT)
+    while (world.folder / f"cache/generations/{old}").exists():  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
+    go_on.set()
+    await tidying
+    assert world.numbers() == [last]
+
+
+async def test_what_is_looked_at_to_prepare_with_stays_though_something_newer_is_published_meanwhile(
+    world: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.use("alpha")
+    old = world.stock()
+    looked, go_on = threading.Event(), threading.Event()
+    damage = Generations.damage
+
+    def look_slowly(generations: Generations, held: Held) -> str:
+        found = damage(generations, held)
+        if generations.path(held.number) == old and not looked.is_set():
+            looked.set()
+            go_on.wait(60)
+        return found
+
+    monkeypatch.setattr(Generations, "damage", look_slowly)
+    slow = asyncio.create_task(world.ensure("alpha\nbeta"))
+    await asyncio.to_thread(looked.wait, 60)
+    await world.ensure("gamma")
+    world.cache._claims._leases.clear()
+    await world.cache.tidy()
+    assert world.stock() != old
+    go_on.set()
+    assert (await slow).path.is_dir()
 
 
 async def test_environments_prepared_at_the_same_time_are_there_for_who_waited_however_little_room(

@@ -176,7 +176,9 @@ def hello() -> Any:
 
 def tell(text: str) -> None:
     """Say what happened."""
-    print(text, flush=True)
+    # `print` writes a line and its end apart, and what two threads say would run together.
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from google.protobuf.duration_pb2 import Duration
 
 PROTOCOL = 1
 WINDOW = 1 << 30
-PATIENCE = 60.0
+PATIENCE = 240.0
 KEY = attempts_pb2.AttemptKey(run_id="01890000-0000-7000-8000-000000000001", attempt=1, claim_token="token")
 NEWER_MEMBER = gateway_pb2.ConnectResponse.FromString(b"\xe2\x03\x00")
 """A message of a kind (field 60) that neither side knows."""
@@ -173,7 +173,9 @@ def page(revision: int, word: Any, *, full: bool = False) -> Any:
 
 def tell(text: str) -> None:
     """Say what happened."""
-    print(text, flush=True)
+    # `print` writes a line and its end apart, and what two threads say would run together.
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def main() -> None:

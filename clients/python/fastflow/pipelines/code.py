@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from fastflow.pipelines.folder import Entry, Folder, FolderFault, Kind
 from fastflow.pipelines.problems import Problem, error
-from fastflow.pipelines.sizes import format_size
+from fastflow.pipelines.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-MAX_CODE_BYTES = 256 * 1024**2
-"""Most bytes of all files of a pipeline together, where a control plane is not set to another limit."""
+CODE_LIMIT = "256m"
+"""Most bytes of all files of a pipeline together, where a control plane is not set to another limit; as people say."""
+
+MAX_CODE_BYTES = parse_size(CODE_LIMIT)
+"""The same in bytes."""
 
 ANY_SIZE = sys.maxsize
 """The limit of code that was accepted before, by whatever limit there was then."""

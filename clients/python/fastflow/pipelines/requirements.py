@@ -1,7 +1,8 @@
 """What can be seen to be wrong with a requirements.txt or a PEP 723 header without asking a package index.
 
-Only what uv is certain to refuse: a line that is no requirement (PEP 508) and nothing else uv reads, and an include of
-a file that does not travel with the code. Whether a package exists shows when its environment is prepared.
+Only what uv is certain to refuse or to pass over: a line that is no requirement (PEP 508) and nothing else uv reads, an
+include of a file that does not travel with the code, and settings of indexes. Whether a package exists shows when its
+environment is prepared.
 """
 
 import codecs
@@ -13,7 +14,7 @@ from collections.abc import Collection
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from fastflow.pipelines.problems import Problem, error
+from fastflow.pipelines.problems import Problem, error, warning
 from fastflow.pipelines.scriptheader import HeaderFault, header_content
 
 MAX_REQUIREMENTS_BYTES = 1024 * 1024
@@ -29,6 +30,7 @@ requirements at all would fill answers about all pipelines."""
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _INCLUDE = re.compile(r"(?:-r|-c|--requirement|--constraint)[\s=]+(?P<path>.+)")
+_INDEX = re.compile(r"(?P<option>-i|--index-url|--extra-index-url|-f|--find-links|--no-index)(?![\w-]).*")
 _COMMENT = re.compile(r"(^|\s)#.*$")
 _OPTIONS = re.compile(r"(?<!\s)\s+--.*$")
 _LIST = 'such as ["requests==2.31.0"]'
@@ -36,7 +38,7 @@ _EXPLAINED = 'one requirement a line, such as requests==2.31.0 or "pandas>=2,<3"
 
 
 def requirements_problems(data: bytes, file: str, present: Collection[str]) -> list[Problem]:
-    """Returns the errors of the requirements file `file`, with their lines. `present` are the paths of all code."""
+    """Returns what is wrong with the requirements file `file`, by line. `present` are the paths of all code."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
@@ -46,12 +48,15 @@ def requirements_problems(data: bytes, file: str, present: Collection[str]) -> l
     problems: list[Problem] = []
     continued = False
     for number, line in enumerate(_LINE_END.split(text), 1):
-        complaint = "" if continued or len(line) > MAX_LINE else _complaint(_words(line), file, present)
+        words = "" if continued or len(line) > MAX_LINE else _words(line)
+        complaint, passed_over = _complaint(words, file, present), _passed_over(words)
         if complaint and len(problems) == MAX_PROBLEMS:
             problems.append(error(file, f"line {number}: is wrong too, and so may be later ones; mend these first"))
             break
         if complaint:
             problems.append(error(file, f"line {number}: {complaint}"))
+        if passed_over and len(problems) < MAX_PROBLEMS:
+            problems.append(warning(file, f"line {number}: {passed_over}"))
         continued = line.rstrip().endswith("\\")
     return problems
 
@@ -93,6 +98,17 @@ def _complaint(words: str, file: str, present: Collection[str]) -> str:
     return f'"{words[:100]}" is no requirement{_guess(words)}; allowed is {_EXPLAINED}'
 
 
+def _passed_over(words: str) -> str:
+    """What to say of a line that uv heeds in no run, "" for none such; never its value, which may hold a login."""
+    index = _INDEX.fullmatch(words)
+    if index is None:
+        return ""
+    return (
+        f"{index['option']} has no effect, so packages may come from another index: set FASTFLOW_INDEX_URL or "
+        "FASTFLOW_EXTRA_INDEX_URLS on the agents"
+    )
+
+
 def _is_somewhere(words: str) -> bool:
     """Whether a path, an address or something from the environment is meant: only uv knows what it comes to."""
     name = words.split(";")[0].strip()
@@ -107,7 +123,7 @@ def _missing(path: str, file: str, present: Collection[str]) -> str:
         return ""
     if posixpath.isabs(named) or named.startswith("../"):
         return f"names {path}, which is outside the folder; only the folder's own files are there in a run: copy it in"
-    return f"names {path}, which is not in the folder"
+    return f"names {path}, which is not in the folder; add that file, or remove the line"
 
 
 def _guess(words: str) -> str:

@@ -125,7 +125,10 @@ class _File:
         self._changing = threading.Lock()
 
     def look(self) -> None:
-        words = self._path.read_text() if self._path.exists() else ""
+        try:
+            words = self._path.read_text()
+        except FileNotFoundError:
+            words = ""
         with self._changing:
             if words != self._words:
                 self._words = words

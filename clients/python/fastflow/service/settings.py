@@ -3,11 +3,13 @@
 Order: environment (`FASTFLOW_…`), then the TOML file named by `--config` or `FASTFLOW_CONFIG`, then the default.
 """
 
+import json
 import os
 import re
 import tomllib
 import types
 import typing
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,7 +18,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
-PREFIX = "FASTFLOW_"
+from fastflow.variables import PREFIX
+
 CONFIG_VARIABLE = "FASTFLOW_CONFIG"
 
 _LOGIN = re.compile(r"://\S*@")
@@ -25,7 +28,8 @@ _LOGIN = re.compile(r"://\S*@")
 
 _PLAIN = {
     "extra_forbidden": "there is no such setting",
-    "tuple_type": "a list is expected, such as [{…}, {…}]",
+    "tuple_type": "a list is expected: [ … , … ]",
+    "bool_parsing": "true or false is expected",
     "missing": "is not there, and must be",
 }
 """What pydantic says for programmers, by its name for the fault."""
@@ -75,7 +79,7 @@ class ServiceSettings(BaseSettings):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise SettingsError(_explain(error)) from None
+            raise SettingsError(_explain(error, values)) from None
         except UnreadableVariable as error:
             # Its message has the name alone, in a sentence for programmers; what it comes from has the value.
             named = re.search(r'field "(\w+)"', str(error))
@@ -83,9 +87,10 @@ class ServiceSettings(BaseSettings):
             raise SettingsError(f"setting {name} ({PREFIX}{name.upper()}): is no valid JSON") from None
 
     @classmethod
-    def describe(cls) -> str:
-        """Returns one paragraph per setting, for `--help`: variable, kind, default, meaning."""
-        return "\n\n".join(_describe(name, field) for name, field in cls.model_fields.items())
+    def describe(cls, names: Collection[str] = ()) -> str:
+        """Returns one paragraph per setting, for `--help`: variable, kind, default, meaning; of all, or of `names`."""
+        fields = ((name, field) for name, field in cls.model_fields.items() if not names or name in names)
+        return "\n\n".join(_describe(name, field) for name, field in fields)
 
     def print_config(self) -> str:
         """Returns the settings in force as TOML; secret values are shown as asterisks."""
@@ -108,7 +113,7 @@ def _read(config: Path, known: set[str]) -> dict[str, Any]:
     return values
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, file: Mapping[str, Any]) -> str:
     lines = []
     for problem in error.errors():
         # The value of a secret setting must not reach a log; pydantic hides it only in the parsed field.
@@ -117,15 +122,36 @@ def _explain(error: ValidationError) -> str:
         if problem["loc"]:
             # A setting that has a second variable is located by its first, not by its name.
             name = str(problem["loc"][0]).removeprefix(PREFIX).lower()
-            names = [f"setting {_path((name, *problem['loc'][1:]))} ({PREFIX}{name.upper()}): "]
+            path = _path(name, problem["loc"][1:], _given(name, file))
+            names = [f"setting {path} ({PREFIX}{name.upper()}): "]
         lines.append("".join([*names, message]))
     return "\n".join(lines)
 
 
-def _path(location: tuple[int | str, ...]) -> str:
-    """Returns "sources[1].url", counted from 0."""
-    first, *rest = location
-    return "".join([str(first), *(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)])
+def _given(name: str, file: Mapping[str, Any]) -> Any:
+    """What was given for a setting, as it was read: the environment goes before the `file`."""
+    variables = {variable.upper(): text for variable, text in os.environ.items() if text}
+    text = variables.get(f"{PREFIX}{name.upper()}")
+    if text is None:
+        return file.get(name)
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _path(name: str, location: Sequence[int | str], value: Any) -> str:
+    """Returns 'sources["flows"].url', or "sources[1].url", counted from 0, where the item of `value` has no name."""
+    parts = [name]
+    for part in location:
+        try:
+            value = value[part]
+        except (LookupError, TypeError):
+            value = None
+        named = value.get("name") if isinstance(value, dict) else None
+        label = f'"{named}"' if isinstance(named, str) and named and named.isprintable() else part
+        parts.append(f"[{label}]" if isinstance(part, int) else f".{part}")
+    return "".join(parts)
 
 
 def _describe(name: str, field: FieldInfo) -> str:

@@ -95,7 +95,8 @@ _DESIRED: Select[Any] = (
     .outerjoin(run_parameters, run_parameters.c.run_id == attempts.c.run_id)
     .where(attempts.c.agent_id == bindparam("agent"))
 )
-_UNSETTLED = _DESIRED.where(attempts.c.desired != "FORGET")
+# In the order in which they were placed, or changed since: agents begin and prepare in it.
+_UNSETTLED = _DESIRED.where(attempts.c.desired != "FORGET").order_by(attempts.c.revision)
 _ENDED = _UNSETTLED.where(attempts.c.state.in_(TERMINAL))
 _UNBEGUN = _UNSETTLED.where(attempts.c.state == RunState.ASSIGNED, attempts.c.known_seq == 0)
 _CHANGED = _DESIRED.where(attempts.c.revision > bindparam("since")).order_by(attempts.c.revision)
@@ -106,7 +107,7 @@ _AGENT = select(agents.c.revision, agents.c.session_epoch, agents.c.draining, ag
 
 
 def read_all(connection: Connection, agent_id: str, reported: Collection[AttemptKey]) -> DesiredState:
-    """Returns everything unsettled of an agent, and of the attempts it `reported` those that are its own."""
+    """Returns everything unsettled of an agent, in order of change, and behind it its own of what it `reported`."""
     rows = [*map(_row, connection.execute(_UNSETTLED, {"agent": agent_id}))]
     settled = {*reported} - {row.key for row in rows}
     return _state(connection, agent_id, [*rows, *_named(connection, agent_id, settled)])
@@ -131,7 +132,7 @@ def _named(connection: Connection, agent_id: str, keys: Collection[AttemptKey]) 
     return rows
 
 
-def read_abandoned(connection: Connection, agent_id: str, reported: Collection[AttemptKey]) -> list[DesiredRow]:
+def read_unreported(connection: Connection, agent_id: str, reported: Collection[AttemptKey]) -> list[DesiredRow]:
     """Returns ended attempts that wait for something from their agent, which no longer knows of them."""
     ended = connection.execute(_ENDED, {"agent": agent_id})
     return [row for row in map(_row, ended) if row.key not in reported]

@@ -161,7 +161,7 @@ def read_run(connection: Connection, run_id: str) -> RunView:
     return found[0]
 
 
-def read_code(connection: Connection, digest: str) -> RunCode | None:
+def code_with_bundle(connection: Connection, digest: str) -> RunCode | None:
     """Returns the code of the runs with the bundle of this digest; None = there are none. Looks through all runs."""
     columns = (runs.c.bundle_digest, runs.c.bundle_size, runs.c.tree)
     row = connection.execute(select(*columns).where(runs.c.bundle_digest == digest, runs.c.tree != "").limit(1)).first()

@@ -3,13 +3,14 @@
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastflow.protocol import REPORTS_STRAYS
-from fastflow_controlplane.agents.abandoned import STRAY_STOP_SECONDS, Abandoned
 from fastflow_controlplane.agents.assignments import Assignments, Delivery
 from fastflow_controlplane.agents.model import Capacity
 from fastflow_controlplane.agents.registry import AgentRegistry
+from fastflow_controlplane.agents.unreported import STRAY_STOP_SECONDS, Unreported
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.logs.files import FileLogStore
 from fastflow_controlplane.logs.store import LogKey
@@ -36,7 +37,7 @@ class Plane:
     rows: Rows
     clock: ManualClock
     logs: FileLogStore
-    abandoned: Abandoned
+    unreported: Unreported
     assignments: Assignments
 
     async def told(self, agent: AgentRow, protocol: int, *reported: AttemptKey) -> list[Delivery]:
@@ -57,19 +58,29 @@ async def plane(store: Store, tmp_path: Path) -> AsyncIterator[Plane]:
     scheduler = Scheduler(clock, changes, 5.0, 300.0)
     registry = AgentRegistry(store, clock, settings, scheduler)
     logs = FileLogStore(tmp_path / "logs")
-    abandoned = Abandoned(store, clock, logs, changes, scheduler, GRACE)
-    assignments = Assignments(store, clock, NoSecrets(), logs, changes, scheduler, registry, abandoned, 1, 10.0)
-    yield Plane(Rows(store), clock, logs, abandoned, assignments)
+    unreported = Unreported(store, clock, logs, changes, scheduler, registry, GRACE)
+    assignments = Assignments(store, clock, NoSecrets(), logs, changes, scheduler, registry, unreported, 1, 10.0)
+    yield Plane(Rows(store), clock, logs, unreported, assignments)
     await logs.aclose()
 
 
 async def lost(plane: Plane) -> tuple[AgentRow, AttemptKey, Journal]:
     """An attempt that was running when its agent went away, and was declared LOST."""
-    agent, key = await plane.rows.assigned()
-    journal = Journal(key)
-    await plane.rows.apply(agent, [journal.moved(RunState.RUNNING)])
+    agent, (journal,) = await lose(plane, 1)
+    return agent, journal.key, journal
+
+
+async def lose(plane: Plane, count: int) -> tuple[AgentRow, list[Journal]]:
+    """Some attempts that were running when their agent went away, and were declared LOST."""
+    agent = await plane.rows.agent()
+    journals = []
+    for _ in range(count):
+        key = await plane.rows.assign(await plane.rows.run(), agent)
+        assert key is not None
+        journals.append(Journal(key))
+    await plane.rows.apply(agent, [journal.moved(RunState.RUNNING) for journal in journals])
     await plane.rows.lose(agent)
-    return await plane.rows.agent(), key, journal
+    return await plane.rows.agent(), journals
 
 
 async def test_a_lost_attempt_holds_its_capacity_until_its_agent_reports_that_nothing_is_left(plane: Plane) -> None:
@@ -79,7 +90,7 @@ async def test_a_lost_attempt_holds_its_capacity_until_its_agent_reports_that_no
         assert (told.key, told.action, told.known_seq, told.ended) == (key, "STOP", 1, True)
         assert await plane.reserved(agent) == TAKEN
         await plane.clock.advance(10 * GRACE)
-        await plane.abandoned.check()
+        await plane.unreported.check()
     attempt = await plane.rows.newest(key.run_id)
     assert (attempt.log_sealed, len(attempt.log_losses), attempt.released) == (True, 1, False)
 
@@ -131,13 +142,57 @@ async def test_an_agent_that_can_not_report_it_holds_capacity_no_longer_than_it_
     # It comes and goes, which gives it no more time.
     agent = await plane.rows.agent()
     assert await plane.told(agent, OLD) == []
-    await plane.abandoned.check()
+    await plane.unreported.check()
     assert await plane.reserved(agent) == TAKEN
     await plane.clock.advance(STRAY_STOP_SECONDS)
-    await plane.abandoned.check()
+    await plane.unreported.check()
     assert await plane.reserved(agent) == FREE
     assert (await plane.rows.newest(key.run_id)).released
     assert await plane.rows.desired(agent) == {key: "FORGET"}
+
+
+async def test_strays_of_an_agent_have_the_time_in_which_it_removes_them_one_after_the_other(plane: Plane) -> None:
+    agent, _ = await lose(plane, 3)
+    assert await plane.told(agent, OLD) == []
+    await plane.clock.advance(GRACE + 2 * STRAY_STOP_SECONDS)
+    await plane.unreported.check()
+    assert (await plane.reserved(agent)).slots == 3
+    await plane.clock.advance(STRAY_STOP_SECONDS)
+    await plane.unreported.check()
+    assert await plane.reserved(agent) == FREE
+
+
+async def test_what_an_agent_reports_after_all_is_not_taken_for_gone(plane: Plane) -> None:
+    agent, key, journal = await lost(plane)
+    assert await plane.told(agent, OLD) == []
+    agent = await plane.rows.agent()
+    (told,) = await plane.told(agent, OLD, key)
+    assert told.key == key
+    await plane.clock.advance(10 * GRACE)
+    await plane.unreported.check()
+    assert await plane.reserved(agent) == TAKEN
+    await plane.rows.apply(agent, [journal.gone()])
+    assert await plane.reserved(agent) == FREE
+
+
+async def test_what_an_agent_reports_while_others_are_freed_is_not_taken_for_gone(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, journals = await lose(plane, 2)
+    keys = [journal.key for journal in journals]
+    assert await plane.told(agent, OLD) == []
+    await plane.clock.advance(10 * GRACE)
+    store, write = plane.rows.store, plane.rows.store.write
+
+    async def write_one(operation: Any, committed: Any = None) -> Any:
+        monkeypatch.setattr(store, "write", write)
+        result = await write(operation, committed)
+        await plane.told(agent, OLD, *keys)
+        return result
+
+    monkeypatch.setattr(store, "write", write_one)
+    await plane.unreported.check()
+    assert [(await plane.rows.newest(key.run_id)).released for key in keys].count(True) == 1
 
 
 async def test_an_agent_that_was_upgraded_meanwhile_is_waited_for(plane: Plane) -> None:
@@ -147,7 +202,7 @@ async def test_an_agent_that_was_upgraded_meanwhile_is_waited_for(plane: Plane) 
     (told,) = await plane.told(agent, REPORTS_STRAYS)
     assert (told.key, told.ended) == (key, True)
     await plane.clock.advance(10 * GRACE)
-    await plane.abandoned.check()
+    await plane.unreported.check()
     assert await plane.reserved(agent) == TAKEN
     await plane.rows.apply(agent, [journal.gone()])
     assert await plane.reserved(agent) == FREE

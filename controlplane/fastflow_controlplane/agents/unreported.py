@@ -1,24 +1,24 @@
-"""Ended attempts of which their agent no longer knows, for its data folder was lost, or which it never had.
+"""Ended attempts that their agent did not report, for its data folder was lost, or it never had them.
 
 Their logs end where they are: nobody delivers more. But a container may be left of them, which their agent finds by its
 label and stops in the end. Until the agent reports that none is left, each holds its capacity.
 """
 
-from collections.abc import Collection
+from collections.abc import Sequence
 
 import structlog
 from fastflow.protocol import HOLDS_RELEASE, REPORTS_STRAYS
 
+from fastflow_controlplane.agents.registry import AgentRegistry
 from fastflow_controlplane.clock import Clock
-from fastflow_controlplane.conditions import is_told
-from fastflow_controlplane.errors import Unavailable
+from fastflow_controlplane.conditions import repeat
 from fastflow_controlplane.logs.store import LogKey, LogStore, StoreUnavailable
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptKey, LogLoss
 from fastflow_controlplane.scheduler.loop import Scheduler
 from fastflow_controlplane.store import Connection
 from fastflow_controlplane.store.engine import Store
-from fastflow_controlplane.store.queries import attempts, desired, events
+from fastflow_controlplane.store.queries import attempts, events
 from fastflow_controlplane.store.queries.desired import DesiredRow
 from fastflow_controlplane.store.queries.transitions import note
 
@@ -27,76 +27,83 @@ log = structlog.get_logger(__name__)
 CHECK_SECONDS = 1.0
 """How often attempts whose time is over are looked for; costs nothing while there are none."""
 STRAY_STOP_SECONDS = 15.0
-"""What an agent needs behind the grace for orphans: it gives a stray 10 s to end, and removes it."""
+"""What an agent needs for each stray behind the grace for orphans: it gives it 10 s to end, removes it, and only then
+turns to the next."""
 
 
-class Abandoned:
-    """Closes such attempts. `orphan_grace` (seconds) is what agents are told."""
+class Unreported:
+    """Closes logs of such attempts, and frees their capacity. `orphan_grace` (seconds) is what agents are told."""
 
     def __init__(
-        self, store: Store, clock: Clock, logs: LogStore, changes: Changes, scheduler: Scheduler, orphan_grace: float
+        self,
+        store: Store,
+        clock: Clock,
+        logs: LogStore,
+        changes: Changes,
+        scheduler: Scheduler,
+        registry: AgentRegistry,
+        orphan_grace: float,
     ) -> None:
         self._store = store
         self._clock = clock
         self._logs = logs
         self._changes = changes
         self._scheduler = scheduler
-        self._patience = orphan_grace + STRAY_STOP_SECONDS
-        self._due: dict[AttemptKey, float] = {}
+        self._registry = registry
+        self._orphan_grace = orphan_grace
+        self._due: dict[str, dict[AttemptKey, float]] = {}
 
-    async def close(self, agent_id: str, reported: Collection[AttemptKey], protocol: int) -> frozenset[AttemptKey]:
-        """Ends the logs of those that the agent did not have (`reported`) at the begin of a session of `protocol`.
-
-        Returns those that it is not to be told of: it is too old to report that nothing is left of them, and would
-        report an end of its own. After the time in which it removes what is left, they are taken for gone.
-        """
-        rows = await self._store.read(
-            lambda connection: desired.read_abandoned(connection, agent_id, frozenset(reported))
-        )
+    async def close_logs(self, rows: Sequence[DesiredRow], protocol: int) -> None:
+        """Ends the logs of attempts that were not reported at the begin of a session of `protocol`."""
         for row in rows:
             try:
                 await self._close(row, may_have_begun=bool(row.known_seq) or protocol < HOLDS_RELEASE)
             except StoreUnavailable as error:
                 # The next stream of the agent tries again.
                 log.warning("attempt can not be closed", run=row.key.run_id, attempt=row.key.attempt, why=str(error))
+
+    def hold(self, agent_id: str, rows: Sequence[DesiredRow], protocol: int) -> frozenset[AttemptKey]:
+        """Has those of all that the agent did not report keep their capacity; returns those it is not to be told of.
+
+        An agent of an old `protocol` can not report that nothing is left of them, and would report an end of its own.
+        After the time in which it removes what is left, they are taken for gone.
+        """
+        before = self._due.pop(agent_id, {})
         held = frozenset(row.key for row in rows if not row.released)
-        if protocol >= REPORTS_STRAYS:
-            for key in held:
-                self._due.pop(key, None)
+        if not held or protocol >= REPORTS_STRAYS:
             return frozenset()
-        due = self._clock.monotonic() + self._patience
-        for key in held:
-            # An agent that comes again and again does not hold them for ever.
-            self._due.setdefault(key, due)
+        due = self._clock.monotonic() + self._orphan_grace + STRAY_STOP_SECONDS * len(held)
+        # An agent that comes again and again does not hold them for ever.
+        self._due[agent_id] = {key: before.get(key, due) for key in held}
         return held
 
     async def watch(self) -> None:
         """Frees what was held for long enough, until cancelled; what the database refuses is tried again."""
-        while True:
-            await self._clock.sleep(CHECK_SECONDS)
-            try:
-                await self.check()
-            except Unavailable as error:
-                if not is_told(error):
-                    log.warning("capacity of lost attempts could not be freed", why=error.message)
+        await repeat(self._clock, CHECK_SECONDS, self.check, "capacity of lost attempts could not be freed")
 
     async def check(self) -> None:
         """Looks once. Raises Unavailable."""
         now = self._clock.monotonic()
-        for key in [key for key, due in self._due.items() if due <= now]:
-            await self._free(key)
-            self._due.pop(key, None)
+        over = [(agent_id, key) for agent_id, held in self._due.items() for key, due in held.items() if due <= now]
+        for agent_id, key in over:
+            held = self._due.get(agent_id, {})
+            # Not what a session reported that began meanwhile.
+            if key in held:
+                await self._free(key)
+                held.pop(key)
 
     async def _free(self, key: AttemptKey) -> None:
-        def free(connection: Connection) -> None:
+        def free(connection: Connection) -> str:
             note(connection, key, {"released": True})
             attempts.touch_run(connection, key.run_id)
-            attempts.settle(connection, key)
+            return attempts.settle(connection, key)
 
-        def freed(_: None) -> None:
+        def freed(agent_id: str) -> None:
             log.warning("a container that may be left is taken for gone", run=key.run_id, attempt=key.attempt)
             self._scheduler.released(key)
             self._changes.notify(key.run_id)
+            if agent_id:
+                self._registry.desired_changed(agent_id)
 
         await self._store.write(free, freed)
 

@@ -1,0 +1,5 @@
+from tests.cluster.restored import Restored
+
+
+class TestRestored(Restored):
+    """With the process runtime."""

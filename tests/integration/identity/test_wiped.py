@@ -1,0 +1,5 @@
+from tests.cluster.wiped import Wiped
+
+
+class TestWiped(Wiped):
+    """With the process runtime."""
