@@ -127,7 +127,8 @@ class Evidence:
         seen: dict[str, list[float]] = defaultdict(list)
         for line in (self.folder / "cluster" / "controlplane.log").read_text(errors="replace").splitlines():
             if CONNECTED in line:
-                entry = json.loads(line)
+                # Before it there may be the beginning of what a killed program said last.
+                entry = json.loads(line[line.rindex('{"') :])
                 seen[entry["agent"]].append(datetime.fromisoformat(entry["timestamp"]).timestamp())
         return Absences(self.deeds, seen)
 

@@ -40,7 +40,6 @@ CALLERS = 16
 """Threads that submit and cancel: more than are ever waiting for an answer in the longest outage, mostly."""
 ENDING_SECONDS = 30.0
 """A program that was told to stop has ended by then, on a machine that is busy."""
-READY_SECONDS = 60.0
 SETTLED_SECONDS = 180.0
 """After the last outage every call is answered, every run has ended and nothing of it is left by then."""
 FILLED_SECONDS = 60.0
@@ -55,7 +54,6 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._opened = ExitStack()
         self._relays: dict[str, Relay] = {}
         self._over = threading.Event()
         self._callers = ThreadPoolExecutor(CALLERS, "caller")
@@ -64,25 +62,31 @@ class Stage:
         self._keeper = ThreadPoolExecutor(1, "journals")
 
     def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            self._open(opened)
+            # Unless all of it stands, what was started by then is stopped here: nobody else would.
+            self._opened = opened.pop_all()
+        return self
+
+    def _open(self, opened: ExitStack) -> None:
         self.ledger.mkdir()
-        self._diary = self._opened.enter_context(Diary(self.folder))
-        network, address = self._opened.enter_context(_network())
-        self._recorder = self._opened.enter_context(Recorder(self.ledger, address, self._keep_journal))
-        self.cluster = self._opened.enter_context(Cluster(self.folder / "cluster", "docker", **CONTROLPLANE_SETTINGS))
+        self._diary = opened.enter_context(Diary(self.folder))
+        network, address = opened.enter_context(_network())
+        self._recorder = opened.enter_context(Recorder(self.ledger, address, self._keep_journal))
+        self.cluster = opened.enter_context(Cluster(self.folder / "cluster", "docker", **CONTROLPLANE_SETTINGS))
         self._clients = Clients(self.cluster.server, self._diary)
         for kind in (*KINDS, WHOLE):
             self._add_pipeline(kind)
         self.cluster.controlplane.start()
         for name in AGENTS:
-            relay = self._relays[name] = self._opened.enter_context(Relay(self.cluster.server))
+            relay = self._relays[name] = opened.enter_context(Relay(self.cluster.server))
             own = {"FASTFLOW_CONTROLPLANE": relay.address, "FASTFLOW_RUNTIME": "process"}
             if name.startswith("boxed"):
                 own |= {"FASTFLOW_RUNTIME": "docker", "FASTFLOW_NETWORK": network, **BOXED_SETTINGS}
             self.cluster.add_agent(name, **{**AGENT_SETTINGS, **own})
         for name in AGENTS:
-            self.cluster.wait_for_agent(name, timeout=READY_SECONDS)
+            self.cluster.wait_for_agent(name)
         self._keeping = self._keeper.submit(self._keep_journals)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
@@ -166,6 +170,7 @@ class Stage:
             self._await_end(program)
         # Nothing but this script ends a program: what a deed found, the rules compare with that.
         found = program.code
+        heard = {"catches": program.catches(signal.SIGTERM)} if step.act is Act.STOP and found is None else {}
         match step.act:
             case Act.KILL:
                 program.kill()
@@ -183,7 +188,7 @@ class Stage:
                 self._relays[step.target].stall()
             case Act.HEAL:
                 self._relays[step.target].heal()
-        self._diary.deed(step.act, step.target, begun=begun, found=found)
+        self._diary.deed(step.act, step.target, begun=begun, found=found, **heard)
 
     def _program(self, name: str) -> Program:
         return self.cluster.controlplane if name == CONTROLPLANE else self.cluster.agents[name]

@@ -123,6 +123,12 @@ class Program:
         """Lets a frozen program go on."""
         os.kill(self.pid, signal.SIGCONT)
 
+    def catches(self, number: signal.Signals) -> bool:
+        """Whether the program has a handler of its own for the signal. Source: /proc/PID/status, SigCgt (proc(5))."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught, 16) >> (number - 1) & 1)
+
     def resident_bytes(self) -> int:
         """Resident memory of the program, in bytes. Source: /proc/PID/statm."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])

@@ -45,5 +45,5 @@ def violations(evidence: Evidence) -> list[str]:
 def _found(check: Rule, evidence: Evidence) -> Iterator[str]:
     try:
         yield from check(evidence)
-    except (OSError, ValueError, BrokenLedger) as error:
+    except (OSError, ValueError, LookupError, BrokenLedger) as error:
         yield f"can not be told: {error!r}"

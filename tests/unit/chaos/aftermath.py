@@ -49,7 +49,7 @@ CANCELLED = ("waits", "never", "fills")
 DEEDS = [
     ("KILL", "plain-1", 10.0, {"found": None}),
     ("START", "plain-1", 30.0, {"found": -9}),
-    ("STOP", "plain-1", 51.0, {"found": None}),
+    ("STOP", "plain-1", 51.0, {"found": None, "catches": True}),
     ("START", "plain-1", 52.0, {"found": 0}),
     ("DRAIN", "plain-1", 40.0, {"deadline": 2.0}),
     ("RESUME", "plain-1", 50.0, {"deadline": None}),

@@ -192,7 +192,7 @@ TAMPERED: dict[str, dict[str, Tamper]] = {
     "no_program_failed": {
         "program crashed before it was killed": edited("deeds.jsonl", '"found": -9', '"found": -11'),
         "program ended with an error when it was stopped": edited("deeds.jsonl", '"found": 0', '"found": 1'),
-        "program that had long begun did not stop in order": edited("deeds.jsonl", '"found": 0', '"found": -15'),
+        "program that had begun did not stop in order": edited("deeds.jsonl", '"found": 0', '"found": -15'),
         "program had ended when its turn came": edited("deeds.jsonl", '"found": null', '"found": -11'),
         "program's interpreter failed": written("cluster/plain-1.log", "Fatal Python error: Segmentation fault\n"),
         "program ended with an error": written("endings.json", '{"plain-1": 1}'),

@@ -1,10 +1,12 @@
 """The checker of the chaos suite finds what was tampered with, rule by rule, and nothing where all is well."""
 
+import json
+
 import pytest
 
 from tests.chaos.evidence import Evidence
 from tests.chaos.rules import RULES, no_two_attempts_of_a_run_lived_at_once, violations
-from tests.unit.chaos.aftermath import COUNTS, KEYS, LOST, OUTPUT, WAITS, Aftermath, slot_of
+from tests.unit.chaos.aftermath import COUNTS, KEYS, LOST, OUTPUT, WAITS, Aftermath, deed, slot_of
 from tests.unit.chaos.tampered import TAMPERED
 from tests.unit.chaos.tampering import Tamper, all_of, begins, cancelled, log, of_kind, one_more, run_row
 
@@ -66,7 +68,20 @@ def test_evidence_that_is_broken_is_a_violation_and_no_end_of_all_judging(afterm
     assert [violation for violation in found if "can not be told" in violation]
 
 
-def test_a_program_that_has_just_begun_may_end_by_the_signal_itself(aftermath: Aftermath) -> None:
+def test_a_deed_that_is_missing_is_a_violation_and_no_end_of_all_judging(aftermath: Aftermath) -> None:
+    aftermath.put("deeds.jsonl", json.dumps(deed("START", "plain-1", 30.0, {"found": -9})) + "\n")
+    found = violations(Evidence(aftermath.folder))
+    assert [violation for violation in found if "can not be told" in violation]
+    assert [violation for violation in found if "KILL plain-1 did not come" in violation]
+
+
+def test_what_a_program_said_as_it_was_killed_may_be_cut_off(aftermath: Aftermath) -> None:
+    log = aftermath.folder / "cluster/controlplane.log"
+    log.write_text('{"agent": "plain-1", "sess' + log.read_text())
+    assert violations(Evidence(aftermath.folder)) == []
+
+
+def test_a_program_that_still_begins_may_end_by_the_signal_itself(aftermath: Aftermath) -> None:
     aftermath.replace("deeds.jsonl", '"found": 0', '"found": -15')
-    aftermath.replace("deeds.jsonl", '"begun": 51.0', '"begun": 36.0')
+    aftermath.replace("deeds.jsonl", '"catches": true', '"catches": false')
     assert violations(Evidence(aftermath.folder)) == []

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -16,6 +17,8 @@ from tests.cluster import Cluster, Program
 
 AGENT = "plain-1"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+HEARS = "import signal, time; signal.signal(signal.SIGTERM, print); print('hears', flush=True); time.sleep(600)"
+SLEEPS = "import time; print('sleeps', flush=True); time.sleep(600)"
 CRASHES = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
 
 
@@ -75,6 +78,42 @@ def test_a_program_that_crashed_is_found_so_when_its_turn_comes(stage: Stage, ac
     (deed,) = deeds(stage)
     assert (deed["what"], deed["found"]) == (act, -11)
     stage._await_end(stage.cluster.agents[AGENT])
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "catches"),
+    [(DEAF, "deaf", False), (HEARS, "hears", True), (SLEEPS, "sleeps", False)],
+    ids=["ignores it", "has a handler", "has none"],
+)
+def test_whether_a_program_hears_that_it_is_stopped_is_written_down(
+    stage: Stage, code: str, said: str, catches: bool
+) -> None:
+    program = agent(stage, code)
+    program.wait_for_log(said)
+    stage._do(Step(0.0, Act.STOP, AGENT))
+    assert [deed["catches"] for deed in deeds(stage)] == [catches]
+    program.kill()
+
+
+def test_what_was_started_is_stopped_where_not_all_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sleeping(Cluster):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            self.controlplane = Program(["python", "-c", SLEEPS], self.controlplane.log, {})
+
+    def no_relay(_: str) -> NoReturn:
+        raise OSError("no port is free")
+
+    monkeypatch.setattr(stage_module, "Cluster", Sleeping)
+    monkeypatch.setattr(stage_module, "Relay", no_relay)
+    monkeypatch.setattr(stage_module, "_network", lambda: nullcontext(("none", "127.0.0.1")))
+    stage = Stage(tmp_path)
+    try:
+        with pytest.raises(OSError, match="no port"), stage:
+            pass
+        assert stage.cluster.controlplane.code is not None
+    finally:
+        stage.cluster.controlplane.kill()
 
 
 def test_the_journal_of_a_run_that_begins_outlives_its_slot(stage: Stage) -> None:
