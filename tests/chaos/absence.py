@@ -9,7 +9,8 @@ from tests.chaos.script import CONTROLPLANE, UNDOES, Act, layer
 from tests.chaos.settings import HEARTBEAT_SECONDS, LOST_SECONDS, OFFLINE_SECONDS, RECOVERY_SECONDS
 
 RETURN_SECONDS = 15.0
-"""An agent that nothing keeps away is connected again by then: 6 s on a busy machine, 13 s on a flooded one."""
+"""An agent that nothing keeps away is connected again by then, to a control plane that answers: 6 s on a busy machine,
+13 s on a flooded one."""
 STALL_SECONDS = 6.0
 """A control plane that stood still for this long notices it; somewhat shorter, it may."""
 AWAY_SECONDS = OFFLINE_SECONDS + LOST_SECONDS - HEARTBEAT_SECONDS
@@ -29,11 +30,13 @@ class Absence:
 class Absences:
     """Those of all agents in one chaos run.
 
-    `deeds` is what was done, in order; `seen` the moments at which each agent connected, as the control plane says.
+    `deeds` is what was done, in order; `seen` the moments at which each agent connected, and `ready` those at which the
+    control plane began to answer after a start, as it says, in order.
     """
 
-    def __init__(self, deeds: Iterable[Deed], seen: Mapping[str, Sequence[float]]) -> None:
+    def __init__(self, deeds: Iterable[Deed], seen: Mapping[str, Sequence[float]], ready: Sequence[float] = ()) -> None:
         self._seen = seen
+        self._ready = ready
         self._outages: defaultdict[str, list[Absence]] = defaultdict(list)
         self._starts: list[float] = []
         self._thaws: list[float] = []
@@ -57,7 +60,7 @@ class Absences:
 
     def at(self, agent: str, moment: float) -> Absence | None:
         """The absence that an agent is in at a moment, or has not come back from."""
-        found = [absence for absence in self.of(agent) if absence.begin <= moment <= absence.end + RETURN_SECONDS]
+        found = [absence for absence in self.of(agent) if absence.begin <= moment <= self._back_by(absence.end)]
         return found[-1] if found else None
 
     def against_loss(self, agent: str, moment: float) -> str:
@@ -72,7 +75,7 @@ class Absences:
         seen = max((seen for seen in self._seen.get(agent, []) if seen <= moment), default=float("-inf"))
         if seen < start:
             # What a control plane has not seen since it began counts as away since then.
-            free = absence.begin > start + RETURN_SECONDS
+            free = absence.begin > self._back_by(start)
             return "its agent had not come back, though nothing kept it away" if free else ""
         away = moment - max(absence.begin, seen)
         return "" if away >= AWAY_SECONDS else f"its agent had only been away for {away:.1f} s"
@@ -89,7 +92,17 @@ class Absences:
                 self._thaws.append(began(undone))
 
     def _came_back(self, agent: str, end: float, begin: float) -> bool:
-        return begin > end + RETURN_SECONDS or self._is_seen(agent, end, begin)
+        return begin > self._back_by(end) or self._is_seen(agent, end, begin)
+
+    def _back_by(self, end: float) -> float:
+        """When an agent is connected again that from `end` on nothing keeps away but that nobody answers it."""
+        by = end + RETURN_SECONDS
+        for outage in self._outages[CONTROLPLANE]:
+            begins = outage.end in self._starts
+            answers = next((ready for ready in self._ready if begins and ready >= outage.end), outage.end)
+            if outage.begin <= by and answers >= end:
+                by = answers + RETURN_SECONDS
+        return by
 
     def _is_seen(self, agent: str, begin: float, end: float) -> bool:
         return any(begin <= moment <= end for moment in self._seen.get(agent, []))

@@ -26,8 +26,10 @@ AttemptName = tuple[str, int]
 ALARM = re.compile(
     r'Traceback|Fatal Python error|exception was never retrieved|never awaited|"level": ?"(error|critical)"'
 )
-CONNECTED = '"event": "agent connected"'
-"""In the control plane's log: an agent is there. Against a loss that it declares later, its own word will do."""
+CONNECTED = "agent connected"
+READY = "control plane is ready"
+"""In the control plane's log: an agent is there, and it answers itself. Against a loss that it declares later, its own
+word will do."""
 MICROSECONDS = 1_000_000
 TERMINAL = {"SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT", "LOST"}
 
@@ -125,12 +127,9 @@ class Evidence:
     def absences(self) -> Absences:
         """When each agent was away."""
         seen: dict[str, list[float]] = defaultdict(list)
-        for line in (self.folder / "cluster" / "controlplane.log").read_text(errors="replace").splitlines():
-            if CONNECTED in line:
-                # Before it there may be the beginning of what a killed program said last.
-                entry = json.loads(line[line.rindex('{"') :])
-                seen[entry["agent"]].append(datetime.fromisoformat(entry["timestamp"]).timestamp())
-        return Absences(self.deeds, seen)
+        for entry in self._entries(CONNECTED):
+            seen[entry["agent"]].append(_logged(entry))
+        return Absences(self.deeds, seen, [_logged(entry) for entry in self._entries(READY)])
 
     @cached_property
     def drains(self) -> list[Drain]:
@@ -225,6 +224,13 @@ class Evidence:
                 if ALARM.search(line):
                     yield f"{path.name}: {line[:2000]}"
 
+    def _entries(self, event: str) -> Iterator[Row]:
+        """The control plane's log entries of an event."""
+        for line in (self.folder / "cluster" / "controlplane.log").read_text(errors="replace").splitlines():
+            if f'"event": "{event}"' in line:
+                # Before it there may be the beginning of what a killed program said last.
+                yield json.loads(line[line.rindex('{"') :])
+
     def _rows(self, query: str) -> list[Row]:
         with closing(sqlite3.connect(f"file:{self.data / 'fastflow.db'}?mode=ro", uri=True)) as connection:
             connection.row_factory = sqlite3.Row
@@ -235,6 +241,10 @@ def given_back(attempt: Row) -> bool:
     """Whether the attempt's agent said that it did not start, and its run was to be placed elsewhere."""
     ended = attempt["state"] == "FAILED" or (attempt["state"], attempt["reason"]) == ("CANCELLED", "AGENT_DRAINED")
     return ended and attempt["start_time"] is None
+
+
+def _logged(entry: Row) -> float:
+    return datetime.fromisoformat(entry["timestamp"]).timestamp()
 
 
 def _lines(path: Path) -> list[Row]:

@@ -17,10 +17,12 @@ def outage(act: Act, target: str, begin: float, end: float) -> list[dict[str, ob
     ]
 
 
-def absences(*outages: list[dict[str, object]], seen: tuple[float, ...] = (0.0,)) -> Absences:
-    """Of AGENT, seen at these moments; the deeds come in order."""
+def absences(
+    *outages: list[dict[str, object]], seen: tuple[float, ...] = (0.0,), ready: tuple[float, ...] = ()
+) -> Absences:
+    """Of AGENT, seen at these moments, at a control plane that was ready at those; the deeds come in order."""
     deeds = sorted((deed for each in outages for deed in each), key=lambda deed: float(str(deed["monotonic"])))
-    return Absences(deeds, {AGENT: [WALL + moment for moment in seen]})
+    return Absences(deeds, {AGENT: [WALL + moment for moment in seen]}, [WALL + moment for moment in ready])
 
 
 @pytest.mark.parametrize("act", [Act.KILL, Act.STOP, Act.FREEZE, Act.CUT, Act.STALL])
@@ -79,6 +81,27 @@ def test_what_was_seen_since_the_control_plane_began_is_not() -> None:
 def test_what_a_control_plane_that_began_does_not_see_although_it_could_is_not_rightly_lost() -> None:
     hurt = outage(Act.KILL, CONTROLPLANE, 11.0, 12.0), outage(Act.KILL, AGENT, 30.0, 40.0)
     assert "though nothing kept it away" in absences(*hurt).against_loss(AGENT, WALL + 31.0)
+
+
+def test_nobody_comes_back_to_a_control_plane_that_does_not_answer_yet() -> None:
+    hurt = outage(Act.KILL, AGENT, 10.0, 30.0), outage(Act.KILL, CONTROLPLANE, 28.0, 50.0)
+    assert absences(*hurt, ready=(57.0,)).against_loss(AGENT, WALL + 66.0) == ""
+    assert "not away" in absences(*hurt, ready=(57.0,)).against_loss(AGENT, WALL + 73.0)
+    assert "not away" in absences(*hurt, ready=(50.5,)).against_loss(AGENT, WALL + 66.0)
+    still = outage(Act.KILL, AGENT, 10.0, 30.0), outage(Act.FREEZE, CONTROLPLANE, 28.0, 50.0)
+    assert absences(*still).against_loss(AGENT, WALL + 64.0) == ""
+    assert "not away" in absences(*still, ready=(60.0,)).against_loss(AGENT, WALL + 66.0)
+
+
+def test_an_agent_that_came_back_before_the_control_plane_went_away_is_not_away_with_it() -> None:
+    hurt = outage(Act.KILL, AGENT, 10.0, 30.0), outage(Act.KILL, CONTROLPLANE, 46.0, 50.0)
+    assert "not away" in absences(*hurt, ready=(57.0,)).against_loss(AGENT, WALL + 66.0)
+
+
+def test_what_a_control_plane_that_began_slowly_has_not_seen_yet_may_be_lost() -> None:
+    hurt = outage(Act.KILL, CONTROLPLANE, 11.0, 12.0), outage(Act.KILL, AGENT, 30.0, 60.0)
+    assert absences(*hurt, ready=(20.0,)).against_loss(AGENT, WALL + 31.0) == ""
+    assert "though nothing kept it away" in absences(*hurt, ready=(14.0,)).against_loss(AGENT, WALL + 31.0)
 
 
 def test_nothing_is_lost_right_after_the_control_plane_stood_still() -> None:
