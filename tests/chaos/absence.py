@@ -9,8 +9,7 @@ from tests.chaos.script import CONTROLPLANE, UNDOES, Act, layer
 from tests.chaos.settings import HEARTBEAT_SECONDS, LOST_SECONDS, OFFLINE_SECONDS, RECOVERY_SECONDS
 
 RETURN_SECONDS = 15.0
-"""An agent that nothing keeps away is connected again by then, to a control plane that answers: 6 s on a busy machine,
-13 s on a flooded one."""
+"""An agent that has begun and that nothing keeps away is connected by then to a control plane that has begun, too."""
 STALL_SECONDS = 6.0
 """A control plane that stood still for this long notices it; somewhat shorter, it may."""
 AWAY_SECONDS = OFFLINE_SECONDS + LOST_SECONDS - HEARTBEAT_SECONDS
@@ -30,11 +29,13 @@ class Absence:
 class Absences:
     """Those of all agents in one chaos run.
 
-    `deeds` is what was done, in order; `seen` the moments at which each agent connected, and `ready` those at which the
-    control plane began to answer after a start, as it says, in order.
+    `deeds` is what was done, in order; `seen` the moments at which each agent connected, as the control plane says; and
+    `ready` those at which each program had begun, as it says itself: how long that takes is up to the machine.
     """
 
-    def __init__(self, deeds: Iterable[Deed], seen: Mapping[str, Sequence[float]], ready: Sequence[float] = ()) -> None:
+    def __init__(
+        self, deeds: Iterable[Deed], seen: Mapping[str, Sequence[float]], ready: Mapping[str, Sequence[float]]
+    ) -> None:
         self._seen = seen
         self._ready = ready
         self._outages: defaultdict[str, list[Absence]] = defaultdict(list)
@@ -83,11 +84,14 @@ class Absences:
     def _note(self, hurt: Deed, undone: Deed) -> None:
         if layer(hurt["what"]) == "operator":
             return
-        outage = Absence(began(hurt), undone["wall"])
-        self._outages[hurt["target"]].append(outage)
-        if hurt["target"] == CONTROLPLANE:
+        program, end = hurt["target"], float(undone["wall"])
+        if undone["what"] == Act.START:
+            # One that is killed before it has begun is away until another has.
+            end = next((ready for ready in self._ready.get(program, ()) if ready >= end), end)
+        self._outages[program].append(Absence(began(hurt), end))
+        if program == CONTROLPLANE:
             if undone["what"] == Act.START:
-                self._starts.append(outage.end)
+                self._starts.append(undone["wall"])
             elif began(undone) - hurt["wall"] >= STALL_SECONDS:
                 self._thaws.append(began(undone))
 
@@ -98,10 +102,8 @@ class Absences:
         """When an agent is connected again that from `end` on nothing keeps away but that nobody answers it."""
         by = end + RETURN_SECONDS
         for outage in self._outages[CONTROLPLANE]:
-            begins = outage.end in self._starts
-            answers = next((ready for ready in self._ready if begins and ready >= outage.end), outage.end)
-            if outage.begin <= by and answers >= end:
-                by = answers + RETURN_SECONDS
+            if outage.begin <= by and outage.end >= end:
+                by = outage.end + RETURN_SECONDS
         return by
 
     def _is_seen(self, agent: str, begin: float, end: float) -> bool:

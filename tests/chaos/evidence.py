@@ -18,6 +18,7 @@ import google_crc32c
 from tests.chaos.absence import Absences, began
 from tests.chaos.host import Host
 from tests.chaos.ledger import Start, read_ledger
+from tests.chaos.script import AGENTS, CONTROLPLANE
 
 Row = dict[str, Any]
 AttemptName = tuple[str, int]
@@ -27,9 +28,9 @@ ALARM = re.compile(
     r'Traceback|Fatal Python error|exception was never retrieved|never awaited|"level": ?"(error|critical)"'
 )
 CONNECTED = "agent connected"
-READY = "control plane is ready"
-"""In the control plane's log: an agent is there, and it answers itself. Against a loss that it declares later, its own
-word will do."""
+"""In the control plane's log: an agent is there. Against a loss that it declares later, its own word will do."""
+READY = {CONTROLPLANE: "control plane is ready", **dict.fromkeys(AGENTS, "agent")}
+"""In each program's log: it has begun."""
 MICROSECONDS = 1_000_000
 TERMINAL = {"SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT", "LOST"}
 
@@ -127,9 +128,10 @@ class Evidence:
     def absences(self) -> Absences:
         """When each agent was away."""
         seen: dict[str, list[float]] = defaultdict(list)
-        for entry in self._entries(CONNECTED):
+        for entry in self._entries(CONTROLPLANE, CONNECTED):
             seen[entry["agent"]].append(_logged(entry))
-        return Absences(self.deeds, seen, [_logged(entry) for entry in self._entries(READY)])
+        ready = {name: [_logged(entry) for entry in self._entries(name, event)] for name, event in READY.items()}
+        return Absences(self.deeds, seen, ready)
 
     @cached_property
     def drains(self) -> list[Drain]:
@@ -224,9 +226,10 @@ class Evidence:
                 if ALARM.search(line):
                     yield f"{path.name}: {line[:2000]}"
 
-    def _entries(self, event: str) -> Iterator[Row]:
-        """The control plane's log entries of an event."""
-        for line in (self.folder / "cluster" / "controlplane.log").read_text(errors="replace").splitlines():
+    def _entries(self, program: str, event: str) -> Iterator[Row]:
+        """A program's log entries of an event; none where it has no log."""
+        path = self.folder / "cluster" / f"{program}.log"
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
             if f'"event": "{event}"' in line:
                 # Before it there may be the beginning of what a killed program said last.
                 yield json.loads(line[line.rindex('{"') :])

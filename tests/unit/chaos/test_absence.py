@@ -18,11 +18,15 @@ def outage(act: Act, target: str, begin: float, end: float) -> list[dict[str, ob
 
 
 def absences(
-    *outages: list[dict[str, object]], seen: tuple[float, ...] = (0.0,), ready: tuple[float, ...] = ()
+    *outages: list[dict[str, object]],
+    seen: tuple[float, ...] = (0.0,),
+    ready: tuple[float, ...] = (),
+    begun: tuple[float, ...] = (),
 ) -> Absences:
-    """Of AGENT, seen at these moments, at a control plane that was ready at those; the deeds come in order."""
+    """Of AGENT, seen at these moments; control plane and agent had begun at those; the deeds come in order."""
     deeds = sorted((deed for each in outages for deed in each), key=lambda deed: float(str(deed["monotonic"])))
-    return Absences(deeds, {AGENT: [WALL + moment for moment in seen]}, [WALL + moment for moment in ready])
+    said = {CONTROLPLANE: [WALL + moment for moment in ready], AGENT: [WALL + moment for moment in begun]}
+    return Absences(deeds, {AGENT: [WALL + moment for moment in seen]}, said)
 
 
 @pytest.mark.parametrize("act", [Act.KILL, Act.STOP, Act.FREEZE, Act.CUT, Act.STALL])
@@ -81,6 +85,20 @@ def test_what_was_seen_since_the_control_plane_began_is_not() -> None:
 def test_what_a_control_plane_that_began_does_not_see_although_it_could_is_not_rightly_lost() -> None:
     hurt = outage(Act.KILL, CONTROLPLANE, 11.0, 12.0), outage(Act.KILL, AGENT, 30.0, 40.0)
     assert "though nothing kept it away" in absences(*hurt).against_loss(AGENT, WALL + 31.0)
+
+
+def test_an_agent_that_begins_slowly_is_away_until_it_has_begun() -> None:
+    two = outage(Act.KILL, AGENT, 10.0, 11.0), outage(Act.CUT, AGENT, 40.0, 60.0)
+    assert "not away" in absences(*two).against_loss(AGENT, WALL + 39.0)
+    assert absences(*two, begun=(28.0,)).against_loss(AGENT, WALL + 39.0) == ""
+    assert "only been away" in absences(*two).against_loss(AGENT, WALL + 46.0)
+    assert absences(*two, begun=(28.0,)).against_loss(AGENT, WALL + 46.0) == ""
+
+
+def test_an_agent_that_is_killed_before_it_has_begun_is_away_until_another_has() -> None:
+    two = outage(Act.KILL, AGENT, 10.0, 11.0), outage(Act.KILL, AGENT, 30.0, 31.0)
+    (absence,) = absences(*two, begun=(9.0, 35.0)).of(AGENT)
+    assert (absence.begin, absence.end) == pytest.approx((WALL + 10.0, WALL + 35.0))
 
 
 def test_nobody_comes_back_to_a_control_plane_that_does_not_answer_yet() -> None:
