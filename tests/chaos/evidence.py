@@ -18,7 +18,8 @@ import google_crc32c
 from tests.chaos.absence import Absences, began
 from tests.chaos.host import Host
 from tests.chaos.ledger import Start, read_ledger
-from tests.chaos.script import AGENTS, CONTROLPLANE
+from tests.chaos.script import CONTROLPLANE
+from tests.chaos.settings import READY, logged_as
 
 Row = dict[str, Any]
 AttemptName = tuple[str, int]
@@ -29,8 +30,6 @@ ALARM = re.compile(
 )
 CONNECTED = "agent connected"
 """In the control plane's log: an agent is there. Against a loss that it declares later, its own word will do."""
-READY = {CONTROLPLANE: "control plane is ready", **dict.fromkeys(AGENTS, "agent")}
-"""In each program's log: it has begun."""
 MICROSECONDS = 1_000_000
 TERMINAL = {"SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT", "LOST"}
 
@@ -230,7 +229,7 @@ class Evidence:
         """A program's log entries of an event; none where it has no log."""
         path = self.folder / "cluster" / f"{program}.log"
         for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-            if f'"event": "{event}"' in line:
+            if logged_as(event) in line:
                 # Before it there may be the beginning of what a killed program said last.
                 yield json.loads(line[line.rindex('{"') :])
 

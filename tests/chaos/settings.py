@@ -1,5 +1,7 @@
 """How the programs of a chaos run are set: every limit is short, so that outages of the script reach it."""
 
+from tests.chaos.script import AGENTS, CONTROLPLANE
+
 HEARTBEAT_SECONDS = 1.0
 OFFLINE_SECONDS = 4.0
 LOST_SECONDS = 8.0
@@ -32,3 +34,10 @@ BOXED_SETTINGS = {"FASTFLOW_MEMORY_CAPACITY": "2g"}
 """What an agent with containers has in place of that."""
 TIMEOUT_SECONDS = 2.0
 """Time limit of the pipeline that runs into it."""
+READY = {CONTROLPLANE: "control plane is ready", **dict.fromkeys(AGENTS, "agent")}
+"""The event that each program logs once it has begun."""
+
+
+def logged_as(event: str) -> str:
+    """What is in the line of a program's log that tells of an event."""
+    return f'"event": "{event}"'

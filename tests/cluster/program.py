@@ -85,10 +85,17 @@ class Program:
         assert code == -signal.SIGKILL, f"{self.name} did not die of SIGKILL ({code}):\n{self.tail()}"
         assert marked, f"{self.name} did not die at {point}:\n{self.tail()}"
 
+    def has_said(self, text: str) -> bool:
+        """Whether `text` stands in the log since the last start."""
+        return text.encode() in self._said()
+
     def _has_marked(self, point: FailPoint) -> bool:
+        return mark(point).encode() in self._said().splitlines()
+
+    def _said(self) -> bytes:
         with self.log.open("rb") as log:
             log.seek(self._began_at)
-            return mark(point).encode() in log.read().splitlines()
+            return log.read()
 
     def describe(self) -> str:
         """One line: which program, and whether it lives or how it ended."""

@@ -12,11 +12,27 @@ import pytest
 from tests.chaos import stage as stage_module
 from tests.chaos.diary import Diary
 from tests.chaos.script import Act, Step
+from tests.chaos.settings import READY, logged_as
 from tests.chaos.stage import Stage
 from tests.cluster import Cluster, Program
 
 AGENT = "plain-1"
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+SAID_BEGUN = logged_as(READY[AGENT])
+DEAF = f"""
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('deaf, {SAID_BEGUN}', flush=True)
+time.sleep(600)
+"""
+BEGINS = f"""
+import pathlib, signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+print("begins", flush=True)
+signal.sigwait([signal.SIGTERM])
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+print('{SAID_BEGUN}', flush=True)
+"""
 HEARS = "import signal, time; signal.signal(signal.SIGTERM, print); print('hears', flush=True); time.sleep(600)"
 SLEEPS = "import time; print('sleeps', flush=True); time.sleep(600)"
 CRASHES = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
@@ -31,9 +47,10 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         stage.cluster.agents.clear()
 
 
-def agent(stage: Stage, code: str) -> Program:
+def agent(stage: Stage, code: str, *arguments: str) -> Program:
     """Starts Python code as the agent."""
-    program = stage.cluster.agents[AGENT] = Program(["python", "-c", code], stage.folder / f"{AGENT}.log", {})
+    command = ["python", "-c", code, *arguments]
+    program = stage.cluster.agents[AGENT] = Program(command, stage.folder / f"{AGENT}.log", {})
     program.start()
     return program
 
@@ -66,9 +83,28 @@ def test_a_program_that_does_not_end_is_killed_and_that_is_written_down(
 ) -> None:
     monkeypatch.setattr(stage_module, "ENDING_SECONDS", 0.0)
     program = agent(stage, DEAF)
-    program.wait_for_log("deaf")
+    program.wait_for_log(SAID_BEGUN)
     assert stage._stop(program) == -9
     assert [(deed["what"], deed["target"]) for deed in deeds(stage)] == [("HUNG", AGENT)]
+
+
+def test_a_program_that_is_told_to_stop_before_it_has_begun_may_begin_first(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_said, go = Program.has_said, stage.folder / "go"
+
+    def has_said_so_far(program: Program, text: str) -> bool:
+        said = has_said(program, text)
+        go.touch()
+        return said
+
+    monkeypatch.setattr(Program, "has_said", has_said_so_far)
+    monkeypatch.setattr(stage_module, "ENDING_SECONDS", 0.0)
+    program = agent(stage, BEGINS, str(go))
+    program.wait_for_log("begins")
+    assert stage._stop(program) == 0
+    assert program.has_said(SAID_BEGUN)
+    assert not deeds(stage)
 
 
 @pytest.mark.parametrize("act", [Act.KILL, Act.STOP, Act.FREEZE, Act.THAW, Act.START])
