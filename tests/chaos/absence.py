@@ -12,8 +12,10 @@ RETURN_SECONDS = 15.0
 """An agent that has begun and that nothing keeps away is connected by then to a control plane that has begun, too."""
 STALL_SECONDS = 6.0
 """A control plane that stood still for this long notices it; somewhat shorter, it may."""
-AWAY_SECONDS = OFFLINE_SECONDS + LOST_SECONDS - HEARTBEAT_SECONDS
-"""An agent is away for at least so long when it is lost: it was last heard of up to a heartbeat earlier."""
+LATE_SECONDS = 1.5
+"""By so much a heartbeat is late where the whole machine stood still, for a second and more where its host is busy."""
+AWAY_SECONDS = OFFLINE_SECONDS + LOST_SECONDS - HEARTBEAT_SECONDS - LATE_SECONDS
+"""An agent is away for at least so long when it is lost: it was last heard of up to a late heartbeat earlier."""
 
 Deed = Mapping[str, Any]
 

@@ -166,7 +166,7 @@ TAMPERED: dict[str, dict[str, Tamper]] = {
         "cancel that nobody asked for": not_cancelled("waits"),
         "sent back by an agent that was not drained": attempt(FAILS, SENT_BACK),
         "lost without an outage": calm,
-        "lost before its agent was away for long": attempt(LOST, f"end_time = {usec(20.0)}"),
+        "lost before its agent was away for long": attempt(LOST, f"end_time = {usec(19.0)}"),
         "lost when its agent was back": attempt(LOST, f"end_time = {usec(46.0)}"),
         "lost though its agent was there meanwhile": written("cluster/controlplane.log", seen(5.0) + seen(20.0)),
         "lost, and its late result not kept": sql("DELETE FROM attempt_events WHERE run_id = ? AND sequence = 2", LOST),
