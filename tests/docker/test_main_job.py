@@ -11,16 +11,26 @@ import pytest
 
 from tests.cluster import Cluster
 from tests.cluster.programs import TICKER, let_end, slot_folders, ticker_log
+from tests.cluster.reruns import Index
 from tests.cluster.scenarios import TRIES, Leftovers, MainJob
+from tests.slots import bridge_address
 
 MIB = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, runner_image: str) -> Iterator[Cluster]:
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    """The index of the cluster's agent, on the host's end of Docker's bridge; alphaff 1.0 is all it has."""
+    index = Index(tmp_path_factory.mktemp("main-job") / "index", bridge_address())
+    yield index
+    index.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, runner_image: str, index: Index) -> Iterator[Cluster]:
     """A control plane and one agent with the Docker runtime, which no test here harms."""
     with Cluster(tmp_path_factory.mktemp("main-job") / "cluster", "docker") as made:
-        yield made.start(FASTFLOW_IMAGE=runner_image)
+        yield made.start(FASTFLOW_IMAGE=runner_image, FASTFLOW_INDEX_URL=index.url)
 
 
 class TestMainJob(MainJob):
@@ -77,19 +87,21 @@ class TestLimits:
     def test_cpu_over_the_hard_limit_is_throttled_and_counted(self, cluster: Cluster) -> None:
         main = """
             import os, time
-            child = os.fork()
-            end = time.monotonic() + 6
-            while time.monotonic() < end: pass
+            begin, used, child = time.monotonic(), time.process_time(), os.fork()
+            while time.process_time() < used + 0.3: pass
             if not child: os._exit(0)
             os.wait()
+            print(time.monotonic() - begin)
         """
-        cluster.add_pipeline("busy", main, pipeline={"cpu_hard_limit": 0.25})
+        cluster.add_pipeline("busy", main, pipeline={"cpu_hard_limit": 0.1})
         shown = cluster.finish(cluster.run("busy"))
+        # 0.6 s of CPU time take six at a tenth of a core, or longer where others want the processors too.
+        assert float(cluster.log(shown["id"])) > 5
         usage = shown["attempts"][0]["usage"]
-        seconds = _seconds(shown["end_time"]) - _seconds(shown["start_time"])
-        assert int(usage["cpu_usec"]) < 0.3 * seconds * 1e6
+        seconds = _seconds(shown["end_time"]) - _seconds(shown["create_time"])
+        assert 0.6e6 < int(usage["cpu_usec"]) < 0.12e6 * seconds
         # The longer others keep it from using up its quota, the less of its waiting is the limit's: of 3 s at 0.25
-        # cores the kernel told 1.9 s on a calm host and 0.5 s on a crowded one.
+        # cores the kernel told 1.9 s on a calm host and 0.5 s on a crowded one. So much as this they leave it.
         assert int(usage["throttled_usec"]) > 0
 
     def test_crossing_a_soft_memory_limit_warns_once_and_harms_nothing(self, cluster: Cluster) -> None:
@@ -144,40 +156,40 @@ class TestDependencies:
     """Packages come from the shared cache; what can not be had is said in uv's words."""
 
     def test_requirements_are_installed_and_a_second_start_takes_less_than_a_second(self, cluster: Cluster) -> None:
-        main = "import time; print(time.time(), flush=True); import tabulate; print(tabulate.__version__)"
-        cluster.add_pipeline("tables", main, requirements="tabulate==0.9.0\n")
+        main = "import time; print(time.time(), flush=True); import alphaff; print(alphaff.VERSION)"
+        cluster.add_pipeline("tables", main, requirements="alphaff==1.0\n")
         cold = cluster.finish(cluster.run("tables"))
         assert cold["state"] == "RUN_STATE_SUCCEEDED", cluster.log(cold["id"])
         # Where others want the processors too it takes as much longer as the start of what needs no packages.
-        cluster.add_pipeline("plain", "import time; print(time.time(), flush=True); print('0.9.0')")
+        cluster.add_pipeline("plain", "import time; print(time.time(), flush=True); print('1.0')")
         starts = ((self._start_seconds(cluster, "plain"), self._start_seconds(cluster, "tables")) for _ in range(TRIES))
         assert any(tables < max(1.0, 2 * plain) for plain, tables in starts)
 
     def _start_seconds(self, cluster: Cluster, pipeline: str) -> float:
         shown = cluster.finish(cluster.run(pipeline))
         first_byte, version = cluster.log(shown["id"]).decode().split()
-        assert version == "0.9.0"
+        assert version == "1.0"
         return float(first_byte) - _seconds(shown["create_time"])
 
     def test_a_pep_723_header_is_honoured(self, cluster: Cluster) -> None:
         main = """\
             # /// script
-            # dependencies = ["tabulate==0.9.0"]
+            # dependencies = ["alphaff==1.0"]
             # ///
-            import tabulate
-            print(tabulate.__version__)
+            import alphaff
+            print(alphaff.VERSION)
         """
         cluster.add_pipeline("inline", main)
         run = cluster.run("inline")
         cluster.finish(run)
-        assert cluster.log(run) == b"0.9.0\n"
+        assert cluster.log(run) == b"1.0\n"
 
     def test_requirements_that_do_not_resolve_fail_the_run_with_uvs_own_message(self, cluster: Cluster) -> None:
-        cluster.add_pipeline("wishful", "print('never')", requirements="tabulate==999.0\n")
+        cluster.add_pipeline("wishful", "print('never')", requirements="alphaff==999.0\n")
         shown = cluster.finish(cluster.run("wishful"))
         assert (shown["state"], shown["reason"]) == ("RUN_STATE_FAILED", "REASON_ENVIRONMENT")
         log = cluster.log(shown["id"])
-        assert b"tabulate==999.0" in log
+        assert b"alphaff==999.0" in log
         assert b"never" not in log
 
 
