@@ -3,12 +3,12 @@
 import asyncio
 import json
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastflow_agent.model import Limits
 from fastflow_agent.runtime.docker import DockerRuntime
 from fastflow_agent.runtime.docker_options import DockerOptions
 
@@ -100,15 +100,13 @@ async def test_sigterm_reaches_python_at_once(workshop: Workshop) -> None:
         import signal, sys, time
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
         print("ready", flush=True)
-        time.sleep(60)
+        time.sleep(600)
     """)
     await slot.begin()
     await slot.said("ready")
-    begin = time.monotonic()
     assert await slot.runtime.signal(slot.id, signal.SIGTERM)
-    ended = await slot.end()
-    assert ended.exit_code == 3
-    assert time.monotonic() - begin < 20
+    # It is not waited for as long as it sleeps.
+    assert (await slot.end()).exit_code == 3
 
 
 async def test_orphans_are_reaped(workshop: Workshop) -> None:
@@ -131,11 +129,14 @@ async def test_orphans_are_reaped(workshop: Workshop) -> None:
 
 
 async def test_it_can_not_start_processes_without_end(docker_options: Any, empty_cache: Path) -> None:
-    options = docker_options(pids_limit=60)
+    limit = 300
+    # Room for uv, which has some threads for each core of the host.
+    options = docker_options(pids_limit=limit)
     runtime = DockerRuntime(options)
     workshop = Workshop(runtime, options.data_dir, options.env_dir, empty_cache)
     try:
-        ended = await workshop.slot("""
+        ended = await workshop.slot(
+            """
             import os, time
             for count in range(1000):
                 try:
@@ -145,9 +146,11 @@ async def test_it_can_not_start_processes_without_end(docker_options: Any, empty
                 except OSError as error:
                     print(count, error.strerror)
                     break
-        """).run()
+        """,
+            limits=Limits(2000, 512 << 20),
+        ).run()
     finally:
         await workshop.clear()
         await runtime.aclose()
     count, _, why = ended.text.partition(" ")
-    assert (0 < int(count) < 60, why) == (True, "Resource temporarily unavailable")
+    assert (0 < int(count) < limit, why) == (True, "Resource temporarily unavailable")

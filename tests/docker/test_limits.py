@@ -106,13 +106,12 @@ async def test_memory_over_the_limit_ends_the_program_with_137_and_the_verdict_t
 
 
 async def test_an_oom_of_a_child_ends_the_whole_container(workshop: Workshop, watch: Watch) -> None:
-    slot = workshop.slot(f"{HOG_CHILD}import time\ntime.sleep(60)\n", limits=limited(memory=96 * MIB))
+    # What lives on is not waited for as long as it sleeps.
+    slot = workshop.slot(f"{HOG_CHILD}import time\ntime.sleep(600)\n", limits=limited(memory=96 * MIB))
     await slot.begin()
     watch.add(slot)
-    begin = time.monotonic()
     verdict = await watch.verdict(slot)
     assert (verdict.state, verdict.reason) == (State.FAILED, Reason.OOM_KILLED)
-    assert time.monotonic() - begin < 20
 
 
 async def test_an_exit_of_0_right_after_a_childs_oom_is_a_failure_with_its_code_kept(
@@ -176,14 +175,14 @@ async def test_cpu_over_the_limit_is_throttled_and_both_are_measured(workshop: W
     slot = workshop.slot(
         """
         import os, time
-        begin, child = time.monotonic(), os.fork()
-        while time.process_time() < 0.5: pass
+        begin, used, child = time.monotonic(), time.process_time(), os.fork()
+        while time.process_time() < used + 0.2: pass
         if not child: os._exit(0)
         os.wait()
         print(time.monotonic() - begin, flush=True)
-        time.sleep(1.5)
+        while not os.path.exists("/tmp/go"): time.sleep(0.05)
         """,
-        limits=limited(cpu=250),
+        limits=limited(cpu=100),
     )
     await slot.begin()
     watch.add(slot)
@@ -191,14 +190,17 @@ async def test_cpu_over_the_limit_is_throttled_and_both_are_measured(workshop: W
     group = slot.runtime.group(slot.id)
     assert group
     kernel = group.read().usage.throttled_usec
+    # How much it is depends on those who want the processors too: they leave so little of one in any case.
+    assert kernel
+    async with asyncio.timeout(60):
+        while not watch.usages or (watch.usages[-1].throttled_usec or 0) < kernel:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.05)
+    (slot.spec.paths.tmp / "go").touch()
     verdict = await watch.verdict(slot)
     assert verdict.state is State.SUCCEEDED
-    # A second of CPU time takes four at a quarter of a core, or longer where others want the processors too.
+    # 0.4 s of CPU time take four at a tenth of a core, or longer where others want the processors too.
     assert float(slot.log()) > 3.2
-    # How much of that is the limit's depends on those.
-    assert kernel
-    assert (watch.usages[-1].throttled_usec or 0) >= kernel
-    assert any(0 < (usage.cpu_milli_cores or 0) < 400 for usage in watch.usages)
+    assert any(0 < (usage.cpu_milli_cores or 0) < 160 for usage in watch.usages)
 
 
 async def test_throttling_is_told_up_to_the_end_also_of_a_run_too_short_for_a_sample(workshop: Workshop) -> None:
@@ -242,8 +244,8 @@ async def test_soft_limits_warn_of_memory_and_harm_nothing(workshop: Workshop, w
         """,
         limits=limited(memory_soft_bytes=64 * MIB),
     )
+    began, begin = datetime.now(UTC), time.monotonic()
     await slot.begin()
-    begin = time.monotonic()
     watch.add(slot)
     # Not for so many seconds: on a crowded machine they may bring too few samples.
     for count, name in ((1, "free"), (2, "go")):
@@ -257,7 +259,7 @@ async def test_soft_limits_warn_of_memory_and_harm_nothing(workshop: Workshop, w
     assert (cleared.crossing, cleared.kind) == (1, "MEMORY")
     assert cleared.peak > 80 * MIB
     assert 1 < cleared.seconds_above < time.monotonic() - begin
-    assert abs((datetime.now(UTC) - cleared.raise_time).total_seconds()) < 30
+    assert began < cleared.raise_time < datetime.now(UTC)
 
 
 async def test_the_parent_group_tells_peak_and_cpu_time_after_the_end_and_goes_with_the_slot(

@@ -11,6 +11,7 @@ from typing import Any
 import docker
 import docker.errors
 import pytest
+from fastflow_agent.runtime.docker_options import DockerOptions
 
 from tests.slots import tiny_wheel
 
@@ -52,7 +53,7 @@ def inside(engine: docker.DockerClient, image: Any) -> In:
             cap_drop=["ALL"],
             security_opt=["no-new-privileges"],
             network_mode="none",
-            pids_limit=64,
+            pids_limit=DockerOptions("", Path(), Path(), "").pids_limit,
             tmpfs={"/tmp": "exec,size=256m"},
             labels=["org.fastflow.test"],
             **options,
