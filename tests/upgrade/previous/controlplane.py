@@ -55,8 +55,9 @@ class ControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
             if request.HasField("chunk"):
                 self._log = self._log[: request.chunk.offset] + request.chunk.data
             elif request.HasField("seal"):
-                self._sealed = True
+                # First said: the thread of the other stream may see it sealed and say that all is over.
                 tell(f"log {self._log!r} sealed at {request.seal.end_offset}")
+                self._sealed = True
                 self._settle()
             yield gateway_pb2.UploadLogsResponse(
                 run_id=KEY.run_id,
