@@ -113,7 +113,7 @@ class Needs:
         try:
             header = script_header((code / SCRIPT).read_bytes()) or b""
         except HeaderFault as fault:
-            raise UnreadableHeader(f"{SCRIPT} {fault}") from fault
+            raise UnreadableHeader(f"{SCRIPT}: {fault}") from fault
         files = _Files(code.resolve())
         files.add_requirements(REQUIREMENTS)
         files.add_archives(header, Path())

@@ -94,6 +94,17 @@ def test_a_bad_line_of_the_requirements_is_told_with_its_number_and_makes_it_inv
     assert "1 pipeline: 1 INVALID; 1 error, 0 warnings" in ended.out.decode()
 
 
+def test_a_header_that_uv_refuses_is_told_with_line_field_and_fix_and_makes_it_invalid(
+    ffctl: Ffctl, tmp_path: Path
+) -> None:
+    pipeline(tmp_path / "etl")
+    (tmp_path / "etl" / "main.py").write_text('import os\n\n# /// script\n# dependencies = ["requests=2.0"]\n# ///\n')
+    ended = ffctl("pipelines", "validate", str(tmp_path))
+    assert ended.code == 1
+    fix = '(did you mean "requests==2.0"?)'
+    assert f'error: etl/main.py: dependencies: line 4: "requests=2.0" is no requirement {fix}' in ended.out.decode()
+
+
 def test_two_metadata_files_are_told_and_the_standard_name_wins(ffctl: Ffctl, tmp_path: Path) -> None:
     pipeline(tmp_path / "etl", '{"mem_hard_limit": "512m"}')
     (tmp_path / "etl" / "etl.json").write_text('{"mem_hard_limit": "64m"}')

@@ -226,10 +226,18 @@ def test_projects_of_uv_are_warned_of(source: Path, file: str) -> None:
     assert problem.file == file
 
 
-def test_a_header_that_uv_will_refuse_is_warned_of(source: Path) -> None:
+def test_a_header_that_uv_refuses_makes_the_pipeline_invalid(source: Path) -> None:
     make(source / "p", main="# /// script\n# dependencies = []\nprint(1)\n")
-    (problem,) = told(single(source), Severity.WARNING)
+    (problem,) = told(single(source))
     assert problem.file == "main.py"
+    assert single(source).state is PipelineState.INVALID
+
+
+def test_a_python_version_beside_a_header_that_excludes_it_is_warned_of(source: Path) -> None:
+    header = '# /// script\n# requires-python = ">=3.12"\n# ///\n'
+    make(source / "p", main=header, pipeline_json={"python_version": "3.11"})
+    (problem,) = told(single(source), Severity.WARNING)
+    assert (problem.file, problem.field) == ("main.py", "requires-python")
 
 
 @pytest.mark.parametrize("name", ["main.py", "pipeline.json", "requirements.txt"])

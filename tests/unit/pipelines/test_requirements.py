@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from fastflow.pipelines.problems import Problem, Severity
-from fastflow.pipelines.requirements import MAX_PROBLEMS, check_header, requirements_problems
-from fastflow.pipelines.scriptheader import HeaderFault, script_header
+from fastflow.pipelines.requirements import MAX_PROBLEMS, requirements_problems
 from uv import find_uv_bin
 
 BAD = [
@@ -164,50 +163,6 @@ def test_encodings_that_windows_writes_and_uv_reads_are_read(encoding: str, tmp_
     assert "no such comparison operator" in _uv("requests=1", tmp_path, encoding).stderr
 
 
-BAD_HEADERS = [
-    'dependencies = ["requests=2"]',
-    "dependencies = [requests]",
-    'dependencies = "requests"',
-    "dependencies = [3]",
-    'requires-python = "3.11+"',
-    "requires-python = 3.11",
-]
-
-
-@pytest.mark.parametrize("content", BAD_HEADERS)
-def test_a_header_that_uv_refuses_is_refused(content: str, tmp_path: Path) -> None:
-    with pytest.raises(HeaderFault):
-        check_header(_header(content))
-    script = tmp_path / "main.py"
-    script.write_bytes(_header(content))
-    ended = subprocess.run(
-        [shutil.which("uv") or find_uv_bin(), "run", "--offline", "--no-project", "--no-config", str(script)],
-        env={"PATH": os.environ["PATH"], "UV_CACHE_DIR": str(tmp_path / "cache"), "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert "TOML parse error" in ended.stderr
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        'dependencies = ["requests>=2", "./x.whl"]\n#\n# requires-python = ">=3.11"',
-        "",
-        "[tool.uv]\n# index = []",
-        "x = 1 # a page\u2028of words",
-    ],
-)
-def test_a_header_in_order_is_left_alone(content: str) -> None:
-    check_header(_header(content))
-
-
-def _header(content: str) -> bytes:
-    found = script_header(f"# /// script\n# {content}\n# ///\nprint(1)\n".encode())
-    assert found is not None
-    return found
-
-
 def _uv(line: str, folder: Path, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
     file = folder / "requirements.txt"
     file.write_text(f"{line}\n", encoding=encoding)
@@ -236,12 +191,6 @@ def _call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_line_nested_too_deeply_is_an_error_of_its_own(line: str) -> None:
     (message,) = told(line)
     assert message.startswith("line 1: ")
-
-
-def test_a_header_nested_too_deeply_is_refused() -> None:
-    deep = b"[" * 2000 + b"]" * 2000
-    with pytest.raises(HeaderFault, match="nested too deeply"):
-        check_header(b"# /// script\n# dependencies = " + deep + b"\n# ///\n")
 
 
 def test_a_file_that_is_none_of_requirements_is_told_by_its_first_lines() -> None:

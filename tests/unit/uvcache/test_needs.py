@@ -47,7 +47,7 @@ def test_a_header_is_taken_without_the_script(code: Path) -> None:
 
 def test_a_header_uv_would_refuse_is_named(code: Path) -> None:
     (code / "main.py").write_bytes(HEADER + b"x = 1\n" + HEADER)
-    with pytest.raises(UnreadableHeader, match=r"main\.py has more than one block"):
+    with pytest.raises(UnreadableHeader, match=r"main\.py: line 5: begins a second block"):
         Needs.of(code)
 
 

@@ -20,12 +20,12 @@ from fastflow.pipelines.code import (
     resolve,
 )
 from fastflow.pipelines.folder import Entry, Folder, FolderFault, Kind, read_file
+from fastflow.pipelines.headerproblems import Header, python_problems, read_header
 from fastflow.pipelines.metadata import Limits, Metadata
 from fastflow.pipelines.metadatafile import find_metadata
 from fastflow.pipelines.original import NOTEBOOK_REMEDY
 from fastflow.pipelines.problems import Problem, error, errors, visible, warning
-from fastflow.pipelines.requirements import MAX_REQUIREMENTS_BYTES, check_header, requirements_problems
-from fastflow.pipelines.scriptheader import HeaderFault, script_header
+from fastflow.pipelines.requirements import MAX_REQUIREMENTS_BYTES, requirements_problems
 
 MAIN = "main.py"
 REQUIREMENTS = "requirements.txt"
@@ -162,11 +162,12 @@ def inspect(name: str, path: str, folder: Folder, code: Code, defaults: Limits |
     except FolderFault as fault:
         return Pipeline(visible(name), visible(path), (error("", fault.message),), None, "", False)
     chosen = find_metadata(name, folder, list(entries.values()), defaults)
-    main_problems, has_header = _read_main(folder, entries.get(MAIN), code)
+    main_problems, header = _read_main(folder, entries.get(MAIN), code)
     problems = [
         *_name_problems(name),
         *main_problems,
         *chosen.problems,
+        *(python_problems(header, MAIN, chosen.metadata.python_version) if chosen.metadata else ()),
         *_requirements_problems(folder, entries.get(REQUIREMENTS), code),
         *_uv_problems(entries),
     ]
@@ -183,7 +184,7 @@ def inspect(name: str, path: str, folder: Folder, code: Code, defaults: Limits |
         metadata=chosen.metadata,
         metadata_file=visible(chosen.file),
         has_requirements=REQUIREMENTS in entries,
-        has_header=has_header,
+        has_header=header.is_there,
     )
 
 
@@ -312,23 +313,19 @@ def _name_problems(name: str) -> Iterator[Problem]:
         yield error("", "the folder's name holds characters that can not be shown; rename it")
 
 
-def _read_main(folder: Folder, main: Entry | None, code: Code) -> tuple[list[Problem], bool]:
-    """Returns what is wrong with main.py, and whether it has a header that uv reads."""
+def _read_main(folder: Folder, main: Entry | None, code: Code) -> tuple[list[Problem], Header]:
+    """Returns what is wrong with main.py, and its header."""
     if main is None:
         # It was there when the folder was found; the code's problems say what became of it.
         told = any(problem.file == MAIN for problem in code.problems)
-        return ([] if told else [error(MAIN, "is missing")]), False
+        return ([] if told else [error(MAIN, "is missing")]), Header()
     if main.kind is not Kind.FILE:
-        return [error(MAIN, f"is {main.kind.value}; a regular file is needed")], False
+        return [error(MAIN, f"is {main.kind.value}; a regular file is needed")], Header()
     try:
-        header = script_header(read_file(folder, MAIN, MAX_CODE_BYTES))
-        if header is not None:
-            check_header(header)
-        return [], header is not None
-    except HeaderFault as fault:
-        return [warning(MAIN, f"{fault}; uv will refuse to run it")], True
+        header = read_header(read_file(folder, MAIN, MAX_CODE_BYTES), MAIN)
+        return [*header.problems], header
     except FolderFault as fault:
-        return [error(MAIN, fault.message)], False
+        return [error(MAIN, fault.message)], Header()
 
 
 def _requirements_problems(folder: Folder, requirements: Entry | None, code: Code) -> Iterator[Problem]:

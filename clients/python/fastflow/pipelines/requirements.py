@@ -1,4 +1,4 @@
-"""What can be seen to be wrong with a requirements.txt or a PEP 723 header without asking a package index.
+"""What can be seen to be wrong with a requirements.txt without asking a package index.
 
 Only what uv is certain to refuse or to pass over: a line that is no requirement (PEP 508) and nothing else uv reads, an
 include of a file that does not travel with the code, and settings of indexes. Whether a package exists shows when its
@@ -8,14 +8,11 @@ environment is prepared.
 import codecs
 import posixpath
 import re
-import tomllib
 from collections.abc import Collection
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from fastflow.pipelines.problems import Problem, error, warning
-from fastflow.pipelines.scriptheader import HeaderFault, header_content
 
 MAX_REQUIREMENTS_BYTES = 1024 * 1024
 """Larger files are left to uv; people's are a few kilobytes."""
@@ -33,7 +30,6 @@ _INCLUDE = re.compile(r"(?:-r|-c|--requirement|--constraint)[\s=]+(?P<path>.+)")
 _INDEX = re.compile(r"(?P<option>-i|--index-url|--extra-index-url|-f|--find-links|--no-index)(?![\w-]).*")
 _COMMENT = re.compile(r"(^|\s)#.*$")
 _OPTIONS = re.compile(r"(?<!\s)\s+--.*$")
-_LIST = 'such as ["requests==2.31.0"]'
 _EXPLAINED = 'one requirement a line, such as requests==2.31.0 or "pandas>=2,<3"'
 
 
@@ -61,27 +57,31 @@ def requirements_problems(data: bytes, file: str, present: Collection[str]) -> l
     return problems
 
 
-def check_header(header: bytes) -> None:
-    """Raises HeaderFault where uv refuses what a script's inline metadata (see `script_header`) says."""
+def is_requirement(text: str) -> bool:
+    """Whether a text is a requirement (PEP 508)."""
     try:
-        document = tomllib.loads(header_content(header))
-    except tomllib.TOMLDecodeError as fault:
-        raise HeaderFault(f"has inline metadata (# /// script) that is not valid TOML: {fault}") from None
-    except RecursionError:
-        raise HeaderFault("has inline metadata (# /// script) that is nested too deeply") from None
-    dependencies = document.get("dependencies", [])
-    if not isinstance(dependencies, list) or not all(isinstance(each, str) for each in dependencies):
-        raise HeaderFault(f"has dependencies in its inline metadata that are no list of texts; allowed is {_LIST}")
-    for each in dependencies:
-        if not _is_somewhere(each) and not _is_requirement(each):
-            raise HeaderFault(f'names "{each[:100]}" in its inline metadata, which is no requirement{_guess(each)}')
-    python = document.get("requires-python", "")
-    try:
-        SpecifierSet(python)
-    except (InvalidSpecifier, TypeError, AttributeError):
-        raise HeaderFault(
-            f'asks for the Python "{python}" in its inline metadata, which is no range; allowed is such as ">=3.11"'
-        ) from None
+        Requirement(text)
+    except (InvalidRequirement, RecursionError):  # a marker of a thousand parentheses
+        return False
+    return True
+
+
+def is_somewhere(words: str) -> bool:
+    """Whether a path, an address or something from the environment is meant: only uv knows what it comes to."""
+    name = words.split(";")[0].strip()
+    return "/" in name or "\\" in name or "${" in name or name.endswith((".whl", ".zip", ".tar.gz", ".tgz"))
+
+
+def guess(words: str) -> str:
+    """Returns a hint where it is plain what was meant by what is no requirement, else ""."""
+    for wrong, right in ((r"(?<![=<>!~])=(?![=<>])", "=="), ("=>", ">="), ("=<", "<=")):
+        fixed = re.sub(rf"(?<!\s)\s*{wrong}\s*", right, words)
+        if fixed != words and is_requirement(fixed):
+            return f' (did you mean "{fixed}"?)'
+    names = words.replace(",", " ").split()
+    if len(names) > 1 and all(map(is_requirement, names)):
+        return f" but {len(names)} on one line"
+    return ""
 
 
 def _words(line: str) -> str:
@@ -93,9 +93,9 @@ def _complaint(words: str, file: str, present: Collection[str]) -> str:
     """What is wrong with a line, "" for nothing that can be seen here."""
     if include := _INCLUDE.fullmatch(words):
         return _missing(include["path"].strip("\"'"), file, present)
-    if not words or words.startswith("-") or _is_somewhere(words) or _is_requirement(words):
+    if not words or words.startswith("-") or is_somewhere(words) or is_requirement(words):
         return ""
-    return f'"{words[:100]}" is no requirement{_guess(words)}; allowed is {_EXPLAINED}'
+    return f'"{words[:100]}" is no requirement{guess(words)}; allowed is {_EXPLAINED}'
 
 
 def _passed_over(words: str) -> str:
@@ -109,12 +109,6 @@ def _passed_over(words: str) -> str:
     )
 
 
-def _is_somewhere(words: str) -> bool:
-    """Whether a path, an address or something from the environment is meant: only uv knows what it comes to."""
-    name = words.split(";")[0].strip()
-    return "/" in name or "\\" in name or "${" in name or name.endswith((".whl", ".zip", ".tar.gz", ".tgz"))
-
-
 def _missing(path: str, file: str, present: Collection[str]) -> str:
     if "://" in path or "${" in path:
         return ""
@@ -124,23 +118,3 @@ def _missing(path: str, file: str, present: Collection[str]) -> str:
     if posixpath.isabs(named) or named.startswith("../"):
         return f"names {path}, which is outside the folder; only the folder's own files are there in a run: copy it in"
     return f"names {path}, which is not in the folder; add that file, or remove the line"
-
-
-def _guess(words: str) -> str:
-    """A hint where it is plain what was meant."""
-    for wrong, right in ((r"(?<![=<>!~])=(?![=<>])", "=="), ("=>", ">="), ("=<", "<=")):
-        fixed = re.sub(rf"(?<!\s)\s*{wrong}\s*", right, words)
-        if fixed != words and _is_requirement(fixed):
-            return f' (did you mean "{fixed}"?)'
-    names = words.replace(",", " ").split()
-    if len(names) > 1 and all(map(_is_requirement, names)):
-        return f" but {len(names)} on one line"
-    return ""
-
-
-def _is_requirement(text: str) -> bool:
-    try:
-        Requirement(text)
-    except (InvalidRequirement, RecursionError):  # a marker of a thousand parentheses
-        return False
-    return True
