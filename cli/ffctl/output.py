@@ -27,7 +27,18 @@ PIPE_WIDTH = 100_000
 GAP = 2
 """Blanks between the columns of a table."""
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_INVISIBLE = (
+    "\x7f-\x9f"
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"  # turn the direction of what follows or of how it is shaped
+    "\u200b\u2028\u2029\u2060-\u2064\ufeff\ufff9-\ufffb"  # show nothing, or end a line
+)
+"""What steers a terminal, or has text look as another: Bidi_Control of Unicode, and what else nobody sees.
+
+Joiners (U+200C, U+200D) are none of it: scripts and emoji need them.
+"""
+
+_CONTROL = re.compile(f"[\x00-\x08\x0b-\x1f{_INVISIBLE}]")
+_ESCAPED = re.compile(f"[{_INVISIBLE}]")
 
 
 def colours(stream: Any) -> bool:
@@ -52,7 +63,10 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def clean(text: str) -> str:
-    """Returns `text` without control characters: what a pipeline's author wrote must not steer a terminal."""
+    """Returns `text` without characters that are not seen: what an author wrote must neither steer a terminal nor pose.
+
+    In their place stands "�".
+    """
     return _CONTROL.sub("�", text)
 
 
@@ -104,12 +118,18 @@ def as_mapping(message: Message) -> dict[str, Any]:
 def show_json(value: Message | Mapping[str, Any]) -> None:
     """Writes one JSON object to stdout, indented."""
     mapping = as_mapping(value) if isinstance(value, Message) else value
-    answer(json.dumps(mapping, indent=2, ensure_ascii=False))
+    answer(_as_json(mapping, indent=2))
 
 
 def stream_json(message: Message) -> None:
     """Writes one JSON object to stdout, on one line."""
-    answer(json.dumps(as_mapping(message), ensure_ascii=False))
+    answer(_as_json(as_mapping(message)))
+
+
+def _as_json(mapping: Mapping[str, Any], indent: int | None = None) -> str:
+    # They can only be within strings, where an escape says the same.
+    text = json.dumps(mapping, indent=indent, ensure_ascii=False)
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def listing(name: str, messages: Iterable[Message]) -> None:

@@ -294,11 +294,31 @@ def test_tail_and_from_exclude_each_other(ffctl: Ffctl) -> None:
     assert ffctl("logs", SHORT_ID, "--tail", "3", "--from", "4").code == 2
 
 
-def test_control_characters_of_a_pipeline_do_not_reach_the_terminal(server: ScriptedServer, ffctl: Ffctl) -> None:
+UNSEEN = "\x1b[2J\x07\x9b\u061c\u200e\u200f\u202a\u202e\u2066\u2069\u200b\ufeff"
+SEEN = "[red]Größe 日次 \U0001f468\u200d\U0001f469 می\u200cخواهم"
+
+
+def test_what_is_not_seen_but_steers_a_terminal_or_poses_as_another_text_is_not_printed(
+    server: ScriptedServer, ffctl: Ffctl
+) -> None:
+    text = f"{SEEN}{UNSEEN}"
     pipeline = pipelines_pb2.Pipeline(
-        name="etl", state=pipelines_pb2.PIPELINE_STATE_READY, description="[red]\x1b[2Jhello"
+        name=f"etl{UNSEEN}", state=pipelines_pb2.PIPELINE_STATE_INVALID, description=text, path=text
     )
-    server.answers["ListPipelines"] = lambda request, context: pipelines_pb2.ListPipelinesResponse(pipelines=[pipeline])
-    out = ffctl("pipelines", "list").out
-    assert b"\x1b" not in out
-    assert b"[red]" in out
+    pipeline.problems.add(severity=pipelines_pb2.PROBLEM_SEVERITY_ERROR, file=text, message=text)
+    run = run_of("QUEUED", message=text)
+    run.commit, run.commit_subject, run.commit_author = "1" * 40, text, text
+    server.answers |= {
+        "ListPipelines": lambda request, context: pipelines_pb2.ListPipelinesResponse(pipelines=[pipeline]),
+        "GetPipeline": lambda request, context: pipelines_pb2.GetPipelineResponse(pipeline=pipeline),
+        "GetRun": lambda request, context: runs_pb2.GetRunResponse(run=run),
+        "ListRuns": lambda request, context: runs_pb2.ListRunsResponse(runs=[run]),
+        "CancelRun": lambda request, context: refuse(context, "NOT_FOUND", text),
+    }
+    for words in (("pipelines", "list"), ("pipelines", "show", "etl"), ("runs", "show", SHORT_ID), ("runs", "list")):
+        for more in ((), ("-o", "json")):
+            out = ffctl(*words, *more).out.decode()
+            assert SEEN in out
+            assert not set(UNSEEN.removeprefix("\x1b[2J") + "\x1b") & set(out), words
+    assert json.loads(ffctl("runs", "show", SHORT_ID, "-o", "json").out)["message"] == text
+    assert not set(UNSEEN.removeprefix("\x1b[2J") + "\x1b") & set(ffctl("runs", "cancel", SHORT_ID).err)
