@@ -81,6 +81,7 @@ class UvCache:
         )
         self._upkeep = Upkeep(generations, disk, self._claims, now, size_limit, max_idle)
         self._awaited: dict[str, list[Waits]] = {}
+        self._ahead: dict[str, list[Waits]] = {}
         self._turns = Turns(self._awaited.__contains__, self._tell, asyncio.get_running_loop().call_later)
         self._calm = asyncio.Event()
         self._calm.set()
@@ -150,7 +151,14 @@ class UvCache:
                     log.info("packages of an earlier run can not be had again", environment=digest, why=str(fault))
         return await self._ensure_now(needs, digest, python_version, waits)
 
-    async def ensure_ahead(self, code: Path, python_version: str, image_digest: str, max_age: float) -> Generation:
+    async def ensure_ahead(
+        self,
+        code: Path,
+        python_version: str,
+        image_digest: str,
+        max_age: float,
+        waits: Waits = lambda ahead: None,
+    ) -> Generation:
         """As `ensure`, for an environment no run waits for: what runs need is prepared first.
 
         One that was prepared more than `max_age` seconds ago (0 = no limit) is prepared again, in a new generation;
@@ -161,7 +169,7 @@ class UvCache:
             await self._calm.wait()
             # A run may have had it prepared meanwhile.
             if not self._is_fresh(digest, max_age):
-                await self._prepare_once(needs, digest, python_version)
+                await self._prepare_ahead(needs, digest, python_version, waits)
         return self._hand_out(digest)
 
     def environments(self) -> list[str]:
@@ -232,9 +240,21 @@ class UvCache:
                 self._turns.look()
         return self._hand_out(digest)
 
+    async def _prepare_ahead(self, needs: Needs, digest: str, python_version: str, waits: Waits) -> None:
+        told = self._ahead.setdefault(digest, [])
+        told.append(waits)
+        # It may be under way already, begun by another.
+        self._tell()
+        try:
+            await self._prepare_once(needs, digest, python_version)
+        finally:
+            told.remove(waits)
+            if not told:
+                del self._ahead[digest]
+
     def _tell(self) -> None:
         for digest, ahead in self._turns.ahead().items():
-            for waits in self._awaited.get(digest, ()):
+            for waits in (*self._awaited.get(digest, ()), *self._ahead.get(digest, ())):
                 waits(ahead)
 
     async def _needs(self, code: Path, python_version: str, image_digest: str) -> tuple[Needs, str]:

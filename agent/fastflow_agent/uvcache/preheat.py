@@ -105,7 +105,9 @@ class Code(Protocol):
 class Environments(Protocol):
     """What prepares: UvCache."""
 
-    async def ensure_ahead(self, code: Path, python_version: str, image_digest: str, max_age: float) -> Generation:
+    async def ensure_ahead(
+        self, code: Path, python_version: str, image_digest: str, max_age: float, waits: Callable[[int], None]
+    ) -> Generation:
         """See `UvCache.ensure_ahead`."""
 
     def environments(self) -> list[str]:
@@ -284,13 +286,18 @@ class Preheat:
 
     async def _prepare(self, entry: _Entry) -> None:
         wanted = entry.wanted
-        if entry.result.state is not PreheatState.READY:
-            self._set(entry, Result(wanted.key, PreheatState.PREPARING))
+        self._say(entry, PreheatState.WAITING)
         try:
             code = await self._code.ensure(wanted.bundle_digest, wanted.bundle_size)
             self._succeed(
                 entry,
-                await self._environments.ensure_ahead(code, wanted.python_version, self._prepared_for, self._max_age),
+                await self._environments.ensure_ahead(
+                    code,
+                    wanted.python_version,
+                    self._prepared_for,
+                    self._max_age,
+                    lambda ahead: self._say(entry, PreheatState.WAITING if ahead else PreheatState.PREPARING),
+                ),
             )
         except EnvironmentFault as fault:
             self._fail(entry, fault.output.decode("utf-8", "replace").strip()[-MESSAGE_CHARACTERS:] or str(fault))
@@ -302,6 +309,11 @@ class Preheat:
         except Exception as error:
             log.error("preparing ahead met an error", bundle=wanted.bundle_digest, error=repr(error), exc_info=error)
             self._fail(entry, f"the agent could not prepare it: {type(error).__name__}")
+
+    def _say(self, entry: _Entry, state: PreheatState) -> None:
+        """Notes how far it is; of one that is there and is only prepared again, nothing is told of that."""
+        if entry.result.state is not PreheatState.READY:
+            self._set(entry, Result(entry.wanted.key, state))
 
     def _succeed(self, entry: _Entry, generation: Generation) -> None:
         entry.backoff.reset()

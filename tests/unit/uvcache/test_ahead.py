@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fastflow_agent.uvcache import EnvironmentFault, Generation, UvCache
 from tests.unit.uvcache.world import IMAGE, World
 
 DAY = 24 * 3600.0
+PATIENCE_SECONDS = 60.0
 
 
 class AgingWorld(World):
@@ -113,6 +115,31 @@ async def test_nothing_is_prepared_ahead_while_a_run_waits_for_its_own(world: Ag
     generation = await run
     assert [(await each).packages for each in ahead] == [("beta==1.0",), generation.packages]
     assert len(world.uv.prepared) == 2
+
+
+async def test_what_is_prepared_ahead_tells_how_many_are_before_it_until_it_begins(world: AgingWorld) -> None:
+    gate = world.uv.hold()
+    heard: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+    told: dict[str, int] = {}
+
+    def ahead(name: str, asker: str) -> asyncio.Task[Generation]:
+        waits = partial(lambda asker, ahead: heard.put_nowait((asker, ahead)), asker)
+        return asyncio.create_task(world.cache.ensure_ahead(world.code(name), "", IMAGE, 0, waits))
+
+    async def until(*expected: int) -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while sorted(told.values()) != [*expected]:
+                told.update([await heard.get()])
+
+    work = [ahead(name, name) for name in ("beta", "gamma", "delta")]
+    await until(0, 0, 2)
+    # The same for another bundle, which is under way already.
+    begun = next(name for name, before in told.items() if not before)
+    work.append(ahead(begun, "another"))
+    await until(0, 0, 0, 2)
+    gate.set()
+    await until(0, 0, 0, 0)
+    await asyncio.gather(*work)
 
 
 async def test_two_that_runs_wait_for_are_prepared_at_once_whatever_is_prepared_ahead(world: AgingWorld) -> None:

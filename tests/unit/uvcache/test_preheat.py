@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,13 +32,18 @@ ONE, TWO, THREE = (Wanted(f"sha256:{name}", 10) for name in ("one", "two", "thre
 
 @dataclass
 class Host:
-    """Code and environments of this host: what is asked for is there after `gate` opens, or fails as told."""
+    """Code and environments of this host: what is asked for is there after `gate` opens, or fails as told.
+
+    Before, it waits until the host is `calm`, and then for its `turn`.
+    """
 
     clock: FakeClock
     asked: list[str] = field(default_factory=list)
     faults: dict[str, Exception] = field(default_factory=dict)
     prepared: dict[str, float] = field(default_factory=dict)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    calm: asyncio.Event = field(default_factory=asyncio.Event)
+    turn: asyncio.Event = field(default_factory=asyncio.Event)
     image: str = "sha256:image"
     obstacle: str = ""
     changes: int = 0
@@ -47,9 +52,15 @@ class Host:
     async def ensure(self, digest: str, size: int) -> Path:
         return Path(digest)
 
-    async def ensure_ahead(self, code: Path, python_version: str, image_digest: str, max_age: float) -> Generation:
+    async def ensure_ahead(
+        self, code: Path, python_version: str, image_digest: str, max_age: float, waits: Callable[[int], None]
+    ) -> Generation:
         name = str(code).removeprefix("sha256:")
         self.asked.append(name)
+        await self.calm.wait()
+        waits(1)
+        await self.turn.wait()
+        waits(0)
         await self.gate.wait()
         if name in self.faults:
             raise self.faults[name]
@@ -89,7 +100,8 @@ def disk() -> Iterator[Executor]:
 async def world(disk: Executor) -> AsyncIterator[World]:
     clock = FakeClock(disk)
     host = Host(clock)
-    host.gate.set()
+    for event in (host.calm, host.turn, host.gate):
+        event.set()
     preheat = Preheat(
         host,
         host,
@@ -118,6 +130,24 @@ async def test_environments_are_prepared_one_at_a_time_in_the_order_they_are_wan
     assert {name: result.state for name, result in told.items()} == dict.fromkeys(("one", "two"), PreheatState.READY)
     assert (told["one"].packages, told["one"].seconds) == (("one==1",), 2.0)
     assert told["one"].prepared == world.clock.now()
+
+
+async def test_one_that_waits_for_its_turn_is_told_to_wait_and_not_to_be_prepared(world: World) -> None:
+    for event in (world.host.calm, world.host.turn, world.host.gate):
+        event.clear()
+    world.preheat.take([ONE])
+    await world.clock.settle()
+    assert world.host.asked == ["one"]
+    assert world.states() == {"one": "WAITING"}
+    world.host.calm.set()
+    await world.clock.settle()
+    assert world.states() == {}
+    world.host.turn.set()
+    await world.clock.settle()
+    assert world.states() == {"one": "PREPARING"}
+    world.host.gate.set()
+    await world.clock.settle()
+    assert world.states() == {"one": "READY"}
 
 
 async def test_a_report_begins_with_everything_and_goes_on_with_what_changed(world: World) -> None:
