@@ -184,9 +184,8 @@ def _rows(agent: agents_pb2.Agent, now: float) -> list[tuple[str, RenderableType
         since = wording.ago(agent.drain.start_time, now)
         rows.append(("Drain", cell(f"since {since}: {draining.left(agent.drain)}", "yellow")))
     for condition in agent.conditions:
-        effect = "gets no runs" if condition.blocks_placement else "still gets runs"
         since = f" (since {wording.ago(condition.since, now)})" if condition.HasField("since") else ""
-        text = f"{condition.type}: {condition.message}{since}; {effect}"
+        text = f"{condition.type}: {condition.message}{since}; {_effect(condition, agent.state)}"
         rows.append(("Condition", cell(text, "red" if condition.blocks_placement else "yellow")))
     slots = f", {agent.capacity.slots} slots" if agent.capacity.slots else ""
     rows += [
@@ -206,6 +205,12 @@ def _rows(agent: agents_pb2.Agent, now: float) -> list[tuple[str, RenderableType
         labels = ", ".join(f"{name}={value}" for name, value in sorted(agent.labels.items()))
         rows.append(("Labels", cell(labels)))
     return rows
+
+
+def _effect(condition: agents_pb2.Condition, state: agents_pb2.AgentState) -> str:
+    if condition.blocks_placement:
+        return "gets no runs"
+    return "still gets runs" if state == agents_pb2.AGENT_STATE_ACTIVE else "is not why it gets no runs"
 
 
 def _capacity(capacity: agents_pb2.Capacity) -> str:

@@ -219,6 +219,27 @@ def test_agents_show_capacity_reserved_and_conditions(server: ScriptedServer, ff
     assert SHORT_ID in text
 
 
+@pytest.mark.parametrize(
+    ("state", "blocks", "effect"),
+    [
+        ("ACTIVE", False, "still gets runs"),
+        ("ACTIVE", True, "gets no runs"),
+        ("QUARANTINED", False, "is not why it gets no runs"),
+        ("QUARANTINED", True, "gets no runs"),
+        ("DRAINING", False, "is not why it gets no runs"),
+        ("OFFLINE", False, "is not why it gets no runs"),
+    ],
+)
+def test_only_an_agent_that_gets_runs_is_said_to_get_them_in_spite_of_a_condition(
+    state: str, blocks: bool, effect: str, server: ScriptedServer, ffctl: Ffctl
+) -> None:
+    agent = agents_pb2.Agent(name="worker-1", state=agents_pb2.AgentState.Value(f"AGENT_STATE_{state}"))
+    agent.conditions.add(type="ClockSkew", message="its clock is 3 s ahead", blocks_placement=blocks)
+    server.answers["GetAgent"] = lambda request, context: agents_pb2.GetAgentResponse(agent=agent)
+    text = ffctl("agents", "show", "worker-1").out.decode()
+    assert f"ClockSkew: its clock is 3 s ahead; {effect}\n" in text
+
+
 def test_of_an_agent_in_quarantine_it_is_told_what_the_database_does_not_know_and_what_becomes_of_it(
     server: ScriptedServer, ffctl: Ffctl
 ) -> None:
