@@ -50,7 +50,7 @@ class Position:
 
 
 class Notes:
-    """Warnings, losses of output and an agent's absence, each said once."""
+    """Warnings, losses of output, an agent's absence and attempts that others follow, each said once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -65,6 +65,8 @@ class Notes:
                 self._warning(attempt.number, warning)
             for loss in attempt.log_losses:
                 self.loss(attempt.number, loss)
+            if attempt.state in wording.TERMINAL and run.state not in wording.TERMINAL:
+                self._followed(attempt)
         if run.state not in wording.LIVE or not run.attempts:
             self._trouble = ""
             return
@@ -83,6 +85,14 @@ class Notes:
         count = f"{wording.size(loss.bytes)} lost" if loss.HasField("bytes") else "output lost"
         text = f"warning: {count} at offset {loss.offset} ({wording.loss_kind(loss.kind)}): {loss.message}"
         self._once((attempt, "loss", loss.kind, loss.offset), text)
+
+    def _followed(self, attempt: runs_pb2.Attempt) -> None:
+        # Told of the attempt itself: that the run waits again is not seen where the next one follows at once.
+        is_lost = attempt.state == runs_pb2.RUN_STATE_LOST
+        text = f"attempt {attempt.number} " + ("is lost" if is_lost else f"ended {wording.run_state(attempt.state)}")
+        self._once(
+            (attempt.number, "followed"), f"warning: {text}" + (f": {attempt.message}" if attempt.message else "")
+        )
 
     def _warning(self, attempt: int, warning: runs_pb2.SoftLimitWarning) -> None:
         key = (attempt, warning.kind, warning.raise_time.seconds, warning.raise_time.nanos)

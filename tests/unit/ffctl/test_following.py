@@ -245,6 +245,30 @@ def test_the_output_of_a_later_attempt_follows_that_of_the_first(server: Scripte
     assert (done.code, done.out) == (0, b"attempt 1\nattempt 2\n")
 
 
+def test_of_an_attempt_that_another_follows_at_once_it_is_told_that_it_is_lost(
+    server: ScriptedServer, ffctl: Ffctl
+) -> None:
+    again, done = running(3), ended(number=3)
+    for run in (again, done):
+        for attempt in run.attempts[:2]:
+            attempt.state = runs_pb2.RUN_STATE_LOST
+            attempt.message = f'agent "{attempt.agent}" was out of reach for 60 s'
+    waiting = run_of("QUEUED", attempt=1, attempts=again.attempts[:1], message="no agent has room")
+    # What was between them a slow follower never saw.
+    watched = [runs_pb2.WatchRunResponse(run=run) for run in (running(1), waiting, again, done)]
+    server.answers |= {
+        "CreateRun": lambda request, context: runs_pb2.CreateRunResponse(run=run_of("QUEUED")),
+        "WatchRun": lambda request, context: watched,
+        "ReadLog": lambda request, context: [log_message(0, b"", attempt=request.attempt or 3, sealed=True)],
+    }
+    followed = ffctl("run", "etl", "--follow")
+    told = [line for line in followed.err.splitlines() if "is lost" in line]
+    assert told == [
+        f'warning: attempt {number} is lost: agent "worker-{number}" was out of reach for 60 s' for number in (1, 2)
+    ]
+    assert followed.code == 0
+
+
 def test_a_lost_run_ends_although_its_log_was_never_completed(server: ScriptedServer, ffctl: Ffctl) -> None:
     never = threading.Event()
 
