@@ -18,8 +18,8 @@ from fastflow_controlplane.agents.unreported import Unreported
 from fastflow_controlplane.clock import ManualClock
 from fastflow_controlplane.errors import DataLoss, FailedPrecondition, NotFound
 from fastflow_controlplane.logs.files import FileLogStore
-from fastflow_controlplane.logs.ingest import Rejection
 from fastflow_controlplane.logs.store import LogKey
+from fastflow_controlplane.logs.uploads import Rejection
 from fastflow_controlplane.runs.attempt_logs import AttemptLogRecords
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptKey

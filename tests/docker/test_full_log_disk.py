@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from fastflow.ids import new_id
 from fastflow_controlplane.logs.files import QUIET_CHECKS, FileLogStore
-from fastflow_controlplane.logs.ingest import Answer, AttemptLogs, Chunk, IngestSettings, LogIngest, Rejection, Seal
+from fastflow_controlplane.logs.ingest import AttemptLogs, IngestSettings, LogIngest
 from fastflow_controlplane.logs.store import LogKey
+from fastflow_controlplane.logs.uploads import Answer, Chunk, Rejection, Seal
 from fastflow_controlplane.runs.model import AttemptKey
 from google_crc32c import value as crc32c
 

@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol, TypeVar
 
 import google_crc32c
@@ -26,6 +25,7 @@ from fastflow_controlplane.logs.store import (
     LogStore,
     StoreUnavailable,
 )
+from fastflow_controlplane.logs.uploads import Answer, Chunk, PeerGone, Rejection, Seal, Skip, Upload, size
 from fastflow_controlplane.runs.model import AttemptKey
 
 log = structlog.get_logger(__name__)
@@ -49,64 +49,6 @@ class IngestSettings:
     sync_bytes: int = 8 * 1024 * 1024
     inbox_bytes: int = 4 * 1024 * 1024
     retry_interval: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Bytes of output from `offset` on. Without data it asks where the log stands."""
-
-    key: AttemptKey
-    offset: int
-    data: bytes
-    crc32c: int
-
-
-@dataclass(frozen=True, slots=True)
-class Skip:
-    """Bytes from `offset` up to `end` were lost on the worker."""
-
-    key: AttemptKey
-    offset: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Seal:
-    """The log ends at `end`."""
-
-    key: AttemptKey
-    end: int
-
-
-Upload = Chunk | Skip | Seal
-
-
-class Rejection(StrEnum):
-    """Why something was not taken; the names of the protocol's LogRejection."""
-
-    NONE = "UNSPECIFIED"
-    UNKNOWN_ATTEMPT = "UNKNOWN_ATTEMPT"
-    BAD_TOKEN = "BAD_TOKEN"
-    MISMATCH = "MISMATCH"
-    ALREADY_SEALED = "ALREADY_SEALED"
-    CORRUPT = "CORRUPT"
-    """Damaged, or not what follows what is stored: to be sent again from the durable offset."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Where the log of an attempt stands; fields of UploadLogsResponse."""
-
-    run_id: str
-    attempt: int
-    durable_offset: int
-    window_end: int
-    sealed: bool
-    rejection: Rejection
-
-
-class PeerGone(Exception):
-    """An answer can not be sent any more: the stream is broken."""
 
 
 class AttemptLogs(Protocol):
@@ -194,7 +136,7 @@ class _Stream:
                 self._room.clear()
                 await self._room.wait()
             self._inbox.append(upload)
-            self._inbox_bytes += _size(upload)
+            self._inbox_bytes += size(upload)
             self._came.set()
         self._came.set()
 
@@ -209,7 +151,7 @@ class _Stream:
                     per_attempt.setdefault(upload.key, []).append(upload)
                 for key, mine in per_attempt.items():
                     await self._take(key, mine)
-                self._inbox_bytes -= sum(map(_size, inbox))
+                self._inbox_bytes -= sum(map(size, inbox))
                 self._room.set()
         self._wrote.set()
 
@@ -397,7 +339,3 @@ class _Stream:
             answers, self._answers = self._answers, {}
             for answer in answers.values():
                 await send(answer)
-
-
-def _size(upload: Upload) -> int:
-    return len(upload.data) if isinstance(upload, Chunk) else 0

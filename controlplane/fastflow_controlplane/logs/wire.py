@@ -7,7 +7,7 @@ from fastflow.agent.v1 import attempts_pb2, gateway_pb2
 from fastflow.v1 import logs_pb2, runs_pb2
 
 from fastflow_controlplane.logs.follow import Piece
-from fastflow_controlplane.logs.ingest import Answer, Chunk, PeerGone, Seal, Skip, Upload
+from fastflow_controlplane.logs.uploads import Answer, Chunk, PeerGone, Seal, Skip, Upload
 from fastflow_controlplane.runs.model import AttemptKey, LogLoss
 
 

@@ -1,7 +1,7 @@
 """What the log path asks and tells about attempts."""
 
 from fastflow_controlplane.agents.registry import AgentRegistry
-from fastflow_controlplane.logs.ingest import Rejection
+from fastflow_controlplane.logs.uploads import Rejection
 from fastflow_controlplane.runs.changes import Changes
 from fastflow_controlplane.runs.model import AttemptKey
 from fastflow_controlplane.store import Connection

@@ -10,7 +10,7 @@ import pytest
 from fastflow.ids import new_id
 from fastflow_agent.model import AttemptKey
 from fastflow_controlplane.errors import Unavailable
-from fastflow_controlplane.logs.ingest import Rejection
+from fastflow_controlplane.logs.uploads import Rejection
 from fastflow_controlplane.runs.model import AttemptKey as StoredKey
 
 from tests.integration.log_path.world import World, write

@@ -20,8 +20,9 @@ from fastflow_agent.logs.spool import Spool
 from fastflow_agent.model import AttemptKey
 from fastflow_controlplane.api.agent_gateway import AgentGatewayServicer
 from fastflow_controlplane.logs.files import FileLogStore
-from fastflow_controlplane.logs.ingest import IngestSettings, LogIngest, Rejection
+from fastflow_controlplane.logs.ingest import IngestSettings, LogIngest
 from fastflow_controlplane.logs.store import LogKey
+from fastflow_controlplane.logs.uploads import Rejection
 from fastflow_controlplane.runs.model import AttemptKey as StoredKey
 
 from tests.ports import HeldPort

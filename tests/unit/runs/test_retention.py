@@ -7,9 +7,9 @@ from fastflow.ids import new_id
 from fastflow_controlplane.agents.model import AgentFacts, Capacity
 from fastflow_controlplane.errors import NotFound
 from fastflow_controlplane.logs.follow import LogFollower
-from fastflow_controlplane.logs.ingest import Rejection
 from fastflow_controlplane.logs.retention import StoredLog, surplus
 from fastflow_controlplane.logs.store import LogKey, StoreUnavailable
+from fastflow_controlplane.logs.uploads import Rejection
 from fastflow_controlplane.runs.attempt_logs import AttemptLogRecords
 from fastflow_controlplane.runs.model import AttemptKey, NewRun
 from fastflow_controlplane.runs.retention import REQUESTS_KEPT_SECONDS, Bounds, Retention, may_go
