@@ -121,7 +121,11 @@ class FileLogStore(LogStore):
             message = full_message(self._folder, "the output of runs waits on the workers")
             problem = Problem(DISK_FULL, message)
         else:
-            message = f"the log store can not use {path}: {error.strerror}; logs wait on the workers"
+            message = (
+                f"the log store can not use {path}: {error.strerror}; what belongs there waits on its worker, and goes "
+                "on by itself once it can; see that nothing else is in its place, that this user may write there, and "
+                "that the disk works"
+            )
             problem = Problem("LOG_STORE_UNAVAILABLE", message)
         if self._problem is None or self._problem.reason != problem.reason:
             log.error("logs can not be stored", why=message)

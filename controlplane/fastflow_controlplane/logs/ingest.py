@@ -3,6 +3,9 @@
 Per stream four tasks: one reads messages, one writes their bytes to the store, one makes them durable for many logs at
 a time, one answers. Bytes wait for the store in one bounded inbox; behind a store that stalls, reading stops, and
 gRPC's flow control stops the agent. Answers are not queued: an attempt's newest one replaces what was not sent yet.
+
+While the database is away all of a stream waits. A log whose own file can not be used waits alone, in a lane of its
+own (`logs.hindered`), and its file is tried again and again; what of it there was no room for is asked for again then.
 """
 
 import asyncio
@@ -11,11 +14,11 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import google_crc32c
 import structlog
 from fastflow.service.failpoints import ControlPlanePoint, reach
 
 from fastflow_controlplane.errors import Unavailable
+from fastflow_controlplane.logs.hindered import Hindered, Lane, Told
 from fastflow_controlplane.logs.store import (
     Log,
     LogIsSealed,
@@ -40,8 +43,8 @@ class IngestSettings:
     `window` is what an agent may send beyond what is durable: enough to keep a fast network busy while a slow disk
     syncs, little enough to be sent again after a broken connection. `sync_interval` bounds how long a byte waits for
     its acknowledgement, and with it how often a quiet log costs a disk flush; `sync_bytes` is when a busy one need
-    not wait. `inbox_bytes` is the memory one stream may hold. `retry_interval` is how often a full disk, or a
-    database that is away, is tried.
+    not wait. `inbox_bytes` is the memory one stream may hold, and as much again for logs whose files can not be used.
+    `retry_interval` is how often such a file, or a database that is away, is tried.
     """
 
     window: int = 32 * 1024 * 1024
@@ -68,13 +71,14 @@ class LogIngest:
         self._store = store
         self._attempts = attempts
         self._settings = settings or IngestSettings()
+        self._told = Told()
 
     async def serve(self, uploads: AsyncIterable[Upload], send: Callable[[Answer], Awaitable[None]]) -> None:
         """Serves one stream until `uploads` ends and all that came is durable and answered, or the peer is gone.
 
         `send` raises PeerGone once the stream is broken. What was not acknowledged is the agent's to send again.
         """
-        stream = _Stream(self._store, self._attempts, self._settings)
+        stream = _Stream(self._store, self._attempts, self._settings, self._told)
         try:
             await stream.serve(uploads, send)
         except* PeerGone:
@@ -87,23 +91,28 @@ class LogIngest:
 class _Attempt:
     """One attempt as this stream knows it; closing `held` lets go of its log.
 
-    `final` is why no more of its bytes are taken, told with each answer. `recorded` = its rows say that the log is
-    sealed: only then the agent may hear so, for it says nothing more of the log then.
+    `missed` = there was no room for something it sent while its file could not be used: to be asked for once what came
+    before is durable. `seal_waits` = its end can not be stored now. `final` is why no more of its bytes are taken, told
+    with each answer. `recorded` = its rows say that the log is sealed: only then the agent may hear so, for it says
+    nothing more of the log then.
     """
 
     key: AttemptKey
     log: Log
     held: AsyncExitStack
     awaits_resend: bool = False
+    missed: bool = False
+    seal_waits: bool = False
     recorded: bool = False
     final: Rejection = Rejection.NONE
 
 
 class _Stream:
-    def __init__(self, store: LogStore, attempts: AttemptLogs, settings: IngestSettings) -> None:
+    def __init__(self, store: LogStore, attempts: AttemptLogs, settings: IngestSettings, told: Told) -> None:
         self._store = store
         self._directory = attempts
         self._settings = settings
+        self._told = told
         self._attempts: dict[LogKey, _Attempt] = {}
         self._inbox: list[Upload] = []
         self._inbox_bytes = 0
@@ -115,7 +124,9 @@ class _Stream:
         self._hurry = asyncio.Event()
         self._answers: dict[LogKey, Answer] = {}
         self._answered = asyncio.Event()
-        self._seals: asyncio.TaskGroup
+        self._hindered = Hindered(settings.inbox_bytes)
+        self._aside: asyncio.TaskGroup
+        self._resends: asyncio.TaskGroup
 
     async def serve(self, uploads: AsyncIterable[Upload], send: Callable[[Answer], Awaitable[None]]) -> None:
         """Runs the four tasks; each ends once the one before it ended and left nothing."""
@@ -141,7 +152,7 @@ class _Stream:
         self._came.set()
 
     async def _write(self, reading: asyncio.Task[None]) -> None:
-        async with asyncio.TaskGroup() as self._seals:
+        async with asyncio.TaskGroup() as self._aside:
             while not (reading.done() and not self._inbox):
                 await self._came.wait()
                 self._came.clear()
@@ -150,49 +161,71 @@ class _Stream:
                 for upload in inbox:
                     per_attempt.setdefault(upload.key, []).append(upload)
                 for key, mine in per_attempt.items():
-                    await self._take(key, mine)
+                    if not self._hindered.holds_back(key, mine):
+                        await self._take_or_set_aside(Lane(key, mine))
                 self._inbox_bytes -= sum(map(size, inbox))
                 self._room.set()
         self._wrote.set()
 
-    async def _take(self, key: AttemptKey, uploads: Sequence[Upload]) -> None:
-        """Takes what one attempt sent, in its order; chunks that follow each other are written at once."""
-        attempt = await self._admitted(key)
+    async def _take_or_set_aside(self, lane: Lane) -> None:
+        try:
+            await self._take(lane)
+        except StoreUnavailable as error:
+            self._told.hindered(_name(lane.key), error)
+            self._hindered.begin(lane)
+            self._aside.create_task(self._take_later(lane))
+
+    async def _take_later(self, lane: Lane) -> None:
+        """Takes what waits in a lane once its file can be used."""
+        while lane:
+            await asyncio.sleep(self._settings.retry_interval)
+            try:
+                await self._take(lane)
+            except StoreUnavailable as error:
+                self._told.hindered(_name(lane.key), error)
+        self._hindered.end(lane)
+        attempt = self._attempts.get(_name(lane.key))
+        if attempt is not None and attempt.key == lane.key:
+            if lane.missed:
+                attempt.awaits_resend = attempt.missed = True
+            self._to_sync(attempt)
+
+    async def _take(self, lane: Lane) -> None:
+        """Takes what one attempt sent, in its order. Raises StoreUnavailable; what is left in `lane` was not taken."""
+        attempt = await self._admitted(lane.key)
         if attempt is None:
+            lane.clear()
             return
         if attempt.log.sealed:
             # By a stream that broke, or a process that died, perhaps before it was recorded.
             await self._record(attempt)
-        following: list[Chunk] = []
-        for upload in uploads:
-            if isinstance(upload, Chunk) and upload.data and google_crc32c.value(upload.data) == upload.crc32c:
-                if following and following[-1].offset + len(following[-1].data) != upload.offset:
-                    await self._append(attempt, following)
-                    following = []
-                following.append(upload)
-                continue
-            await self._append(attempt, following)
-            following = []
-            if isinstance(upload, Skip):
-                await self._skip(attempt, upload)
-            elif isinstance(upload, Seal):
-                self._seals.create_task(self._seal(attempt, upload.end))
+        while lane:
+            if chunks := lane.chunks():
+                await self._append(attempt, chunks)
             else:
-                self._tell(attempt, Rejection.CORRUPT if upload.data else Rejection.NONE)
-        await self._append(attempt, following)
+                await self._take_one(attempt, lane.first)
+            lane.done(len(chunks) or 1)
         if attempt.recorded:
             await self._let_go(attempt)
 
+    async def _take_one(self, attempt: _Attempt, upload: Upload) -> None:
+        if isinstance(upload, Skip):
+            await self._change(attempt, lambda: attempt.log.skip(upload.offset, upload.end))
+        elif isinstance(upload, Seal):
+            self._aside.create_task(self._seal(attempt, upload.end))
+        else:
+            self._tell(attempt, Rejection.CORRUPT if upload.data else Rejection.NONE)
+
     async def _admitted(self, key: AttemptKey) -> _Attempt | None:
         """Returns the attempt with its log open; None after a refusal."""
-        name = LogKey(key.run_id, key.attempt)
+        name = _name(key)
         attempt = self._attempts.get(name)
         if attempt is not None and attempt.key == key:
             return attempt
         if await self._refused(key):
             return None
         held = AsyncExitStack()
-        opened = await self._until_available(lambda: held.enter_async_context(self._store.open(name)))
+        opened = await held.enter_async_context(self._store.open(name))
         if not opened.end and not opened.sealed and await self._refused(key):
             # Retention removed the log since we asked: it must not begin anew.
             await held.aclose()
@@ -205,32 +238,29 @@ class _Stream:
         if rejection is Rejection.NONE:
             return False
         log.info("log refused", run=key.run_id, attempt=key.attempt, reason=rejection)
-        self._answers[LogKey(key.run_id, key.attempt)] = Answer(key.run_id, key.attempt, 0, 0, False, rejection)
+        self._told.forget(_name(key))
+        self._answers[_name(key)] = Answer(key.run_id, key.attempt, 0, 0, False, rejection)
         self._answered.set()
         return True
 
     async def _let_go(self, attempt: _Attempt) -> None:
         # A stream lives as long as its agent, and sees more logs than a process may have files open. What still comes
         # for a sealed log opens it again, to be told that it is sealed.
-        name = LogKey(attempt.key.run_id, attempt.key.attempt)
+        name = _name(attempt.key)
         if self._attempts.get(name) is attempt:
             del self._attempts[name]
             await attempt.held.aclose()
 
     async def _append(self, attempt: _Attempt, chunks: Sequence[Chunk]) -> None:
-        if chunks:
-            pieces = [chunk.data for chunk in chunks]
-            await self._change(attempt, lambda: attempt.log.append(chunks[0].offset, pieces))
-
-    async def _skip(self, attempt: _Attempt, skip: Skip) -> None:
-        await self._change(attempt, lambda: attempt.log.skip(skip.offset, skip.end))
+        pieces = [chunk.data for chunk in chunks]
+        await self._change(attempt, lambda: attempt.log.append(chunks[0].offset, pieces))
 
     async def _change(self, attempt: _Attempt, change: Callable[[], Awaitable[None]]) -> None:
         if attempt.final is not Rejection.NONE:
             return
         before = attempt.log.end
         try:
-            await self._until_available(change)
+            await change()
         except LogOutOfOrder:
             # Told once: what the agent sent before it heard of it is out of order as well.
             if not attempt.awaits_resend:
@@ -239,7 +269,7 @@ class _Stream:
         except LogMismatch as error:
             log.warning("log differs from what is stored", run=attempt.key.run_id, detail=str(error))
             # The agent ends the log at the offset it is told, so that has to be where the stored one ends.
-            await self._until_available(attempt.log.sync)
+            await attempt.log.sync()
             attempt.final = Rejection.MISMATCH
             self._tell(attempt)
         except LogIsSealed:
@@ -250,14 +280,17 @@ class _Stream:
             reach(ControlPlanePoint.LOG_WRITTEN)
             attempt.awaits_resend = False
             self._unsynced += attempt.log.end - before
-            self._dirty[LogKey(attempt.key.run_id, attempt.key.attempt)] = attempt
-            self._wrote.set()
+            self._to_sync(attempt)
             if self._unsynced >= self._settings.sync_bytes:
                 self._hurry.set()
 
+    def _to_sync(self, attempt: _Attempt) -> None:
+        self._dirty[_name(attempt.key)] = attempt
+        self._wrote.set()
+
     async def _seal(self, attempt: _Attempt, end: int) -> None:
         try:
-            await self._until_available(lambda: attempt.log.seal(end))
+            await self._seal_file(attempt, end)
         except LogOutOfOrder:
             self._tell(attempt, Rejection.CORRUPT)
         except LogIsSealed:
@@ -269,6 +302,19 @@ class _Stream:
             reach(ControlPlanePoint.LOG_SEALED)
             self._tell(attempt)
             await self._let_go(attempt)
+
+    async def _seal_file(self, attempt: _Attempt, end: int) -> None:
+        while True:
+            try:
+                await attempt.log.seal(end)
+            except StoreUnavailable as error:
+                attempt.seal_waits = True
+                self._told.hindered(_name(attempt.key), error)
+            else:
+                attempt.seal_waits = False
+                self._told.goes_on(_name(attempt.key))
+                return
+            await asyncio.sleep(self._settings.retry_interval)
 
     async def _record(self, attempt: _Attempt) -> None:
         if not attempt.recorded:
@@ -282,41 +328,48 @@ class _Stream:
                 return await operation()
             except Unavailable as error:
                 log.debug(
-                    "log waits for its disk or the database",
+                    "log waits for the database",
                     detail=str(error),
                     retry_seconds=self._settings.retry_interval,
                 )
             await asyncio.sleep(self._settings.retry_interval)
 
     async def _sync(self, writing: asyncio.Task[None]) -> None:
-        while not (writing.done() and not self._dirty):
-            await self._wrote.wait()
-            self._wrote.clear()
-            if not writing.done():
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._settings.sync_interval):
-                        await self._hurry.wait()
-            self._hurry.clear()
-            dirty, self._dirty = self._dirty, {}
-            self._unsynced = 0
-            await asyncio.gather(*map(self._sync_one, dirty.values()))
+        async with asyncio.TaskGroup() as self._resends:
+            while not (writing.done() and not self._dirty):
+                await self._wrote.wait()
+                self._wrote.clear()
+                if not writing.done():
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._settings.sync_interval):
+                            await self._hurry.wait()
+                self._hurry.clear()
+                dirty, self._dirty = self._dirty, {}
+                self._unsynced = 0
+                await asyncio.gather(*map(self._sync_one, dirty.values()))
         self._answered.set()
 
     async def _sync_one(self, attempt: _Attempt) -> None:
         try:
             await attempt.log.sync()
         except StoreUnavailable as error:
-            log.debug("log can not be made durable", run=attempt.key.run_id, detail=str(error))
-            attempt.awaits_resend = True
-            await asyncio.sleep(self._settings.retry_interval)
-            self._tell(attempt, Rejection.CORRUPT)
+            self._told.hindered(_name(attempt.key), error)
+            attempt.awaits_resend, attempt.missed = True, False
+            self._resends.create_task(self._ask_later(attempt))
         else:
+            if not attempt.seal_waits and attempt.key not in self._hindered:
+                self._told.goes_on(_name(attempt.key))
             reach(ControlPlanePoint.LOG_SYNCED)
-            self._tell(attempt)
+            self._tell(attempt, Rejection.CORRUPT if attempt.missed else Rejection.NONE)
+            attempt.missed = False
+
+    async def _ask_later(self, attempt: _Attempt) -> None:
+        await asyncio.sleep(self._settings.retry_interval)
+        self._tell(attempt, Rejection.CORRUPT)
 
     def _tell(self, attempt: _Attempt, rejection: Rejection = Rejection.NONE) -> None:
         key, stored = attempt.key, attempt.log
-        name = LogKey(key.run_id, key.attempt)
+        name = _name(key)
         unsent = self._answers.get(name)
         if attempt.final is not Rejection.NONE:
             rejection = attempt.final
@@ -339,3 +392,7 @@ class _Stream:
             answers, self._answers = self._answers, {}
             for answer in answers.values():
                 await send(answer)
+
+
+def _name(key: AttemptKey) -> LogKey:
+    return LogKey(key.run_id, key.attempt)
