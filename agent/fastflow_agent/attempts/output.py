@@ -87,11 +87,12 @@ class Output:
         A dropped range is noted when it is acknowledged, before the log is sealed; but a control plane that wants no
         more of it may have all of it forgotten before that.
         """
+        durable = self.offset
         await self.close()
         history = self._dossier.history
         if not self._dossier.slot:
             return
-        look = partial(losses_at, self._dossier.paths.log, history.intent.log_limit)
+        look = partial(losses_at, self._dossier.paths.log, history.intent.log_limit, durable)
         for loss in await self._patiently(lambda: self._blocking(look)):
             # What lies behind the end of a sealed log was found out before the seal, and is part of why it ends there.
             if not history.sealed or loss.offset < history.end_offset:

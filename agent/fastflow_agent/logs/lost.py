@@ -12,18 +12,38 @@ from fastflow_agent.logs.losses import LogLoss, LossKind
 
 @dataclass
 class LostBytes:
-    """The bytes from `offset` up to `end` are lost. `told` once a reader was told so."""
+    """The bytes from `offset` up to `end` are lost. `told_from` is where a reader was told so first; None = not yet.
+
+    After tampering it is only then certain that they are lost: they had been read, and may have arrived unheard.
+    """
 
     offset: int
     end: int
     kind: LossKind
     message: str
-    told: bool = field(default=False, compare=False)
+    told_from: int | None = field(default=None, compare=False)
+
+    @property
+    def told(self) -> bool:
+        """Whether a reader was told so."""
+        return self.told_from is not None
 
     @property
     def loss(self) -> LogLoss:
         """The loss as a fact."""
-        return LogLoss(self.kind, self.offset, self.end - self.offset, self.message)
+        return self._from(self.offset)
+
+    def loss_beyond(self, durable: int) -> LogLoss | None:
+        """The loss as a fact, where the control plane has all below `durable`; None if it lacks nothing of it."""
+        if not self.tampered or self.told:
+            return self.loss
+        return self._from(max(self.offset, durable)) if self.end > durable else None
+
+    def _from(self, start: int) -> LogLoss:
+        if self.tampered and self.told_from is not None:
+            # What lies before it had arrived: the control plane asked from there.
+            start = max(start, self.told_from)
+        return LogLoss(self.kind, start, self.end - start, self.message)
 
     @property
     def tampered(self) -> bool:
@@ -55,8 +75,9 @@ class Cut:
 class Lost:
     """The lost ranges of one log, ascending, and its early end if it has one.
 
-    The file holds a line for each, "KIND OFFSET END MESSAGE" or "cut END SIZE" with " DISK" where that was it; it is
-    made with the first. A line that a crash cut off counts as not written.
+    The file holds a line for each, "KIND OFFSET END MESSAGE" or "cut END SIZE" with " DISK" where that was it, and
+    "told OFFSET END" once a reader was told of one that tampering brought; it is made with the first. A line that a
+    crash cut off counts as not written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,6 +99,8 @@ class Lost:
                     lost.cut = Cut(int(end), int(size))
                 case ["cut", end, size, "DISK\n"]:
                     lost.cut = Cut(int(end), int(size), "DISK")
+                case ["told", offset, end] if line.endswith("\n"):
+                    lost._note_told(int(offset), int(end))
                 case [kind, offset, end, message] if line.endswith("\n"):
                     lost._insert(LostBytes(int(offset), int(end), cast(LossKind, kind), message.rstrip("\n")))
         return lost
@@ -86,6 +109,13 @@ class Lost:
         """Adds a range, durable on return. Raises OSError."""
         self._write(f"{lost.kind} {lost.offset} {lost.end} {lost.message}\n")
         self._insert(lost)
+
+    def tell(self, lost: LostBytes, offset: int) -> None:
+        """A reader is told of a range from `offset` on; after tampering that is durable on return. Raises OSError."""
+        if lost.told_from is None or offset < lost.told_from:
+            if lost.tampered:
+                self._write(f"told {offset} {lost.end}\n")
+            lost.told_from = offset
 
     def set_cut(self, cut: Cut) -> None:
         """Ends the log early, durable on return. Raises OSError."""
@@ -107,6 +137,11 @@ class Lost:
     def bytes_behind(self, offset: int) -> int:
         """Lost bytes from `offset` on."""
         return sum(each.end - max(each.offset, offset) for each in self.ranges if each.end > offset)
+
+    def _note_told(self, offset: int, end: int) -> None:
+        for lost in self.ranges:
+            if lost.tampered and lost.end == end:
+                lost.told_from = offset
 
     def _insert(self, lost: LostBytes) -> None:
         for known in self.ranges:

@@ -138,6 +138,9 @@ class Shipment:
         if self.end is not None and self.spool.has_gaps and self.acknowledged < self.durable:
             await self.acknowledge()
         end = self.end if self.stopped_at is None else self.stopped_at
+        if end is not None:
+            # Of a log that was cut while nobody looked, an earlier agent had delivered more than is here.
+            end = max(end, self.durable)
         if self.sealing and end is not None and self.cursor >= end:
             if self.seal_sent or self.owing.is_set() or (self.spool.has_gaps and self.acknowledged < end):
                 return []
@@ -193,7 +196,11 @@ class Shipment:
             self.sealed.set_result(self.durable)
             return
         first = self.window_end is None
-        self.durable, self.window_end = answer.durable_offset, answer.window_end
+        self.durable = answer.durable_offset
+        if first:
+            # Nothing is sent before: an earlier agent may have delivered more than is here now.
+            await self.acknowledge()
+        self.window_end = answer.window_end
         if self.durable:
             reach(AgentPoint.LOG_ACKNOWLEDGED)
         if first or rejection == gateway_pb2.LOG_REJECTION_CORRUPT:

@@ -9,8 +9,9 @@ whatever happens to it happens in place:
   A spool that *pauses* drops nothing for the quota: the program is frozen instead. It drops what comes all the same,
   past PAUSE_SLACK_BYTES, so that an engine that can not freeze it costs output and not the host's disk.
 - What exceeds the run's log limit is never read, and punched out as it comes.
-- A log that is suddenly shorter than it was has been tampered with, unless its host went down meanwhile and took what
-  was not on the disk. It ends where it was read last: behind that, an offset no longer says which byte is meant.
+- A log that is suddenly shorter than it was, or than what the control plane has, has been tampered with, unless its
+  host went down meanwhile and took what was not on the disk. It ends where it was read last: behind that, an offset no
+  longer says which byte is meant. Of what was read before, that is lost which the control plane asks for again.
   What a host that goes down takes of the end of a log that had not been read nobody can see, unless all of it was on
   the disk and its length written down, once its program had ended: so that is a loss of unknown length.
 - A program that overwrites bytes in place, or cuts the file and fills it again between two looks, is not noticed here;
@@ -175,7 +176,7 @@ class Spool:
                 self._losses.append(self._lose_again(offset, self._punched).loss)
             lost = self._lost.at(offset)
             if lost is not None:
-                lost.told = True
+                self._lost.tell(lost, offset)
                 self._handed = max(self._handed, lost.end)
                 return lost
             stop = min(offset + max_bytes, self._end(size), self._lost.next_start(offset))
@@ -188,6 +189,10 @@ class Spool:
                 if lost.told and self._acked < lost.end <= offset:
                     self._losses.append(lost.loss)
             self._acked = max(self._acked, offset)
+            if offset > self._seen and not self._closed:
+                # More than there was at any look: an earlier agent delivered it, and the log may be shorter by now.
+                self._seen = self._handed = offset
+                self._look()
             # Masks of bytes behind it look back this far.
             target = self._acked - self._masks.reach
             if target - self._punched >= PUNCH_BYTES and not self._closed:
@@ -249,7 +254,8 @@ class Spool:
             end = written_until(self._descriptor, self._acked, stop, self._lost) if doubtful else stop
             if doubtful and (end < stop or size <= self._limit):
                 self._end_at(Cut(end, size, "DISK"))
-        self._losses.extend(each.loss for each in self._lost.ranges if each.end <= self._acked and not each.tampered)
+        certain = (each for each in self._lost.ranges if each.told or not each.tampered)
+        self._losses.extend(each.loss for each in certain if each.end <= self._acked)
 
     def _miss_what_was_punched(self, *, doubtful: bool) -> None:
         """A control plane that lost what it had acknowledged asks for bytes that have left this disk.
@@ -310,7 +316,7 @@ class Spool:
             raw = os.pread(self._descriptor, right - left, left)
         except OSError as error:
             log.error("a log can not be read", offset=offset, error=str(error))
-            lost = LostBytes(offset, stop, "DISK", f"the worker's disk failed: {error.strerror}", told=True)
+            lost = LostBytes(offset, stop, "DISK", f"the worker's disk failed: {error.strerror}", told_from=offset)
             self._lost.add(lost)
             return lost
         if len(raw) < right - left:
@@ -348,15 +354,17 @@ class Spool:
             log.warning("this file system can not free parts of a file: logs stay on the disk until their run is gone")
 
 
-def losses_at(path: Path, log_limit: int) -> list[LogLoss]:
+def losses_at(path: Path, log_limit: int, durable: int = 0) -> list[LogLoss]:
     """What is lost of the log at `path`, which nobody reads any more, as the disk tells it; limit as in `Spool.open`.
 
-    A range behind an early end is lost with all that follows it, and is none of its own. Raises OSError.
+    The control plane has, or knows to be lost, all below `durable`. A range behind an early end is lost with all that
+    follows it, and is none of its own. Raises OSError.
     """
     lost = Lost.load(_record(path))
     if lost.cut is not None:
         end = lost.cut.end
-        return [*(each.loss for each in lost.ranges if each.offset < end), lost.cut.loss]
+        ranges = [each.loss_beyond(durable) for each in lost.ranges if each.offset < end]
+        return [*(loss for loss in ranges if loss is not None), lost.cut.loss]
     losses = [each.loss for each in lost.ranges]
     if log_limit and os.path.lexists(path) and path.lstat().st_size > log_limit:
         losses.append(_truncated(log_limit))

@@ -213,8 +213,12 @@ class _Stream:
             await self._change(attempt, lambda: attempt.log.skip(upload.offset, upload.end))
         elif isinstance(upload, Seal):
             self._aside.create_task(self._seal(attempt, upload.end))
+        elif upload.data:
+            self._tell(attempt, Rejection.CORRUPT)
         else:
-            self._tell(attempt, Rejection.CORRUPT if upload.data else Rejection.NONE)
+            # What it is not told of, an agent may count as lost: an earlier stream of it may have brought it just now.
+            await attempt.log.sync()
+            self._tell(attempt)
 
     async def _admitted(self, key: AttemptKey) -> _Attempt | None:
         """Returns the attempt with its log open; None after a refusal."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 from dataclasses import replace
 
+import pytest
 from fastflow.agent.v1 import gateway_pb2
 from fastflow_controlplane.logs.store import LogKey
 
@@ -51,6 +52,45 @@ async def test_a_log_that_is_cut_by_its_program_ends_there_with_a_recorded_loss(
     assert await world.agent.seal(key) == 1000
     assert await world.controlplane.log(key) == b"x" * 1000
     assert [(loss.kind, loss.offset, loss.bytes) for loss in world.agent.losses] == [("TAMPERED", 1000, None)]
+    assert world.agent.told == world.agent.losses
+
+
+async def test_a_log_that_is_emptied_while_its_arrival_is_not_heard_of_lost_nothing_that_arrived(world: World) -> None:
+    world.controlplane.settings = replace(world.controlplane.settings, sync_interval=60.0)
+    await world.controlplane.stop()
+    await world.controlplane.start()
+    key = world.key()
+    world.agent.ship(key)
+    path = world.agent.file(key)
+    async with world.controlplane.store.open(LogKey(key.run_id, 1)) as log:
+        write(path, b"x" * 1000)
+        await until(lambda: log.end == 1000)
+        os.truncate(path, 0)
+        await until(lambda: len(world.agent.losses) == 1)
+        # The connection breaks, and the new one asks where the log stands.
+        world.agent.shipper.hold(cut=True)
+        world.agent.shipper.go_on()
+        assert await world.agent.seal(key) == 1000
+    assert await world.controlplane.log(key) == b"x" * 1000
+    assert log.gaps == []
+    assert [(loss.kind, loss.offset, loss.bytes) for loss in world.agent.losses] == [("TAMPERED", 1000, None)]
+
+
+@pytest.mark.parametrize("left", [0, 300], ids=["emptied", "cut"])
+async def test_a_log_cut_while_no_agent_ran_ends_where_the_control_plane_has_it(world: World, left: int) -> None:
+    key = world.key()
+    world.agent.ship(key)
+    path = world.agent.file(key)
+    write(path, b"x" * 1000)
+    await until(lambda: world.agent.shipper.durable(key) == 1000)
+    await world.agent.kill()
+    os.truncate(path, left)
+    await world.agent.start()
+    # What the control plane told some time ago: less than it has by now.
+    world.agent.ship(key, 200)
+    assert await world.agent.seal(key) == 1000
+    assert await world.controlplane.log(key) == b"x" * 1000
+    assert {loss.kind for loss in world.agent.losses} == {"TAMPERED"}
     assert world.agent.told == world.agent.losses
 
 

@@ -33,6 +33,50 @@ class TestTampering:
         assert spool.read(600, 1000) is None
         assert spool.finish() == 600
 
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_what_had_arrived_before_a_log_was_emptied_is_no_loss_though_nobody_had_heard_so(
+        self, path: Path, restarted: bool
+    ) -> None:
+        spool = open_spool(path)
+        write(path, b"x" * 1000)
+        spool.read(0, 1000)
+        os.truncate(path, 0)
+        spool.care()
+        if restarted:
+            spool.close()
+            spool = open_spool(path, 1000)
+        spool.acknowledged(1000)
+        # What followed nobody knows; what was there has arrived.
+        assert kinds(spool.take_losses()) == [("TAMPERED", 1000, None)]
+        assert kinds(losses_at(path, 0, durable=1000)) == [("TAMPERED", 1000, None)]
+        assert kinds(losses_at(path, 0, durable=400)) == [("TAMPERED", 400, 600), ("TAMPERED", 1000, None)]
+
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_what_was_asked_for_again_after_a_log_was_emptied_is_a_loss_from_there(
+        self, path: Path, restarted: bool
+    ) -> None:
+        spool = open_spool(path)
+        write(path, b"x" * 1000)
+        spool.read(0, 1000)
+        os.truncate(path, 0)
+        spool.care()
+        # Only then it is heard how much of it had arrived.
+        assert isinstance(spool.read(600, 1000), LostBytes)
+        if restarted:
+            spool.close()
+            spool = open_spool(path, 1000)
+        spool.acknowledged(1000)
+        losses = [("TAMPERED", 600, 400), ("TAMPERED", 1000, None)]
+        assert sorted(kinds(spool.take_losses())) == losses
+        assert kinds(losses_at(path, 0, durable=1000)) == losses
+
+    def test_a_log_that_is_shorter_than_what_has_arrived_was_tampered_with(self, path: Path) -> None:
+        write(path, b"x" * 300)
+        spool = open_spool(path, 100)
+        spool.acknowledged(1000)
+        assert kinds(spool.take_losses()) == [("TAMPERED", 1000, None)]
+        assert spool.finish() == 1000
+
     def test_it_ends_there_after_a_restart_as_well(self, path: Path) -> None:
         spool = open_spool(path)
         write(path, b"x" * 1000)
