@@ -364,8 +364,10 @@ class _Stream:
             if not attempt.seal_waits and attempt.key not in self._hindered:
                 self._told.goes_on(_name(attempt.key))
             reach(ControlPlanePoint.LOG_SYNCED)
-            self._tell(attempt, Rejection.CORRUPT if attempt.missed else Rejection.NONE)
-            attempt.missed = False
+            # Of one that was let go all has been told, and its agent may have begun to ask anew.
+            if self._attempts.get(_name(attempt.key)) is attempt:
+                self._tell(attempt, Rejection.CORRUPT if attempt.missed else Rejection.NONE)
+                attempt.missed = False
 
     async def _ask_later(self, attempt: _Attempt) -> None:
         await asyncio.sleep(self._settings.retry_interval)

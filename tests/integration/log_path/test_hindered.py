@@ -202,3 +202,13 @@ async def test_a_log_that_can_not_be_made_durable_delays_no_other(
         await stream.break_off()
     assert not any(answer.run_id == hindered.run_id and answer.sealed for answer in stream.answers)
     assert said_of(hindered, entries) == [("warning", 1)]
+
+
+async def test_an_agent_that_was_told_that_its_log_is_sealed_is_told_nothing_more_of_it(store: CountingStore) -> None:
+    attempts = Attempts()
+    key = new_key(attempts)
+    stream = Stream(LogIngest(store, attempts, IngestSettings(sync_interval=0.2)))
+    stream.put(chunk(key, b"all of it"), Seal(key, len(b"all of it")))
+    await until(lambda: any(answer.sealed for answer in stream.answers))
+    await stream.end()
+    assert [answer.sealed for answer in stream.answers].count(True) == 1
