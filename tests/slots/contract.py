@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from fastflow_agent.runtime.base import (
     WRAPPER_FAILED,
+    HostFault,
     PreparerResult,
     PreparerSpec,
     PreparerStep,
@@ -264,6 +266,25 @@ class RuntimeContract:
         await slot.runtime.prepare_folders(slot.spec)
         with pytest.raises(RuntimeFault, match="no name for an environment variable"):
             await slot.runtime.release(slot.id, {"A B": "value"})
+
+    async def test_a_folder_that_can_not_be_made_is_a_fault_of_this_host(self, workshop: Workshop) -> None:
+        slot = workshop.slot("print('ran')")
+        obstacle = slot.spec.paths.root
+        obstacle.parent.mkdir(parents=True, exist_ok=True)
+        obstacle.write_text("in the way")
+        with pytest.raises(HostFault, match="File exists"):
+            await slot.runtime.prepare_folders(slot.spec)
+        obstacle.unlink()
+        assert (await slot.run()).text == "ran"
+
+    async def test_a_release_that_the_host_does_not_let_through_is_a_fault_of_this_host(
+        self, workshop: Workshop
+    ) -> None:
+        slot = workshop.slot("print('ran')")
+        await slot.runtime.prepare_folders(slot.spec)
+        shutil.rmtree(slot.spec.paths.env)
+        with pytest.raises(HostFault, match="No such file"):
+            await slot.runtime.release(slot.id, {})
 
     async def test_a_python_that_is_not_there_is_refused(self, workshop: Workshop) -> None:
         slot = workshop.slot("print('ran')", python_version="2.6")

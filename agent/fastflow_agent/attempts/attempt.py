@@ -181,8 +181,8 @@ class Attempt:
         if self._fresh:
             return Resumption.WITHHELD
         runtime, history = self._services.runtime, self._dossier.history
-        released = await self._dossier.patiently(lambda: runtime.was_released(self.slot))
-        seen = await self._dossier.patiently(lambda: runtime.observe(self.slot))
+        released = await self._dossier.insistently(lambda: runtime.was_released(self.slot))
+        seen = await self._dossier.insistently(lambda: runtime.observe(self.slot))
         return resume(history, seen, released, self._services.boot_id)
 
     async def _start(self) -> None:

@@ -60,7 +60,7 @@ async def conclude(dossier: Dossier, seen: Observation, *, released: bool) -> No
         victims = await loop.run_in_executor(services.disk, oom_victims, dossier.slot)
         evidence = replace(evidence, victims=victims)
     if rests_on_oom_flag(evidence):
-        flag = await dossier.patiently(lambda: services.runtime.oom_flag(dossier.slot))
+        flag = await dossier.insistently(lambda: services.runtime.oom_flag(dossier.slot))
         seen = replace(seen, oom_flag=flag)
         evidence = replace(evidence, observation=seen)
     verdict = judge(evidence)

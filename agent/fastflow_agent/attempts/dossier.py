@@ -28,7 +28,7 @@ from fastflow_agent.logs.losses import LogLoss
 from fastflow_agent.logs.spool import Spool
 from fastflow_agent.model import AttemptKey, SlotId
 from fastflow_agent.records import History, Step
-from fastflow_agent.runtime.base import Runtime, RuntimeUnavailable, SlotPaths
+from fastflow_agent.runtime.base import Runtime, RuntimeFault, RuntimeUnavailable, SlotPaths
 from fastflow_agent.shutdown import Shutdown, host_is_shutting_down
 from fastflow_agent.uvcache import Generation, UvCache
 
@@ -231,3 +231,15 @@ class Dossier:
     async def patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """The result of `call`, asked again while the engine does not answer."""
         return await self.services.patiently(call)
+
+    async def insistently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """As `patiently`, and asked again where it is refused: what has to be known of a program that may run."""
+        backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
+        said = ""
+        while True:
+            try:
+                return await self.patiently(call)
+            except RuntimeFault as error:
+                if said != (said := str(error)):
+                    log.warning("the runtime refuses to tell", attempt=str(self.key), why=said)
+                await self.services.clock.sleep(backoff.next())

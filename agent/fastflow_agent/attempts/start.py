@@ -24,8 +24,8 @@ from fastflow_agent.model import Reason, State, StopCause
 from fastflow_agent.reconcile import DRAINED
 from fastflow_agent.records import Created, Prepared, Released, Releasing, Started
 from fastflow_agent.runtime.base import (
-    ContainerRemoved,
     Facts,
+    HostFault,
     ImageMissing,
     RuntimeFault,
     RuntimeUnavailable,
@@ -189,7 +189,7 @@ class Start:
         return released
 
     async def _judge_early_end(self) -> None:
-        seen = await self._dossier.patiently(lambda: self._services.runtime.wait(self._dossier.slot))
+        seen = await self._dossier.insistently(lambda: self._services.runtime.wait(self._dossier.slot))
         if seen.state is SlotState.ABSENT:
             raise NotHere(Reason.RUNTIME, "could not start: something removed the container before its release")
         await conclude(self._dossier, seen, released=False)
@@ -241,28 +241,32 @@ class Start:
 async def withdraw(dossier: Dossier) -> bool:
     """Make sure that a container that waits for its release never gets it; true if the program ran after all.
 
-    A container that was not released is removed. One that was is left as it is.
+    A container that was not released is removed. One that was is left as it is. Raises NotHere where the container can
+    not be removed: the slot is of no use then, and whoever gives the attempt back goes on with the removal.
     """
     # Without RELEASING nothing was; the runtime, which a reboot robs of what it knew, would say in doubt that it ran.
     if dossier.history.releasing is not None and await _came_through(dossier):
         return True
-    await dossier.patiently(lambda: dossier.services.runtime.remove(dossier.slot))
+    try:
+        await dossier.patiently(lambda: dossier.services.runtime.remove(dossier.slot))
+    except RuntimeFault as error:
+        raise NotHere(Reason.RUNTIME, f"could not start: {error}") from error
     return False
 
 
 async def _came_through(dossier: Dossier) -> bool:
     """Whether a release that was begun reached the container; it never will if it has not."""
     runtime, slot = dossier.services.runtime, dossier.slot
-    if await dossier.patiently(lambda: runtime.was_released(slot)):
+    if await dossier.insistently(lambda: runtime.was_released(slot)):
         return True
-    seen = await dossier.patiently(lambda: runtime.observe(slot))
+    seen = await dossier.insistently(lambda: runtime.observe(slot))
     if seen.state is not SlotState.RUNNING:
         return False
     # Words of a release may be on their way into the container. Only after its end is it certain whether they came.
     dossier.withdrawn = True
-    await dossier.patiently(lambda: runtime.signal(slot, signal.SIGKILL))
-    await dossier.patiently(lambda: runtime.wait(slot))
-    return await dossier.patiently(lambda: runtime.was_released(slot))
+    await dossier.insistently(lambda: runtime.signal(slot, signal.SIGKILL))
+    await dossier.insistently(lambda: runtime.wait(slot))
+    return await dossier.insistently(lambda: runtime.was_released(slot))
 
 
 def _sorted(error: Exception, dossier: Dossier) -> Exception:
@@ -272,7 +276,7 @@ def _sorted(error: Exception, dossier: Dossier) -> Exception:
         return NotHere(Reason.DISK_FULL, "could not start: the worker's disk is full")
     message = str(error)
     match error:
-        case RuntimeUnavailable() | ContainerRemoved() | OSError():
+        case RuntimeUnavailable() | HostFault() | OSError():
             return NotHere(Reason.RUNTIME, f"could not start: {message}")
         case BundleFault():
             return Failed(Reason.BUNDLE, message)

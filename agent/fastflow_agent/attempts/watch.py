@@ -15,7 +15,7 @@ from fastflow_agent.attempts.pace import Pace
 from fastflow_agent.facts import StateChanged
 from fastflow_agent.model import State, StopCause
 from fastflow_agent.records import OomSeen, Signalled, Stopping
-from fastflow_agent.runtime.base import RuntimeUnavailable
+from fastflow_agent.runtime.base import RuntimeFault, RuntimeUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class Watch:
         """Return once the attempt's end is judged and journaled."""
         await self._sample()
         runtime, slot = self._services.runtime, self._dossier.slot
-        end = asyncio.ensure_future(self._dossier.patiently(lambda: runtime.wait(slot)))
+        end = asyncio.ensure_future(self._dossier.insistently(lambda: runtime.wait(slot)))
         try:
             while not end.done():
                 await self._advance()
@@ -136,6 +136,11 @@ class Watch:
             # It may have been delivered all the same.
             self._dossier.signal_in_doubt = True
             raise
+        except RuntimeFault as error:
+            # Refused once, refused again: what is due next is tried, which is SIGKILL.
+            log.warning("signal refused", attempt=str(self._dossier.key), signal=number.name, why=str(error))
+            self._dossier.signal_in_doubt = True
+            return False
 
     async def _until_news(self, end: asyncio.Future[Any]) -> None:
         history, wishes, due = self._dossier.history, self._dossier.wishes, self._next_due()

@@ -40,7 +40,11 @@ class RuntimeFault(Exception):
     """This one operation failed for good; repeating it with the same arguments is no use."""
 
 
-class ContainerRemoved(RuntimeFault):
+class HostFault(RuntimeFault):
+    """This host could not do it: its disk, its memory, its control groups. Another one may, or this one later."""
+
+
+class ContainerRemoved(HostFault):
     """Somebody else removed the container before its start. The same run may be started anew, here or elsewhere."""
 
 
@@ -252,16 +256,20 @@ class Runtime(ABC):
 
     @abstractmethod
     async def prepare_folders(self, spec: SlotSpec) -> None:
-        """Make the slot's folders and its empty log, with the owners the container needs. Idempotent."""
+        """Make the slot's folders and its empty log, with the owners the container needs. Idempotent.
+
+        Raises HostFault.
+        """
 
     @abstractmethod
     async def create(self, spec: SlotSpec) -> None:
-        """Create the slot's container; one that exists is kept. Raises ImageMissing or RuntimeFault."""
+        """Create the slot's container; one that exists is kept. Raises ImageMissing, RuntimeFault or HostFault."""
 
     @abstractmethod
     async def start(self, slot: SlotId) -> None:
-        """Start the container up to its wait for release; no error if it runs. Raises RuntimeFault, ContainerRemoved.
+        """Start the container up to its wait for release; no error if it runs.
 
+        Raises RuntimeFault, HostFault or ContainerRemoved.
         On return an OOM in any of its processes ends the whole container, where the kernel can do that.
         """
 
@@ -270,7 +278,7 @@ class Runtime(ABC):
         """Deliver the environment and let the program run; a second call has no effect.
 
         True once the wrapper has been told; false if the container ended before (`observe` tells why). Raises
-        RuntimeFault for a name or value no environment can hold, or when the environment can not be written.
+        RuntimeFault for a name or value no environment can hold, and HostFault when it can not be written.
         """
 
     @abstractmethod

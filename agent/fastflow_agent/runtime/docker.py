@@ -16,6 +16,7 @@ from fastflow_agent.model import SlotId, parse_slot_id
 from fastflow_agent.runtime import folders
 from fastflow_agent.runtime.base import (
     Facts,
+    HostFault,
     ImageMissing,
     Observation,
     PreparerResult,
@@ -211,7 +212,7 @@ class DockerRuntime(Runtime):
         try:
             return await asyncio.get_running_loop().run_in_executor(self._disk, operation)
         except OSError as error:
-            raise RuntimeFault(f"A folder of the slot could not be made or removed: {error}.") from error
+            raise HostFault(f"A folder of the slot could not be made or removed: {error}.") from error
 
     async def _cgroup_host(self) -> CgroupHost | None:
         if not self._version:
@@ -231,7 +232,7 @@ class DockerRuntime(Runtime):
         try:
             return await self._on_disk(lambda: make(cgroups))
         except CgroupFault as error:
-            raise RuntimeFault(str(error)) from error
+            raise HostFault(str(error)) from error
 
     def _ask(self, client: Client) -> tuple[str, str]:
         version = str(client.version(api_version=False)["Version"])

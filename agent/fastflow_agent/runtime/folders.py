@@ -47,7 +47,7 @@ def make_template(data_dir: Path) -> Path:
 def make_slot_folders(paths: SlotPaths, owner: int) -> None:
     """Make what a slot's container is mounted on, owned by uid `owner` where it writes. Idempotent.
 
-    Raises OSError, and RuntimeFault where there is no folder on a tmpfs any more for its environment.
+    Raises OSError, and HostFault where there is no folder on a tmpfs any more for its environment.
     """
     paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     for folder in (paths.out, paths.tmp, paths.upper, paths.work):

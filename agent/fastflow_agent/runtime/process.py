@@ -26,12 +26,12 @@ from fastflow_agent.runtime import folders
 from fastflow_agent.runtime.base import (
     Egress,
     Facts,
+    HostFault,
     Observation,
     PreparerResult,
     PreparerSpec,
     PreparerStep,
     Runtime,
-    RuntimeFault,
     RuntimeUnavailable,
     SlotPaths,
     SlotSpec,
@@ -222,7 +222,7 @@ class ProcessRuntime(Runtime):
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, operation)
         except OSError as error:
-            raise RuntimeFault(f"A folder or process of the slot could not be had: {error}.") from error
+            raise HostFault(f"A folder or process of the slot could not be had: {error}.") from error
 
     async def _look(self) -> Interpreters:
         """What uv finds on this host; RuntimeUnavailable while it does not work."""

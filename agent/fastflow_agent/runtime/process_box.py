@@ -19,7 +19,7 @@ from pathlib import Path
 from fastflow.deletion import delete_trees
 
 from fastflow_agent.runtime import folders
-from fastflow_agent.runtime.base import WRAPPER_FAILED, Observation, RuntimeFault, SlotPaths, SlotState
+from fastflow_agent.runtime.base import WRAPPER_FAILED, HostFault, Observation, SlotPaths, SlotState
 from fastflow_agent.runtime.release import Gate
 
 SHIM_START_SECONDS = 20.0
@@ -83,7 +83,7 @@ class Box:
         return (self.folder / "command").exists()
 
     def start(self, outlives: float | None = None) -> None:
-        """Start the slot's program; no error if it was. Raises RuntimeFault: then it never begins.
+        """Start the slot's program; no error if it was. Raises HostFault: then it never begins.
 
         `outlives` is how long it may go on after the end of this process, in seconds; None = to its own end.
         """
@@ -103,10 +103,10 @@ class Box:
                 check=False,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise RuntimeFault(f"The slot's process could not be started: {error}.") from error
+            raise HostFault(f"The slot's process could not be started: {error}.") from error
         if done.returncode != 0:
             why = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
-            raise RuntimeFault(f"The slot's process could not be started: {why}.")
+            raise HostFault(f"The slot's process could not be started: {why}.")
 
     def was_started(self) -> bool:
         """Whether the program was started, whatever became of it."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fastflow.deletion import delete_trees
 
-from fastflow_agent.runtime.base import RuntimeFault, SlotPaths
+from fastflow_agent.runtime.base import HostFault, RuntimeFault, SlotPaths
 
 PIPE_POLL_SECONDS = 0.002
 """The wrapper opens its pipe some milliseconds after the start; each one waited here is one later first output."""
@@ -49,7 +49,7 @@ class Gate:
         self._owner = owner
 
     def make(self) -> None:
-        """Make the folder with its pipe; one that exists is left as it is. Raises OSError, RuntimeFault."""
+        """Make the folder with its pipe; one that exists is left as it is. Raises OSError, HostFault."""
         if self._folder.exists():
             return
         parent = self._folder.parent
@@ -70,8 +70,8 @@ class Gate:
     async def release(self, content: bytes, lives: Callable[[], Awaitable[bool]]) -> bool:
         """Deliver `content` and tell the wrapper; true once told, also if it was told before. False if it had ended.
 
-        `lives` asks whether the slot still runs. Raises RuntimeFault when the folder can not be written or the
-        wrapper never comes to its pipe.
+        `lives` asks whether the slot still runs. Raises HostFault when the folder can not be written, and
+        RuntimeFault when the wrapper never comes to its pipe.
         """
         try:
             with self._opened() as folder:
@@ -84,9 +84,7 @@ class Gate:
                     _unlink(_ENVIRONMENT, folder)
                 return told
         except OSError as error:
-            raise RuntimeFault(
-                f"The environment could not be delivered to {self._folder}: {error.strerror}."
-            ) from error
+            raise HostFault(f"The environment could not be delivered to {self._folder}: {error.strerror}.") from error
 
     def was_released(self) -> bool | None:
         """Whether the wrapper took its environment; None if the folder is gone, after a reboot say."""
@@ -179,14 +177,14 @@ def render(environment: Mapping[str, str]) -> bytes:
 def environments_folder(preferred: Path, fallback: Path = Path("/dev/shm/fastflow-env")) -> Path:
     """The folder for slots' environments: `preferred` if it lies on a tmpfs, else `fallback`; made if need be.
 
-    Secrets stand there for milliseconds, and on a tmpfs never reach a disk. Raises RuntimeFault if neither will do.
+    Secrets stand there for milliseconds, and on a tmpfs never reach a disk. Raises HostFault if neither will do.
     """
     for folder in (preferred, fallback):
         with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if _is_tmpfs(folder) and _is_ours(folder):
                 return folder
-    raise RuntimeFault(
+    raise HostFault(
         f"Neither {preferred} nor {fallback} is a folder on a tmpfs that belongs to this user alone; "
         "set FASTFLOW_ENV_DIR to one."
     )

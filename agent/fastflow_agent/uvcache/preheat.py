@@ -15,7 +15,7 @@ from fastflow.backoff import Backoff
 
 from fastflow_agent.bundles import BundleFault
 from fastflow_agent.clock import Clock
-from fastflow_agent.runtime.base import ImageMissing, RuntimeFault, RuntimeUnavailable
+from fastflow_agent.runtime.base import HostFault, ImageMissing, RuntimeFault, RuntimeUnavailable
 from fastflow_agent.uvcache import EnvironmentFault, Generation
 
 log = structlog.get_logger(__name__)
@@ -301,11 +301,11 @@ class Preheat:
             )
         except EnvironmentFault as fault:
             self._fail(entry, fault.output.decode("utf-8", "replace").strip()[-MESSAGE_CHARACTERS:] or str(fault))
-        except (BundleFault, ImageMissing, RuntimeFault) as fault:
-            self._fail(entry, str(fault)[:MESSAGE_CHARACTERS])
-        except (RuntimeUnavailable, OSError) as error:
+        except (RuntimeUnavailable, HostFault, OSError) as error:
             # Of this host, and looked after elsewhere: the requirements are not at fault.
             self._put_off(entry, f"the worker can not prepare it at present: {error}"[:MESSAGE_CHARACTERS])
+        except (BundleFault, ImageMissing, RuntimeFault) as fault:
+            self._fail(entry, str(fault)[:MESSAGE_CHARACTERS])
         except Exception as error:
             log.error("preparing ahead met an error", bundle=wanted.bundle_digest, error=repr(error), exc_info=error)
             self._fail(entry, f"the agent could not prepare it: {type(error).__name__}")

@@ -4,12 +4,14 @@ import errno
 import os
 
 import pytest
+from fastflow.service.failpoints import AgentPoint
 from fastflow_agent.bundles import BundleFault
 from fastflow_agent.conditions import ConditionType
 from fastflow_agent.facts import StateChanged
 from fastflow_agent.model import Reason, SlotId, State
-from fastflow_agent.runtime.base import ContainerRemoved, ImageMissing, RuntimeFault, RuntimeUnavailable
+from fastflow_agent.runtime.base import ContainerRemoved, HostFault, ImageMissing, RuntimeFault, RuntimeUnavailable
 from fastflow_agent.uvcache import EnvironmentFault
+from structlog.testing import capture_logs
 
 from tests.unit.agent.world import World
 
@@ -104,6 +106,76 @@ async def test_a_container_that_somebody_removes_before_its_start_sends_the_atte
     assert isinstance(end, StateChanged)
     assert (end.state, end.reason, end.message) == (State.QUEUED, Reason.RUNTIME, "could not start: it was removed")
     assert world.known[key].gone
+
+
+@pytest.mark.parametrize("seam", ["prepare_folders", "create", "start", "release"])
+async def test_a_fault_of_the_host_sends_the_attempt_elsewhere(world: World, seam: str) -> None:
+    await world.start()
+    world.runtime.fail[seam] = HostFault("[Errno 5] Input/output error")
+    key = world.assign()
+    await world.forgotten(key)
+    end = world.known[key].end
+    assert isinstance(end, StateChanged)
+    message = "could not start: [Errno 5] Input/output error"
+    assert (end.state, end.reason, end.message) == (State.QUEUED, Reason.RUNTIME, message)
+    assert world.known[key].gone
+    assert world.runtime.releases == []
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+async def test_a_start_that_can_not_be_withdrawn_goes_elsewhere_and_its_container_once_that_is_possible(
+    world: World, interrupted: bool
+) -> None:
+    if interrupted:
+        await world.start(die_at=AgentPoint.CONTAINER_STARTED)
+        key = world.assign()
+        await world.until(lambda: not world.alive)
+        await world.kill()
+        world.runtime.fail["remove"] = RuntimeFault("a removal is under way and does not end")
+        with capture_logs() as entries:
+            await world.start()
+            await world.until(lambda: world.known[key].ends, passing=1.0)
+    else:
+        await world.start()
+        world.runtime.fail["release"] = RuntimeFault("the wrapper did not come")
+        world.runtime.fail["remove"] = RuntimeFault("a removal is under way and does not end")
+        with capture_logs() as entries:
+            key = world.assign()
+            await world.until(lambda: world.known[key].ends, passing=1.0)
+    assert [entry for entry in entries if entry["log_level"] == "error"] == []
+    end = world.known[key].end
+    assert isinstance(end, StateChanged)
+    assert (end.state, end.reason) == (State.QUEUED, Reason.RUNTIME)
+    assert "a removal is under way" in end.message
+    assert not world.known[key].gone
+    world.runtime.fail.clear()
+    await world.forgotten(key, passing=1.0)
+    assert world.known[key].gone
+    assert world.runtime.releases == []
+
+
+@pytest.mark.parametrize("question", ["was_released", "observe", "signal", "wait"])
+async def test_whether_a_withdrawn_start_came_through_is_asked_until_the_engine_tells(
+    world: World, question: str
+) -> None:
+    await world.start(die_at=AgentPoint.RELEASING)
+    key = world.assign()
+    await world.until(lambda: not world.alive)
+    await world.kill()
+    world.runtime.fail[question] = RuntimeFault("it does not work")
+    with capture_logs() as entries:
+        await world.start()
+        await world.clock.settle()
+        await world.clock.advance(60.0)
+        world.pump()
+        assert not world.known[key].ends
+        assert world.runtime.releases == []
+        world.runtime.fail.clear()
+        await world.until(lambda: State.RUNNING in world.known[key].states, passing=1.0)
+    assert [entry for entry in entries if entry["log_level"] == "error"] == []
+    world.runtime.end(world.slot(key), 0)
+    await world.forgotten(key, passing=1.0)
+    assert world.ended(key).state is State.SUCCEEDED
 
 
 async def test_a_full_disk_sends_the_attempt_elsewhere(world: World) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fastflow_agent.bundles import BundleFault
-from fastflow_agent.runtime.base import RuntimeUnavailable
+from fastflow_agent.runtime.base import HostFault, RuntimeUnavailable
 from fastflow_agent.uvcache import EnvironmentFault, Generation
 from fastflow_agent.uvcache.preheat import (
     HINDERED_MAXIMUM_SECONDS,
@@ -250,7 +250,9 @@ async def test_no_failure_keeps_the_others_from_being_prepared(world: World, fau
     assert world.states() == {"one": "FAILED", "two": "READY"}
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeUnavailable("no engine")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeUnavailable("no engine"), HostFault("no space")]
+)
 async def test_a_trouble_of_this_host_is_no_fault_of_the_requirements(world: World, error: Exception) -> None:
     world.host.faults["one"] = error
     world.preheat.take([ONE])
