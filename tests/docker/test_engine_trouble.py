@@ -4,15 +4,16 @@ import asyncio
 import gc
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import docker
+import docker.errors
 import pytest
 from fastflow_agent.model import new_slot_id
-from fastflow_agent.runtime.base import ImageMissing, RuntimeUnavailable, SlotState
+from fastflow_agent.runtime.base import Facts, ImageMissing, RuntimeUnavailable, SlotState
 from fastflow_agent.runtime.docker import DockerRuntime
 from fastflow_agent.runtime.docker_options import DockerOptions, DockerTimes
 
@@ -247,3 +248,42 @@ async def test_an_image_is_known_though_somebody_removes_the_container_that_look
     assert removed
     assert facts.problem == ""
     assert facts.uv_version
+
+
+async def test_a_container_that_looks_outlives_a_killed_agent_until_the_next_one_looks(
+    docker_options: Callable[..., DockerOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    left: list[str] = []
+
+    def killed(_: docker.APIClient, container: str, **arguments: Any) -> NoReturn:
+        left.append(container)
+        raise Killed
+
+    async def probe(options: DockerOptions) -> Facts:
+        runtime = DockerRuntime(options)
+        try:
+            return await runtime.probe()
+        finally:
+            await runtime.aclose()
+
+    options = docker_options(data_dir=tmp_path / "agent")
+    with docker.APIClient() as engine:
+        try:
+            with monkeypatch.context() as dying:
+                dying.setattr(docker.APIClient, "wait", killed)
+                # The dead remove nothing.
+                dying.setattr(docker.APIClient, "remove_container", lambda *_, **__: None)
+                with pytest.raises(Killed):
+                    await probe(options)
+            assert (await probe(docker_options(data_dir=tmp_path / "another agent"))).uv_version
+            engine.inspect_container(left[0])
+            assert (await probe(options)).uv_version
+            with pytest.raises(docker.errors.NotFound):
+                engine.inspect_container(left[0])
+        finally:
+            for container in left:
+                with suppress(docker.errors.NotFound):
+                    engine.remove_container(container, force=True, v=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
-from docker.errors import ImageNotFound, NotFound
+from docker.errors import APIError, ImageNotFound, NotFound
 
 from fastflow_agent.runtime.base import ImageMissing, RuntimeFault
 from fastflow_agent.runtime.docker_engine import Client, Engine, EngineRefused
@@ -17,6 +18,9 @@ from fastflow_agent.runtime.docker_options import DockerOptions
 from fastflow_agent.runtime.interpreters import Interpreters, look_script, parse
 
 log = structlog.get_logger(__name__)
+
+LABEL_LOOK = "org.fastflow.look"
+"""On each container that looks: the id of its agent."""
 
 LOOKS = 3
 """A clean-up job of the host may prune the container that looks before it has told; again and again is no accident."""
@@ -53,6 +57,8 @@ class Images:
         self._options = options
         self._engine = engine
         self._folder = options.data_dir / "images"
+        self._sweeping = threading.Lock()
+        self._swept = False
         self._seen: dict[str, RunnerImage] = {}
         self._newest: RunnerImage | None = None
 
@@ -90,6 +96,7 @@ class Images:
         return self._seen[found]
 
     def _look(self, client: Client, found: str) -> RunnerImage:
+        self._sweep(client)
         looks_left = LOOKS
         while True:
             looks_left -= 1
@@ -99,8 +106,20 @@ class Images:
                 if isinstance(error, ImageNotFound) or not looks_left:
                     raise
 
+    def _sweep(self, client: Client) -> None:
+        """Remove, once, what an earlier agent left that died while it looked, and so has to be followed by a look."""
+        with self._sweeping:
+            if self._swept:
+                return
+            filters = {"label": f"{LABEL_LOOK}={self._options.agent_id}"}
+            for left in client.containers(all=True, filters=filters):
+                # Gone, or about to be.
+                with suppress(APIError):
+                    client.remove_container(left["Id"], force=True, v=True)
+            self._swept = True
+
     def _look_once(self, client: Client, found: str) -> RunnerImage:
-        container = client.create_container_from_config(_looking_container(found, self._options.container_uid))["Id"]
+        container = client.create_container_from_config(_looking_container(found, self._options))["Id"]
         try:
             client.start(container)
             status = client.wait(container, timeout=self._options.times.image_look)["StatusCode"]
@@ -142,9 +161,11 @@ class Images:
         return self._folder / f"{found.removeprefix('sha256:')}.json"
 
 
-def _looking_container(found: str, user: int) -> dict[str, Any]:
+def _looking_container(found: str, options: DockerOptions) -> dict[str, Any]:
+    user = options.container_uid
     return {
         "Image": found,
+        "Labels": {LABEL_LOOK: options.agent_id},
         "Entrypoint": ["/bin/sh", "-c"],
         "Cmd": ["export HOME=/tmp UV_CACHE_DIR=/tmp/uv; " + look_script("/usr/local/bin/uv")],
         "User": f"{user}:{user}",
