@@ -16,20 +16,24 @@ class Marks:
         self.sealed: int | None = None
 
     def load(self) -> "Marks":
-        """Reads all whole lines."""
+        """Reads all whole lines. Raises OSError, also where something else is written there."""
         self.gaps.clear()
         self.sealed = None
         try:
-            text = self._path.read_text("ascii")
+            self._read(self._path.read_text("ascii"))
         except FileNotFoundError:
-            return self
+            pass
+        except ValueError as error:
+            raise OSError(errno.EBADMSG, f"{self._path.name} beside it is damaged") from error
+        return self
+
+    def _read(self, text: str) -> None:
         for line in text.splitlines(keepends=True):
             match line.split():
                 case ["gap", offset, end] if line.endswith("\n"):
                     self.gaps.add((int(offset), int(end)))
                 case ["sealed", end] if line.endswith("\n"):
                     self.sealed = int(end)
-        return self
 
     def add(self, line: str) -> None:
         """Adds one line, durable on return. Raises OSError."""

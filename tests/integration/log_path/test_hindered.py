@@ -44,10 +44,18 @@ async def deliver_another(world: World) -> None:
     assert await world.controlplane.log(key) == output
 
 
-async def test_a_log_with_a_folder_in_its_place_waits_alone_and_arrives_whole_later(world: World) -> None:
+@pytest.mark.parametrize("content", [None, b"gap 0 \xff\n", b"sealed soon\n"], ids=["folder", "bytes", "words"])
+async def test_a_log_with_something_else_in_its_place_waits_alone_and_arrives_whole_later(
+    world: World, content: bytes | None
+) -> None:
     hindered, output = world.key(), lines(20_000)
     obstacle = log_file(world.controlplane.folder, hindered.run_id, 1)
-    obstacle.mkdir(parents=True)
+    obstacle.parent.mkdir(parents=True)
+    if content is None:
+        obstacle.mkdir()
+    else:
+        obstacle = obstacle.with_suffix(".marks")
+        obstacle.write_bytes(content)
     world.agent.ship(hindered)
     write(world.agent.file(hindered), output)
     sealing = asyncio.create_task(world.agent.seal(hindered))
@@ -57,7 +65,7 @@ async def test_a_log_with_a_folder_in_its_place_waits_alone_and_arrives_whole_la
     assert not sealing.done()
     assert world.agent.shipper.durable(hindered) == 0
 
-    obstacle.rmdir()
+    obstacle.rmdir() if content is None else obstacle.unlink()
     assert await sealing == len(output)
     assert await world.controlplane.log(hindered) == output
     assert world.agent.losses == []
