@@ -20,6 +20,7 @@ import structlog
 from fastflow.agent.v1 import gateway_pb2, gateway_pb2_grpc
 from fastflow.backoff import Backoff
 from fastflow.deletion import delete_trees
+from fastflow.finishing import finish, take_over
 from fastflow.pipelines import bundle
 
 from fastflow_agent.bundle_store import BundleStore
@@ -210,12 +211,13 @@ class Bundles:
 
     async def _fetch(self, digest: str, size: int, name: str) -> None:
         # Without a name: whatever ends this process, nothing of it stays.
-        archive = await self._on_disk(self._nameless_file)
+        archive = await take_over(self._begun(self._nameless_file), lambda file: file.close())
         try:
             await self._receive(digest, size, archive)
             await self._on_disk(lambda: self._unpack(archive, name))
         finally:
-            await self._on_disk(archive.close)
+            # After whatever still writes to it.
+            await finish(self._begun(archive.close))
 
     async def _receive(self, digest: str, size: int, archive: IO[bytes]) -> None:
         hashed = hashlib.sha256()
@@ -249,7 +251,10 @@ class Bundles:
             raise BundleFault(f"the code can not be unpacked: it {fault}") from fault
 
     async def _on_disk(self, operation: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._disk, operation)
+        return await self._begun(operation)
+
+    def _begun(self, operation: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._disk, operation)
 
     async def _on_content(self, operation: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._slow, operation)

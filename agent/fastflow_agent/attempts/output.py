@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import structlog
 from fastflow.backoff import Backoff
+from fastflow.finishing import take_over
 
 from fastflow_agent.attempts.dossier import RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS, Dossier
 from fastflow_agent.desired import Desired
@@ -99,21 +100,11 @@ class Output:
                 self._lost(loss)
 
     async def _begin(self, word: Desired) -> Spool:
-        self._spool = spool = await self._opened(word)
+        opening = self._begun(lambda: self._open(word))
+        self._spool = spool = await take_over(opening, Spool.close)
         services = self._dossier.services
         services.shipper.add(self._dossier.key, spool, word.durable_offset, self._lost, self._dossier.backlog.tell)
         return spool
-
-    async def _opened(self, word: Desired) -> Spool:
-        opening = asyncio.ensure_future(self._blocking(lambda: self._open(word)))
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            # A thread can not be cancelled: it opens the log for nobody.
-            await asyncio.wait([opening])
-            if not opening.exception():
-                opening.result().close()
-            raise
 
     def _open(self, word: Desired) -> Spool:
         history = self._dossier.history
@@ -165,7 +156,10 @@ class Output:
                 await self._dossier.services.clock.sleep(backoff.next())
 
     async def _blocking(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._dossier.services.disk, call)
+        return await self._begun(call)
+
+    def _begun(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._dossier.services.disk, call)
 
 
 def _make(path: Path) -> None:

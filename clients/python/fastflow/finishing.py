@@ -1,6 +1,7 @@
 """Work that is not cut short where its caller is cancelled: whatever goes on in a thread goes on all the same."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -21,4 +22,19 @@ async def finish(work: asyncio.Future[T]) -> T:
         raise
     finally:
         # An exception that knows this frame, which knows the exception, would keep the file open until collected.
+        del work
+
+
+async def take_over(work: asyncio.Future[T], close: Callable[[T], object]) -> T:
+    """As `finish`, for work that returns what is to be closed: where the caller is cancelled, this is done here.
+
+    A thread that opens a file opens it all the same, and else for nobody.
+    """
+    try:
+        return await finish(work)
+    except asyncio.CancelledError:
+        if not work.cancelled() and work.exception() is None:
+            close(work.result())
+        raise
+    finally:
         del work

@@ -17,6 +17,7 @@ from typing import BinaryIO, Self
 
 import structlog
 from fastflow.durable import sync_folder
+from fastflow.finishing import finish, take_over
 from fastflow.pipelines.bundle import Bundle, digest_hex
 
 from fastflow_controlplane.errors import DataLoss, InvalidArgument, NotFound, Unavailable
@@ -73,7 +74,8 @@ class BundleStore:
             path = self._path(digest)
         except ValueError as fault:
             raise InvalidArgument(str(fault), reason="BAD_DIGEST") from None
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._open, path)
+        opening = asyncio.get_running_loop().run_in_executor(self._readers, self._open, path)
+        return await take_over(opening, BundleFile.close)
 
     async def prune(self, needed: Collection[str], unused_since: float) -> int:
         """Removes bundles that are not `needed` (digests) nor were used since; returns how many. Raises OSError.
@@ -149,7 +151,8 @@ class BundleFile:
 
         Raises DataLoss in place of the last ones where the bundle is not what its digest says; it is removed then.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._next, limit)
+        # Else an agent that goes away has the file closed, and its number given to another one, while it is read.
+        return await finish(asyncio.get_running_loop().run_in_executor(self._threads, self._next, limit))
 
     def _next(self, limit: int) -> bytes:
         try:

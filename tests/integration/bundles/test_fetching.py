@@ -2,8 +2,11 @@
 
 import asyncio
 import hashlib
+import tempfile
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from fastflow.agent.v1 import gateway_pb2
@@ -102,3 +105,27 @@ async def test_what_a_dead_agent_left_half_unpacked_is_removed(world: World, cod
     bundle = world.source.add(code)
     path = await world.bundles.ensure(bundle.digest, bundle.size)
     assert world.names() == {path.name}
+
+
+async def test_a_fetch_that_nobody_waits_for_any_more_leaves_no_file_open(
+    world: World, code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = world.source.add(code)
+    make, begun, go_on = tempfile.TemporaryFile, threading.Event(), threading.Event()
+    made: list[IO[bytes]] = []
+
+    def make_slowly(**where: Any) -> IO[bytes]:
+        begun.set()
+        go_on.wait(60)
+        made.append(make(**where))
+        return made[0]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", make_slowly)
+    waiting = asyncio.create_task(world.bundles.ensure(bundle.digest, bundle.size))
+    await asyncio.to_thread(begun.wait, 60)
+    (fetching,) = (task for task in asyncio.all_tasks() if task.get_name().startswith("once: "))
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    go_on.set()
+    await asyncio.wait([fetching])
+    assert [file.closed for file in made] == [True]
