@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import shutil
 import socket
-import time
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +12,17 @@ import pytest
 
 from tests.cluster.program import Program
 from tests.integration.agent_harness.controlplane import ScriptedControlPlane
+
+WAITS_FOR_ANSWERS = """
+from functools import partial
+from fastflow_agent import __main__, agent
+from fastflow_agent.runtime.docker_options import DockerTimes
+day = 86400.0
+times = DockerTimes(probe=1.0, question=day, action=day, image_look=day)
+agent.DockerOptions = partial(agent.DockerOptions, times=times)
+__main__.main()
+"""
+"""An agent whose questions to the engine wait for a day, so whatever waits for one of them does not end in a test."""
 
 
 @pytest.fixture
@@ -81,6 +92,7 @@ async def test_an_engine_that_hangs_blocks_placement_and_neither_the_agent_nor_i
         hung.listen(128)
         changes = {"FASTFLOW_RUNTIME": "docker", "FASTFLOW_DOCKER_HOST": f"unix://{tmp_path / 'docker.sock'}"}
         agent = _agent({**settings, **changes}, tmp_path / "agent.log")
+        agent.command = [sys.executable, "-c", WAITS_FOR_ANSWERS, "run"]
         agent.start()
         stream = await controlplane.stream()
         await stream.welcome()
@@ -88,10 +100,7 @@ async def test_an_engine_that_hangs_blocks_placement_and_neither_the_agent_nor_i
         heartbeat = await stream.until_applied(1)
         held = {condition.type: condition for condition in heartbeat.conditions}
         assert held["DockerUnavailable"].blocks_placement
-        began = time.monotonic()
         ending = asyncio.create_task(asyncio.to_thread(agent.stop))
         assert await stream.next("goodbye") is not None
         stream.end()
         assert await ending == 0
-        # A question to the engine is given up after ten seconds at the earliest.
-        assert time.monotonic() - began < 8
