@@ -68,7 +68,8 @@ def test_a_run_whose_packages_are_prepared_is_cancelled_before_it_begins(shared:
 
 def test_a_program_that_ignores_sigterm_is_killed_after_the_grace_that_was_asked_for(shared: Cluster) -> None:
     run = begun(shared, STUBBORN)
-    cancel(shared, run, "--grace", "1s")
+    # Long enough for the program to say its word on a busy machine.
+    cancel(shared, run, "--grace", "5s")
     shown = shared.finish(run)
     assert shown["state"] == "RUN_STATE_CANCELLED"
     assert shared.log(run) == b"begun\nno\n"
