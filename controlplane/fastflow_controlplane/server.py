@@ -59,17 +59,22 @@ async def serve(
                 await server.stop(FAREWELL_SECONDS)
 
 
+def server_options() -> list[tuple[str, Any]]:
+    """Returns the channel arguments of whatever agents and clients connect to."""
+    return [
+        *channel_options(),
+        ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_MS),
+        # Two control planes must not share a port by chance.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
 def _server(settings: ControlPlaneSettings, services: Parts) -> tuple[grpc.aio.Server, Any, tuple[str, ...]]:
     """Makes the server, and with it what its health service is told by, and the names of its services."""
     token = settings.token.get_secret_value() if settings.token else None
     server = grpc.aio.server(
         interceptors=[CallInterceptor(SharedToken(token))],
-        options=[
-            *channel_options(),
-            ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_MS),
-            # Two control planes must not share a port by chance.
-            ("grpc.so_reuseport", 0),
-        ],
+        options=server_options(),
     )
     names = add_services(server, services)
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs know the threaded one alone

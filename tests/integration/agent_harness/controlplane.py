@@ -8,12 +8,12 @@ from typing import Any, Self
 
 import grpc.aio
 from fastflow.agent.v1 import attempts_pb2, desired_pb2, gateway_pb2, gateway_pb2_grpc
-from fastflow.client import channel_options
 from fastflow.ids import new_id
 from fastflow.pipelines.bundle import Bundle, pack
 from fastflow.pipelines.code import read_code
 from fastflow.pipelines.folder import DiskFolder
 from fastflow.v1 import limits_pb2
+from fastflow_controlplane.server import server_options
 from google.protobuf.duration_pb2 import Duration
 
 from tests.ports import HeldPort
@@ -173,7 +173,7 @@ class ScriptedControlPlane(gateway_pb2_grpc.AgentGatewayServiceServicer):
 
     async def start(self) -> None:
         """Listen; after `stop` on the same port again."""
-        self._server = grpc.aio.server(options=[*channel_options(), ("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(options=server_options())
         gateway_pb2_grpc.add_AgentGatewayServiceServicer_to_server(self, self._server)
         self._server.add_insecure_port(self.address)
         await self._server.start()

@@ -5,8 +5,9 @@ import grpc.aio
 import pytest
 from fastflow.agent.v1 import gateway_pb2_grpc
 from fastflow.backoff import Backoff
-from fastflow.client import channel_options, open_channel
+from fastflow.client import open_channel
 from fastflow_agent.bundles import Bundles
+from fastflow_controlplane.server import server_options
 
 from tests.integration.bundles.world import HandClock, Source, World
 
@@ -14,7 +15,7 @@ from tests.integration.bundles.world import HandClock, Source, World
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     source = Source()
-    server = grpc.aio.server(options=channel_options())
+    server = grpc.aio.server(options=server_options())
     gateway_pb2_grpc.add_AgentGatewayServiceServicer_to_server(source, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -12,7 +12,7 @@ from typing import Any, cast
 import grpc.aio
 from fastflow.agent.v1 import gateway_pb2, gateway_pb2_grpc
 from fastflow.backoff import Backoff
-from fastflow.client import channel_options, open_channel
+from fastflow.client import open_channel
 from fastflow.ids import new_id
 from fastflow_agent.logs.losses import LogLoss
 from fastflow_agent.logs.shipper import Shipper, ShipSettings
@@ -24,6 +24,7 @@ from fastflow_controlplane.logs.ingest import IngestSettings, LogIngest
 from fastflow_controlplane.logs.store import LogKey
 from fastflow_controlplane.logs.uploads import Rejection
 from fastflow_controlplane.runs.model import AttemptKey as StoredKey
+from fastflow_controlplane.server import server_options
 
 from tests.ports import HeldPort
 
@@ -81,7 +82,7 @@ class ControlPlane:
     async def start(self) -> None:
         self.store = FileLogStore(self.folder)
         self.gateway = Gateway(LogIngest(self.store, self.attempts, self.settings))
-        self._server = grpc.aio.server(options=[*channel_options(), ("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(options=server_options())
         gateway_pb2_grpc.add_AgentGatewayServiceServicer_to_server(self.gateway, self._server)
         self._server.add_insecure_port(self.address)
         await self._server.start()

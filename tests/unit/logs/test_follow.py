@@ -62,6 +62,32 @@ class World:
     async def text(self, **arguments: Any) -> bytes:
         return b"".join(piece.data for piece in await self.all(**arguments))
 
+    async def until_looks(self, count: int) -> None:
+        """Returns once the run was looked at so often."""
+        async with asyncio.timeout(60):
+            while self.looks < count:  # noqa: ASYNC110 - looks tell nobody
+                await asyncio.sleep(0.001)
+
+
+class Following:
+    """One that follows the log, and what it was sent so far."""
+
+    def __init__(self, world: World) -> None:
+        self.pieces: list[Piece] = []
+        self.task = asyncio.create_task(self._read(world))
+
+    async def until(self, count: int) -> None:
+        """Returns once so many pieces have come."""
+        async with asyncio.timeout(60):
+            while len(self.pieces) < count and not self.task.done():  # noqa: ASYNC110 - its end would tell nobody
+                await asyncio.sleep(0.001)
+
+    async def _read(self, world: World) -> list[Piece]:
+        async with asyncio.timeout(60):
+            async for piece in world.follower.read(RUN, follow=True):
+                self.pieces.append(piece)
+        return self.pieces
+
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
@@ -92,7 +118,7 @@ async def test_a_log_that_is_missing_though_it_was_stored_is_never_taken_for_an_
 
 
 async def settle() -> None:
-    """Lets followers come to rest."""
+    """Gives followers time for what they are not to do."""
     for _ in range(50):
         await asyncio.sleep(0.001)
 
@@ -135,19 +161,20 @@ async def test_a_follower_gets_what_comes_and_ends_with_the_seal(world: World) -
 
 async def test_a_quiet_log_is_not_looked_at_again_and_again(world: World) -> None:
     async with world.log() as log:
-        following = asyncio.create_task(world.all(follow=True))
-        for _ in range(10):
+        following = Following(world)
+        for count in range(1, 11):
             await log.append(log.end, [b"x"])
-            await settle()
+            await following.until(count)
+        await settle()
         assert world.looks == 2  # before the log was opened, and since
-        following.cancel()
-        await asyncio.wait([following])
+        following.task.cancel()
+        await asyncio.wait([following.task])
 
 
 async def test_a_follower_that_came_before_the_first_attempt_waits_for_it(world: World) -> None:
     world.view = run(RunState.QUEUED)
     following = asyncio.create_task(world.text(follow=True))
-    await settle()
+    await world.until_looks(1)
     async with world.log() as log:
         world.change(run(RunState.RUNNING, attempt(1)))
         await log.append(0, [b"began"])
@@ -159,7 +186,7 @@ async def test_a_follower_that_came_before_the_first_attempt_waits_for_it(world:
 async def test_a_run_that_ends_in_the_queue_has_an_empty_complete_log(world: World) -> None:
     world.view = run(RunState.QUEUED)
     following = asyncio.create_task(world.all(follow=True))
-    await settle()
+    await world.until_looks(1)
     world.change(run(RunState.CANCELLED))
     assert await following == [Piece(0, 0, b"", 0, True, ())]
 
@@ -167,17 +194,17 @@ async def test_a_run_that_ends_in_the_queue_has_an_empty_complete_log(world: Wor
 async def test_a_follower_goes_on_with_the_next_attempt(world: World) -> None:
     async with world.log(1) as first, world.log(2) as second:
         await first.append(0, [b"first"])
-        following = asyncio.create_task(world.all(follow=True))
-        await settle()
+        following = Following(world)
+        await following.until(1)
         await first.seal(5)
         world.change(run(RunState.QUEUED, attempt(1, RunState.FAILED)))
         await settle()
-        assert not following.done()
+        assert not following.task.done()
         world.change(run(RunState.RUNNING, attempt(1, RunState.FAILED), attempt(2)))
         await second.append(0, [b"second"])
         await second.seal(6)
         world.change(run(RunState.SUCCEEDED, attempt(1, RunState.FAILED), attempt(2, RunState.SUCCEEDED)))
-        pieces = await following
+        pieces = await following.task
     assert [(piece.attempt, piece.offset, piece.data) for piece in pieces] == [
         (1, 0, b"first"),
         (2, 0, b"second"),
@@ -202,10 +229,10 @@ async def test_one_attempt_can_be_asked_for(world: World) -> None:
 async def test_a_lost_attempt_keeps_no_follower_waiting(world: World) -> None:
     async with world.log() as log:
         await log.append(0, [b"until the agent went away"])
-        following = asyncio.create_task(world.all(follow=True))
-        await settle()
+        following = Following(world)
+        await following.until(1)
         world.change(run(RunState.LOST, attempt(1, RunState.LOST)))
-        pieces = await following
+        pieces = await following.task
     assert not pieces[-1].sealed
     assert b"".join(piece.data for piece in pieces) == b"until the agent went away"
 
@@ -225,16 +252,16 @@ async def test_a_log_that_is_never_sealed_after_the_end_keeps_no_follower_for_ev
 async def test_lost_bytes_are_told_and_never_sent(world: World) -> None:
     async with world.log() as log:
         await log.append(0, [b"head"])
-        following = asyncio.create_task(world.all(follow=True))
-        await settle()
+        following = Following(world)
+        await following.until(1)
         await log.skip(4, 100)
         await log.append(100, [b"tail"])
-        await settle()
+        await following.until(2)
         world.change(run(RunState.RUNNING, attempt(1, losses=(LOSS,))))
-        await settle()
+        await following.until(3)
         await log.seal(104)
         world.change(run(RunState.SUCCEEDED, attempt(1, RunState.SUCCEEDED, losses=(LOSS,))))
-        pieces = await following
+        pieces = await following.task
     assert [(piece.offset, piece.data, piece.losses) for piece in pieces] == [
         (0, b"head", ()),
         (100, b"tail", ()),
@@ -248,13 +275,13 @@ async def test_lost_bytes_are_told_and_never_sent(world: World) -> None:
 async def test_who_is_told_that_a_log_is_complete_was_told_what_it_lacks(world: World) -> None:
     async with world.log() as log:
         await log.append(0, [b"head"])
-        following = asyncio.create_task(world.all(follow=True))
-        await settle()
+        following = Following(world)
+        await following.until(1)
         # The loss is recorded, and the log sealed, before the follower has heard of either.
         world.view = run(RunState.SUCCEEDED, attempt(1, RunState.SUCCEEDED, losses=(LOSS,)))
         await log.skip(4, 100)
         await log.seal(100)
-        pieces = await following
+        pieces = await following.task
     assert [(piece.offset, piece.data, piece.sealed, piece.losses) for piece in pieces] == [
         (0, b"head", False, ()),
         (100, b"", False, (LOSS,)),
@@ -265,14 +292,14 @@ async def test_who_is_told_that_a_log_is_complete_was_told_what_it_lacks(world: 
 async def test_what_an_attempt_lacks_is_told_before_the_next_one_begins(world: World) -> None:
     async with world.log(1) as first, world.log(2) as second:
         await first.append(0, [b"head"])
-        following = asyncio.create_task(world.all(follow=True))
-        await settle()
+        following = Following(world)
+        await following.until(1)
         world.view = run(
             RunState.SUCCEEDED, attempt(1, RunState.FAILED, losses=(LOSS,)), attempt(2, RunState.SUCCEEDED)
         )
         await second.seal(0)
         await first.seal(4)
-        pieces = await following
+        pieces = await following.task
     assert [(piece.attempt, piece.data, piece.losses) for piece in pieces] == [
         (1, b"head", ()),
         (1, b"", (LOSS,)),
