@@ -57,6 +57,20 @@ class Preheating:
         wait_for_environment(cluster, "script", "READY")
         assert preparations(cluster) == before
 
+    def test_a_script_header_that_asks_for_another_python_is_told_of_before_the_first_run(
+        self, cluster: Cluster
+    ) -> None:
+        header = '# /// script\n# requires-python = ">=99"\n# ///\n'
+        cluster.add_pipeline("ahead_of_its_time", f"{header}print('runs')\n")
+        message = wait_for_environment(cluster, "ahead_of_its_time", "READY")["message"]
+        assert message.startswith('the header of main.py asks for Python ">=99", but runs get 3.')
+        assert '">=99"' in cluster.ffctl("pipelines", "show", "ahead_of_its_time").text
+        shown = cluster.finish(cluster.run("ahead_of_its_time"))
+        assert shown["state"] == "RUN_STATE_SUCCEEDED"
+        log = cluster.log(shown["id"])
+        assert b"incompatible with the script's Python requirement" in log
+        assert log.endswith(b"runs\n")
+
     def test_runs_that_need_the_same_new_environment_and_its_preparing_ahead_are_one_preparation(
         self, cluster: Cluster
     ) -> None:

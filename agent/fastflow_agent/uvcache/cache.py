@@ -42,7 +42,8 @@ Waits = Callable[[int], None]
 class Generation:
     """A generation and one environment in it. `path` never changes; `packages` as `origins.told` tells them.
 
-    `environment` names the environment; `prepared`, `seconds` and `python` as in `Environment`.
+    `environment` names the environment; `prepared`, `seconds` and `python` as in `Environment`. `unmet` says that the
+    code asks for another Python, "" if it does not.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Generation:
     prepared: float = 0.0
     seconds: float = 0.0
     python: str = ""
+    unmet: str = ""
 
 
 class UvCache:
@@ -141,7 +143,7 @@ class UvCache:
         await self._soundness.forget_vanished()
         if packages:
             if held := self._generations.find(digest, tuple(packages)):
-                return self._hand_out(digest, held)
+                return await self._hand_out(needs, digest, held)
             if needs.can_be_held:
                 fixed = replace(needs, versions=tuple(packages))
                 fixed_digest = await self._digest(fixed, python_version, image_digest)
@@ -170,7 +172,7 @@ class UvCache:
             # A run may have had it prepared meanwhile.
             if not self._is_fresh(digest, max_age):
                 await self._prepare_ahead(needs, digest, python_version, waits)
-        return self._hand_out(digest)
+        return await self._hand_out(needs, digest)
 
     def environments(self) -> list[str]:
         """Digests of all environments at hand."""
@@ -238,7 +240,7 @@ class UvCache:
                 if not self._awaited:
                     self._calm.set()
                 self._turns.look()
-        return self._hand_out(digest)
+        return await self._hand_out(needs, digest)
 
     async def _prepare_ahead(self, needs: Needs, digest: str, python_version: str, waits: Waits) -> None:
         told = self._ahead.setdefault(digest, [])
@@ -276,7 +278,7 @@ class UvCache:
 
         await self._preparing.do(digest, prepare)
 
-    def _hand_out(self, digest: str, held: Held | None = None) -> Generation:
+    async def _hand_out(self, needs: Needs, digest: str, held: Held | None = None) -> Generation:
         held = held or self._generations.find(digest)
         assert held is not None
         self._claims.lease(held.number)
@@ -291,4 +293,5 @@ class UvCache:
             environment.prepared,
             environment.seconds,
             environment.python,
+            await self._disk.run(lambda: needs.unmet(environment.python)) if needs.header else "",
         )

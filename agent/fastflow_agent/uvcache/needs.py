@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastflow.pipelines.headerproblems import read_header
 from fastflow.pipelines.scriptheader import HeaderFault, script_header
 
 from fastflow_agent.uvcache.header import asked
@@ -106,6 +107,14 @@ class Needs:
     def is_nothing(self) -> bool:
         """Whether no package is asked for."""
         return not self.files and not self.header
+
+    def unmet(self, python: str) -> str:
+        """Returns that the header asks for another Python than this exact version, "" where it does not."""
+        wanted = read_header(self.header, SCRIPT).python
+        if not python or wanted.contains(python, prereleases=True):
+            return ""
+        asked = f'the header of {SCRIPT} asks for Python "{wanted}", but runs get {python}'
+        return f"{asked}, and uv only warns of that in their log: change it, or set python_version to one that is here"
 
     @classmethod
     def of(cls, code: Path) -> Needs:

@@ -71,7 +71,8 @@ class Wanted:
 class Result:
     """How far one environment is. `seconds` is how long preparing took; times are UTC.
 
-    READY with a message is one that could not be prepared again: the old one is in use.
+    READY with a message is one that could not be prepared again, so the old one is in use, or that has not the Python
+    its code asks for.
     """
 
     key: Key
@@ -356,4 +357,4 @@ class Preheat:
 
 def _ready(key: Key, generation: Generation) -> Result:
     prepared = datetime.fromtimestamp(generation.prepared, UTC) if generation.prepared else None
-    return Result(key, PreheatState.READY, "", generation.seconds, generation.packages, prepared)
+    return Result(key, PreheatState.READY, generation.unmet, generation.seconds, generation.packages, prepared)

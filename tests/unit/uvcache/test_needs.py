@@ -45,6 +45,25 @@ def test_a_header_is_taken_without_the_script(code: Path) -> None:
     assert Needs.of(code) == Needs((), HEADER)
 
 
+@pytest.mark.parametrize(
+    ("asked", "python", "unmet"),
+    [
+        (">=3.12", "3.11.2", True),
+        ("<3.11", "3.11.2", True),
+        (">=3.9", "3.11.2", False),
+        ("", "3.11.2", False),
+        (">=3.12", "", False),
+        (">=3.12", "3.13.0rc1", False),
+    ],
+)
+def test_a_header_that_asks_for_another_python_is_told_of(asked: str, python: str, unmet: bool) -> None:
+    needs = Needs(header=header(f'requires-python = "{asked}"'))
+    said = f'asks for Python "{asked}", but runs get {python}, and uv only warns'
+    assert (said in needs.unmet(python)) == unmet
+    assert bool(needs.unmet(python)) == unmet
+    assert not Needs().unmet(python)
+
+
 def test_a_header_uv_would_refuse_is_named(code: Path) -> None:
     (code / "main.py").write_bytes(HEADER + b"x = 1\n" + HEADER)
     with pytest.raises(UnreadableHeader, match=r"main\.py: line 5: begins a second block"):
