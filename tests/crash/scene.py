@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -84,6 +85,8 @@ STOPPED = b"begun\ntidying up\n"
 DEATH_SECONDS = 120.0
 END_SECONDS = 120.0
 """Both take some seconds at most; a machine that does much else has been seen to need twenty times that."""
+HELD_SECONDS = 20.0
+"""What has been sent is heard within much less."""
 AGAIN_SECONDS = 0.05
 
 
@@ -136,10 +139,10 @@ class Scene:
                 program.start()
         self._left_before = frozenset(left_behind(self.agent, self._slots()))
 
-    def arm(self, point: FailPoint, action: str = "kill") -> None:
-        """Has the program that next comes to that point die there."""
+    def arm(self, point: FailPoint, action: str = "kill", *deaths: FailPoint) -> None:
+        """Has the program that next comes to that point die there, and so with `deaths`."""
         draft = self._armed.with_suffix(".draft")
-        draft.write_text(f"{point}={action}")
+        draft.write_text(" ".join((f"{point}={action}", *(f"{death}=kill" for death in deaths))))
         draft.rename(self._armed)
 
     def new_pipeline(self, program: str) -> str:
@@ -194,6 +197,27 @@ class Scene:
             program.kill()
             acting.join()
 
+    def dies_before(self, due: FailPoint, point: FailPoint, act: Callable[[], object]) -> bool:
+        """Whether the agent dies at `point`, to which it comes by `act`, while the control plane is held at `due`.
+
+        What the agent is to hear first may be held back as well, though it was on its way. The control plane is started
+        anew.
+        """
+        self.arm(due, "freeze", point)
+        act()
+        held = partial(self.controlplane.stands_at, due)
+        self.until(lambda: not self.agent.alive or held(), f"the death of the agent at {point}", DEATH_SECONDS)
+        deadline = time.monotonic() + HELD_SECONDS
+        while self.agent.alive and time.monotonic() < deadline:
+            time.sleep(AGAIN_SECONDS)
+        self._armed.unlink()
+        self.controlplane.kill()
+        self.controlplane.start()
+        if self.agent.alive:
+            return False
+        self.agent.check_killed_at(point)
+        return True
+
     def slot_folders(self) -> list[Path]:
         """What the agent has of runs now."""
         return list((self.cluster.folder / "worker-1" / "slots").iterdir())
@@ -217,14 +241,6 @@ class Scene:
         """Lets the one run there is come to its end."""
         (slot,) = self.slot_folders()
         (slot / "tmp" / "go").touch()
-
-    def await_death_or_end(self, run: str) -> None:
-        """Waits until the agent has died, or has forgotten the run."""
-
-        def forgotten() -> bool:
-            return self.is_over(run) and not self.slot_folders()
-
-        self.until(lambda: not self.agent.alive or forgotten(), f"the end of run {run}", END_SECONDS)
 
     def await_end(self, run: str) -> None:
         """Waits until the run has ended, its log is sealed, and nothing of any run is left on the worker."""

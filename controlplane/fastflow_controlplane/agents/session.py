@@ -202,6 +202,7 @@ class AgentSession:
         while True:
             message, last = await self._outgoing.take()
             if message is not None:
+                _reach_due(message)
                 await self._send(message)
                 _reach_sent(message)
             if last:
@@ -375,6 +376,11 @@ class AgentSession:
         if self._row is None:
             raise _StreamOver
         return self._row
+
+
+def _reach_due(message: gateway_pb2.ConnectResponse) -> None:
+    if any(attempt.action == desired_pb2.DESIRED_ACTION_FORGET for attempt in message.desired.attempts):
+        reach(ControlPlanePoint.FORGET_DUE)
 
 
 def _reach_sent(message: gateway_pb2.ConnectResponse) -> None:

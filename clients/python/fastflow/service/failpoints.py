@@ -49,6 +49,7 @@ class ControlPlanePoint(FailPoint):
     LOG_SYNCED = "controlplane.log-synced", "Bytes of a log are on disk and not acknowledged."
     LOG_CLOSED = "controlplane.log-closed", "A log is sealed on disk; the database does not know."
     LOG_SEALED = "controlplane.log-sealed", "The database says that a log is sealed; its agent has not been told."
+    FORGET_DUE = "controlplane.forget-due", "All of an attempt is stored; its agent has not been told to FORGET it."
     FORGET_SENT = "controlplane.forget-sent", "FORGET was handed to the agent's stream."
     RUNS_REMOVED = (
         "controlplane.runs-removed",
