@@ -141,8 +141,9 @@ class OwnEngine:
 
     def close(self) -> None:
         """End all of it."""
-        self._home.kill()
-        self._home.wait()
+        # Its init, whose end is told once nothing in its namespace lives and writes into the folder any more.
+        os.kill(_child(self._home.pid), signal.SIGKILL)
+        self._home.wait(timeout=PATIENCE_SECONDS)
         self._entrance.wait(timeout=PATIENCE_SECONDS)
 
     def answers(self) -> bool:

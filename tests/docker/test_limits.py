@@ -16,6 +16,7 @@ from fastflow_agent.clock import Clock
 from fastflow_agent.facts import SoftLimitCrossed
 from fastflow_agent.model import Limits, Reason, SlotId, State
 
+from tests.cluster.scenarios import TRIES
 from tests.slots import Slot, Workshop
 
 MIB = 1 << 20
@@ -204,9 +205,9 @@ async def test_cpu_over_the_limit_is_throttled_and_both_are_measured(workshop: W
 
 
 async def test_throttling_is_told_up_to_the_end_also_of_a_run_too_short_for_a_sample(workshop: Workshop) -> None:
-    """On a host too busy the container's group may be gone first, so one of three runs is enough."""
+    """On a host too busy the container's group may be gone first, so one of some runs is enough."""
     told: list[int | None] = []
-    while len(told) < 3 and not any(value is not None for value in told):
+    while len(told) < TRIES and not any(value is not None for value in told):
         slot = workshop.slot(
             """
             import time

@@ -15,6 +15,7 @@ from tests.cluster import Cluster
 from tests.cluster.local import LocalRuns
 from tests.cluster.program import PATIENCE_SECONDS
 from tests.cluster.programs import let_end
+from tests.cluster.scenarios import TRIES
 from tests.slots import built_source, source_archive, tiny_wheel
 
 ENDLESS = "import time\nprint('up', flush=True)\ntime.sleep(600)"
@@ -177,7 +178,7 @@ def test_ctrl_c_while_packages_are_installed_leaves_nothing(local: LocalRuns) ->
 
 def test_a_second_ctrl_c_does_not_wait_for_the_program(local: LocalRuns) -> None:
     # The program would go on for the ten seconds of grace. On a busy machine to end it may take as long.
-    assert any(_seconds_to_end_at_once(local, f"deaf{number}") < 8 for number in range(3))
+    assert any(_seconds_to_end_at_once(local, f"deaf{number}") < 8 for number in range(TRIES))
 
 
 def _seconds_to_end_at_once(local: LocalRuns, name: str) -> float:

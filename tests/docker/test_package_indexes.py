@@ -63,7 +63,10 @@ class Host:
     async def prepare(self, requirements: str, main: str = "") -> Path:
         files = {"requirements.txt": requirements.encode()} if requirements else {}
         code = self.workshop.code("prepare", main, files)
-        return (await self.cache.ensure(code, "", IMAGE)).path
+        generation = await self.cache.ensure(code, "", IMAGE)
+        # Else what it replaced would go while a test looks at all there is.
+        await self.cache.settle()
+        return generation.path
 
     async def run(self, main: str, requirements: str) -> str:
         cache = await self.prepare(requirements)
@@ -95,6 +98,8 @@ async def host_of(docker_options: Callable[..., DockerOptions]) -> AsyncIterator
             cache = await UvCache.open(folder, connected, owner=UID, index_url=Indexes.of(egress).names)
             host = Host(preparing.agent_id, folder, cache, Workshop(alone, options.data_dir, options.env_dir, folder))
             opened.callback(shutil.rmtree, folder)
+            # What it notes and removes in the background would go on in a folder that is being removed.
+            opened.push_async_callback(cache.settle)
             opened.push_async_callback(alone.aclose)
             opened.push_async_callback(connected.aclose)
             opened.push_async_callback(host.workshop.clear)

@@ -62,7 +62,10 @@ class World:
         return self.workshop.code(f"{id(self)}-{self._codes}", main, files)
 
     async def ensure(self, main: str = "", requirements: str = "") -> Generation:
-        return await self.cache.ensure(self.code(main, requirements), "", IMAGE)
+        generation = await self.cache.ensure(self.code(main, requirements), "", IMAGE)
+        # Else what it replaced would go while a test looks at all there is.
+        await self.cache.settle()
+        return generation
 
     async def run(self, main: str, requirements: str = "") -> str:
         """What the program says, started from the generation that holds its environment, cut off from any network."""
@@ -87,6 +90,8 @@ async def world(docker_options: Callable[..., DockerOptions], index: PackageInde
     await workshop.clear()
     await connected.aclose()
     await alone.aclose()
+    # What it notes and removes in the background would go on in a folder that is being removed.
+    await cache.settle()
     shutil.rmtree(folder)
 
 

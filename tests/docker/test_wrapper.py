@@ -13,6 +13,7 @@ from fastflow_agent.runtime.base import WRAPPER_FAILED, RuntimeFault
 from fastflow_agent.runtime.container_spec import container_name
 from fastflow_agent.runtime.release import render
 
+from tests.cluster.scenarios import TRIES
 from tests.slots import Slot, Workshop
 
 SECRET = "s3cret-with 'quotes', \"others\",\n a second line, $HOME and `id` \\"
@@ -21,7 +22,7 @@ SECRET = "s3cret-with 'quotes', \"others\",\n a second line, $HOME and `id` \\"
 async def test_a_release_waits_for_nothing_once_a_wrapper_waits(workshop: Workshop) -> None:
     seconds = []
     # The best of some, since this is about the release and not about what else the machine does.
-    while len(seconds) < 5 and min(seconds, default=1.0) >= 0.5:
+    while len(seconds) < TRIES and min(seconds, default=1.0) >= 0.5:
         slot = workshop.slot("import time; print(time.time())")
         await slot.wait_for_release()
         await asyncio.sleep(0.3)
