@@ -80,7 +80,9 @@ async def compose(settings: ControlPlaneSettings, clock: Clock) -> AsyncIterator
             tuple(catalog.readers),
         )
         await secrets.check()
-        yield await _compose(settings, clock, store, logs, changes, scheduler, catalog, secrets)
+        controlplane = await _compose(settings, clock, store, logs, changes, scheduler, catalog, secrets)
+        opened.push_async_callback(controlplane.services.ingest.aclose)
+        yield controlplane
 
 
 async def _compose(

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 from fastflow.service.failpoints import ControlPlanePoint, reach
@@ -72,6 +72,7 @@ class LogIngest:
         self._attempts = attempts
         self._settings = settings or IngestSettings()
         self._told = Told()
+        self._serving: set[asyncio.Task[Any]] = set()
 
     async def serve(self, uploads: AsyncIterable[Upload], send: Callable[[Answer], Awaitable[None]]) -> None:
         """Serves one stream until `uploads` ends and all that came is durable and answered, or the peer is gone.
@@ -79,12 +80,26 @@ class LogIngest:
         `send` raises PeerGone once the stream is broken. What was not acknowledged is the agent's to send again.
         """
         stream = _Stream(self._store, self._attempts, self._settings, self._told)
+        serving = asyncio.current_task()
+        assert serving is not None
+        self._serving.add(serving)
         try:
             await stream.serve(uploads, send)
         except* PeerGone:
             log.debug("log stream broke")
         finally:
             await stream.aclose()
+            self._serving.discard(serving)
+
+    async def aclose(self) -> None:
+        """Cancels the streams that a stopped server left, which may have much to write still, and waits for their end.
+
+        The store has to be closed after them.
+        """
+        for serving in self._serving:
+            serving.cancel()
+        if self._serving:
+            await asyncio.wait(set(self._serving))
 
 
 @dataclass

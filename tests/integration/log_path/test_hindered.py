@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 from fastflow.ids import new_id
+from fastflow_controlplane.clock import SystemClock
+from fastflow_controlplane.composition import compose
 from fastflow_controlplane.logs.files import FileLogStore, log_file
 from fastflow_controlplane.logs.ingest import IngestSettings, LogIngest
 from fastflow_controlplane.logs.store import Log, LogKey, StoreUnavailable
 from fastflow_controlplane.logs.uploads import Answer, Chunk, Seal, Upload
 from fastflow_controlplane.runs.model import AttemptKey as StoredKey
+from fastflow_controlplane.settings import ControlPlaneSettings
 from google_crc32c import value as crc32c
 from structlog.testing import capture_logs
 
@@ -123,6 +126,10 @@ class Stream:
         self._serving.cancel()
         await asyncio.wait([self._serving])
 
+    @property
+    def cancelled(self) -> bool:
+        return self._serving.cancelled()
+
     async def _arriving(self) -> AsyncIterator[Upload]:
         while (upload := await self._uploads.get()) is not None:
             yield upload
@@ -220,3 +227,25 @@ async def test_an_agent_that_was_told_that_its_log_is_sealed_is_told_nothing_mor
     await until(lambda: any(answer.sealed for answer in stream.answers))
     await stream.end()
     assert [answer.sealed for answer in stream.answers].count(True) == 1
+
+
+async def test_a_stream_that_a_stopped_server_left_has_ended_before_the_store_closes(store: CountingStore) -> None:
+    attempts = Attempts()
+    key = new_key(attempts)
+    ingest = LogIngest(store, attempts)
+    stream = Stream(ingest)
+    stream.put(chunk(key, b"some output"))
+    await until(lambda: stream.answers)
+    # It is to be written, and the stream has not come to that.
+    stream.put(Chunk(key, len(b"some output"), b"more", crc32c(b"more")))
+    await ingest.aclose()
+    await store.aclose()
+    assert stream.cancelled
+
+
+async def test_a_control_plane_that_ends_leaves_no_stream_to_write_to_its_closed_store(tmp_path: Path) -> None:
+    settings = ControlPlaneSettings(data_dir=tmp_path / "data", pipelines_dir=tmp_path)
+    async with compose(settings, SystemClock()) as controlplane:
+        stream = Stream(controlplane.services.ingest)
+        await asyncio.sleep(0)
+    assert stream.cancelled
