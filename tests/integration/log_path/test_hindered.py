@@ -103,6 +103,10 @@ class CountingStore(FileLogStore):
         self.tries += 1
         return super().open(key)
 
+    async def tried(self, times: int) -> None:
+        """Returns once logs were opened so often."""
+        await until(lambda: self.tries >= times)
+
 
 class Stream:
     """An upload stream without gRPC: what is put into it arrives, what is answered is kept."""
@@ -177,7 +181,7 @@ async def test_the_operator_is_told_once_that_a_log_waits_and_once_that_it_goes_
         for tries in (3, 6):
             stream = Stream(ingest)
             stream.put(chunk(key, b"all of it"))
-            await until(lambda tries=tries: store.tries >= tries)  # type: ignore[misc]
+            await store.tried(tries)
             await stream.break_off()
         assert said_of(key, entries) == [("warning", 1)]
         (warning,) = (entry for entry in entries if entry.get("run") == key.run_id and entry["log_level"] == "warning")
