@@ -26,10 +26,13 @@ def runner_image() -> str:
 
 
 @pytest.fixture(scope="session")
-def lab(runner_image: str) -> Iterator[Lab]:
-    """The lab, built or taken from its cache."""
+def lab(runner_image: str, pytestconfig: pytest.Config) -> Iterator[Lab]:
+    """The lab, built or taken from its cache. A guest that had to be powered on twice is told of at its end."""
     with Lab(Cache(default_folder()), runner_image) as lab:
         yield lab
+        for guest in lab.guests:
+            if guest.false_start:
+                pytestconfig.get_terminal_writer().line(f"\npowered on once more: {guest.false_start}")
 
 
 @pytest.fixture(scope="session")

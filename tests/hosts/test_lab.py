@@ -5,12 +5,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.hosts.lab import guest as guest_module
 from tests.hosts.lab.errors import LabError
 from tests.hosts.lab.guest import Guest
+from tests.hosts.lab.init import PLAIN
 from tests.hosts.lab.lab import Lab
 from tests.hosts.lab.network import CONTROL_PLANE_ADDRESS
 from tests.hosts.lab.scope import ScopedProcess
@@ -164,6 +167,36 @@ def test_an_error_shows_the_console_of_the_guest(guest: Guest) -> None:
     with pytest.raises(LabError, match=r"is off; its console:\n(.*\n)*.*mounted filesystem"):
         guest.run("true")
     guest.boot()
+
+
+def test_a_guest_that_stands_still_in_its_first_boot_is_powered_on_once_more_and_in_no_later_one(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest, patience, power_on = lab.add_guest("still"), guest_module.BOOT_TIMEOUT, Guest.power_on
+    guest.write("/lab/still", "#!/bin/sh\nexec sleep 600\n")
+    guest._outside("/lab/still").chmod(0o755)
+
+    def stand_still() -> None:
+        guest._init = replace(PLAIN, kernel_words=("init=/lab/still",))
+        guest.power_on()
+        monkeypatch.setattr(guest_module, "BOOT_TIMEOUT", 0.0)
+
+    def power_on_to_boot(guest: Guest) -> None:
+        guest._init = PLAIN
+        monkeypatch.setattr(guest_module, "BOOT_TIMEOUT", patience)
+        power_on(guest)
+
+    stand_still()
+    monkeypatch.setattr(Guest, "power_on", power_on_to_boot)
+    guest.wait_until_up()
+    assert "was not up within 0 s" in guest.false_start
+    guest.power_cut()
+    monkeypatch.undo()
+    stand_still()
+    with pytest.raises(LabError, match="was not up within 0 s"):
+        guest.wait_until_up()
+    guest.power_cut()
+    guest.false_start = ""
 
 
 def test_a_killed_lab_leaves_no_process_network_or_mount(lab: Lab, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ class Lab:
             try_lock(self._lock.fileno())
         self.scope = Scope(own_network=True)
         self.network = Network(self.scope)
+        self.guests: list[Guest] = []
 
     def __enter__(self) -> Self:
         return self
@@ -46,7 +47,9 @@ class Lab:
         folder = self.folder / name
         if folder.exists():
             raise LabError(f"this lab has a guest {name} already")
-        return Guest(name, folder, scope=self.scope, network=self.network, image=self.image, init=init)
+        guest = Guest(name, folder, scope=self.scope, network=self.network, image=self.image, init=init)
+        self.guests.append(guest)
+        return guest
 
     def close(self) -> None:
         """End everything in the lab and remove its files."""
