@@ -18,6 +18,8 @@ TEST_TIMEOUT = 300.0
 
 RUNNER_IMAGE_VARIABLE = "FASTFLOW_HOSTLAB_IMAGE"
 
+FALSE_STARTS = pytest.StashKey[list[str]]()
+
 
 @pytest.fixture(scope="session")
 def runner_image() -> str:
@@ -30,9 +32,7 @@ def lab(runner_image: str, pytestconfig: pytest.Config) -> Iterator[Lab]:
     """The lab, built or taken from its cache. A guest that had to be powered on twice is told of at its end."""
     with Lab(Cache(default_folder()), runner_image) as lab:
         yield lab
-        for guest in lab.guests:
-            if guest.false_start:
-                pytestconfig.get_terminal_writer().line(f"\npowered on once more: {guest.false_start}")
+        pytestconfig.stash[FALSE_STARTS] = [guest.false_start for guest in lab.guests if guest.false_start]
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +62,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TEST_TIMEOUT, func_only=True))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Tell of the guests that had to be powered on twice; nothing else shows it."""
+    for false_start in config.stash.get(FALSE_STARTS, []):
+        terminalreporter.section("powered on once more")
+        terminalreporter.line(false_start)
 
 
 @pytest.hookimpl(wrapper=True)
