@@ -14,6 +14,16 @@ MIB = 1024 * 1024
 SECRET = b"hunter2-hunter2"
 
 
+def emptied_spool(path: Path) -> Spool:
+    """A spool whose log of 1000 bytes was read, and then emptied."""
+    spool = open_spool(path)
+    write(path, b"x" * 1000)
+    spool.read(0, 1000)
+    os.truncate(path, 0)
+    spool.care()
+    return spool
+
+
 class TestTampering:
     def test_a_log_that_shrinks_ends_where_it_was_read(self, path: Path) -> None:
         spool = open_spool(path)
@@ -37,11 +47,7 @@ class TestTampering:
     def test_what_had_arrived_before_a_log_was_emptied_is_no_loss_though_nobody_had_heard_so(
         self, path: Path, restarted: bool
     ) -> None:
-        spool = open_spool(path)
-        write(path, b"x" * 1000)
-        spool.read(0, 1000)
-        os.truncate(path, 0)
-        spool.care()
+        spool = emptied_spool(path)
         if restarted:
             spool.close()
             spool = open_spool(path, 1000)
@@ -55,11 +61,7 @@ class TestTampering:
     def test_what_was_asked_for_again_after_a_log_was_emptied_is_a_loss_from_there(
         self, path: Path, restarted: bool
     ) -> None:
-        spool = open_spool(path)
-        write(path, b"x" * 1000)
-        spool.read(0, 1000)
-        os.truncate(path, 0)
-        spool.care()
+        spool = emptied_spool(path)
         # Only then it is heard how much of it had arrived.
         assert isinstance(spool.read(600, 1000), LostBytes)
         if restarted:
