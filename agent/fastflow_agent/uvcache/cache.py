@@ -43,7 +43,7 @@ class Generation:
     """A generation and one environment in it. `path` never changes; `packages` as `origins.told` tells them.
 
     `environment` names the environment; `prepared`, `seconds` and `python` as in `Environment`. `unmet` says that the
-    code asks for another Python, "" if it does not.
+    code asks for another Python, "" if it does not or the generation was not prepared ahead.
     """
 
     id: str
@@ -143,7 +143,7 @@ class UvCache:
         await self._soundness.forget_vanished()
         if packages:
             if held := self._generations.find(digest, tuple(packages)):
-                return await self._hand_out(needs, digest, held)
+                return self._hand_out(digest, held)
             if needs.can_be_held:
                 fixed = replace(needs, versions=tuple(packages))
                 fixed_digest = await self._digest(fixed, python_version, image_digest)
@@ -172,7 +172,8 @@ class UvCache:
             # A run may have had it prepared meanwhile.
             if not self._is_fresh(digest, max_age):
                 await self._prepare_ahead(needs, digest, python_version, waits)
-        return await self._hand_out(needs, digest)
+        held = self._hand_out(digest)
+        return replace(held, unmet=await self._disk.run(lambda: needs.unmet(held.python)))
 
     def environments(self) -> list[str]:
         """Digests of all environments at hand."""
@@ -240,7 +241,7 @@ class UvCache:
                 if not self._awaited:
                     self._calm.set()
                 self._turns.look()
-        return await self._hand_out(needs, digest)
+        return self._hand_out(digest)
 
     async def _prepare_ahead(self, needs: Needs, digest: str, python_version: str, waits: Waits) -> None:
         told = self._ahead.setdefault(digest, [])
@@ -278,7 +279,7 @@ class UvCache:
 
         await self._preparing.do(digest, prepare)
 
-    async def _hand_out(self, needs: Needs, digest: str, held: Held | None = None) -> Generation:
+    def _hand_out(self, digest: str, held: Held | None = None) -> Generation:
         held = held or self._generations.find(digest)
         assert held is not None
         self._claims.lease(held.number)
@@ -293,5 +294,4 @@ class UvCache:
             environment.prepared,
             environment.seconds,
             environment.python,
-            await self._disk.run(lambda: needs.unmet(environment.python)) if needs.header else "",
         )
